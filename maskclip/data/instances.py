@@ -1,0 +1,96 @@
+"""COCO and LVIS instance format: one JSON with polygons or run-length codes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from .images import read_image, read_json
+from .panoptic import index_by, picture_name, read_categories, require, same_size
+from .sample import Dataset, Sample, Segment
+
+
+def open_coco_instances(
+    json_path: str | Path,
+    images: str | Path,
+    *,
+    name: str | None = None,
+    only: list[str] | None = None,
+    annotated: bool = False,
+    limit: int | None = None,
+) -> Dataset:
+    """A data set in COCO or LVIS instance format; masks may overlap, all categories are things.
+
+    images: folder of the pictures; for LVIS, whose images are named by COCO's address, the folder that holds
+    train2017/ and val2017/, or one of them. only: keep these category names, in the JSON's order. annotated: keep only
+    the images with at least one annotation of the categories kept, as the COCO base/target split is evaluated.
+    """
+    json_path, images = Path(json_path), Path(images)
+    content = read_json(json_path)
+    categories = read_categories(require(content, "categories", json_path), json_path)
+    known = {category.id for category in categories}
+    if only is not None:
+        missing = sorted(set(only) - {category.name for category in categories})
+        if missing:
+            raise ValueError(f"{json_path} has no category named {missing[0]!r}; names must be among its categories.")
+        categories = [category for category in categories if category.name in set(only)]
+    index = {category.id: i for i, category in enumerate(categories)}
+    infos = index_by(require(content, "images", json_path), "id", json_path)
+    by_image: dict[int | str, list[dict]] = defaultdict(list)
+    for annotation in require(content, "annotations", json_path):
+        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+        if image_id not in infos or category_id not in known:
+            raise ValueError(
+                f"{json_path}: annotation {annotation.get('id')} belongs to image {image_id} and category {category_id}, "
+                "not both of which the file lists; add the missing one or correct the id."
+            )
+        if category_id in index:
+            by_image[image_id].append(annotation)
+    image_ids = [image_id for image_id in infos if not annotated or by_image[image_id]]
+
+    def paths(image_id: int | str) -> list[Path]:
+        info = infos[image_id]
+        parts = [picture_name(info)]
+        if "coco_url" in info:  # .../val2017/000000000139.jpg
+            parts.append("/".join(info["coco_url"].rsplit("/", 2)[-2:]))
+        found = [folder / part for folder in (images, images.parent) for part in parts]
+        return [next((path for path in found if path.is_file()), found[0])]
+
+    def read(image_id: int | str) -> Sample:
+        info = infos[image_id]
+        (path,) = paths(image_id)
+        image = read_image(path)
+        same_size(image, (info["height"], info["width"]), path, json_path)
+        segments = [
+            Segment(index[a["category_id"]], decode(a, info, json_path), bool(a.get("iscrowd", 0)))
+            for a in by_image[image_id]
+        ]
+        return Sample(image_id, path.name, image, segments)
+
+    return Dataset(name or json_path.stem, categories, image_ids[:limit], read, paths, json_path, content)
+
+
+def decode(annotation: dict, info: dict, json_path: Path) -> np.ndarray:
+    """The mask of one annotation, bool [H, W], from polygons, plain or compressed run-length code."""
+    height, width = info["height"], info["width"]
+    code = annotation.get("segmentation")
+    try:
+        if isinstance(code, list):
+            code = coco_mask.merge(coco_mask.frPyObjects(code, height, width))
+        elif isinstance(code["counts"], list):
+            code = coco_mask.frPyObjects(code, height, width)
+        mask = coco_mask.decode(code).astype(bool)
+    except Exception as error:  # pycocotools raises bare Exceptions
+        raise ValueError(
+            f"{json_path}: the segmentation of annotation {annotation.get('id')} is neither polygons nor a run-length "
+            f"code ({error}); correct it."
+        ) from error
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"{json_path}: annotation {annotation.get('id')} is coded for {mask.shape[0]} x {mask.shape[1]} pixels, "
+            f"its image has {height} x {width}; correct it."
+        )
+    return mask

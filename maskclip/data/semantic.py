@@ -1,0 +1,84 @@
+"""Semantic sets as detectron2's users keep them: a folder of pictures, a folder of label maps, a list of names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .images import read_image, read_json, read_labels
+from .panoptic import read_categories, same_size
+from .sample import Category, Dataset, Sample
+
+PICTURES = {".jpg", ".jpeg", ".png"}
+LABELS = {".png", ".tif", ".tiff"}
+
+
+def open_semantic_folder(
+    images: str | Path,
+    annotations: str | Path,
+    categories: str | Path | list[str] | list[Category],
+    *,
+    name: str | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """A semantic data set: each label map in `annotations` (PNG or TIFF; a pixel's value is its category's id; void is
+    255 in 8-bit files, 65535 in 16-bit ones) belongs to the picture of the same stem in `images`.
+
+    categories: a JSON list of {"id", "name", "isthing"}, a text file with one name a line, ADE's objectInfo150.txt, or
+    a list. The image ids are the stems, in alphabetical order.
+    """
+    images, annotations = Path(images), Path(annotations)
+    kinds = open_categories(categories)
+    lookup = np.full(65536, -2, np.int32)
+    for i, category in enumerate(kinds):
+        lookup[category.id] = i
+    pictures, labels = _by_stem(images, PICTURES), _by_stem(annotations, LABELS)
+    for stem in sorted(set(pictures) ^ set(labels)):
+        here, there = (images, annotations) if stem in pictures else (annotations, images)
+        raise FileNotFoundError(f"{stem} is in {here} but not in {there}; each picture needs its label map.")
+
+    def paths(image_id: int | str) -> list[Path]:
+        return [pictures[str(image_id)], labels[str(image_id)]]
+
+    def read(image_id: int | str) -> Sample:
+        image_path, label_path = paths(image_id)
+        image = read_image(image_path)
+        values, void = read_labels(label_path)
+        same_size(image, values.shape, image_path, label_path)
+        semantic = np.where(values == void, -1, lookup[np.clip(values, 0, 65535)])
+        if (semantic == -2).any():
+            raise ValueError(
+                f"{label_path} holds the value {values[semantic == -2][0]}, which is neither a category's id nor void "
+                f"({void}); use the label maps counted from 0 (annotations_detectron2) made for these categories."
+            )
+        return Sample(image_id, image_path.name, image, semantic=semantic.astype(np.int32))
+
+    return Dataset(name or annotations.name, kinds, sorted(pictures)[:limit], read, paths, annotations)
+
+
+def open_categories(source: str | Path | list[str] | list[Category]) -> list[Category]:
+    """Categories from a list, a JSON file, a text file (one name a line), or ADE's objectInfo150.txt."""
+    if isinstance(source, list):
+        return [c if isinstance(c, Category) else Category(i, str(c), True) for i, c in enumerate(source)]
+    path = Path(source)
+    if path.suffix == ".json":
+        entries = read_json(path)
+        if not isinstance(entries, list):
+            raise ValueError(f'{path} must be a JSON list of {{"id", "name", "isthing"}}, one for each category.')
+        return read_categories(entries, path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give a JSON or text file with the category names.")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if lines and lines[0].split("\t")[0].strip() == "Idx":  # Idx Ratio Train Val Stuff Name, Idx from 1, Stuff 0 or 1
+        rows = [[cell.strip() for cell in line.split("\t")] for line in lines[1:]]
+        entries = [{"id": int(r[0]) - 1, "name": r[-1], "isthing": 1 - int(r[4])} for r in rows]
+    else:
+        entries = [{"id": i, "name": line.strip()} for i, line in enumerate(lines)]
+    return read_categories(entries, path)
+
+
+def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; check the data folder (docs: the layout detectron2 uses).")
+    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
