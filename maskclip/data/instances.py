@@ -44,7 +44,7 @@ def open_coco_instances(
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
         if image_id not in infos or category_id not in known:
             raise ValueError(
-                f"{json_path}: annotation {annotation.get('id')} belongs to image {image_id} and category {category_id}, "
+                f"{json_path}: annotation {annotation.get('id')} is for image {image_id} and category {category_id}, "
                 "not both of which the file lists; add the missing one or correct the id."
             )
         if category_id in index:
