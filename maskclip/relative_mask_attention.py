@@ -1,0 +1,227 @@
+"""Relative Mask Attention (Fig. 2, Eq. 2 to 5): the trained part of the MaskCLIP visual encoder.
+
+Nothing here ever holds an M x N x D tensor: Eq. 3 is folded, Eq. 5 is streamed over masks.
+
+Shapes: B images, M masks, N = gh * gw image patches of p x p pixels, D channels in H heads, S = gh * p pixels a side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+QUICK_GELU = 1.702  # QuickGELU(a) = a sigmoid(1.702 a) = silu(1.702 a) / 1.702
+CACHE_BYTES = {"cpu": 2**22, "cuda": 2**28}  # how much of an M x N x D tensor may exist at a time
+
+
+def patchify(pixels: Tensor, patch: int) -> Tensor:
+    """[B, M, S, S] -> [B, M, N, p * p], patches and the pixels in them in reading order."""
+    batch, masks, height, width = pixels.shape
+    grid = pixels.reshape(batch, masks, height // patch, patch, width // patch, patch)
+    return grid.transpose(3, 4).reshape(batch, masks, -1, patch * patch)
+
+
+def unpatchify(patches: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
+    """[B, M, N, p * p] -> [B, M, S, S], the inverse of `patchify`."""
+    batch, masks = patches.shape[:2]
+    grid = patches.reshape(batch, masks, size[0] // patch, size[1] // patch, patch, patch)
+    return grid.transpose(3, 4).reshape(batch, masks, *size)
+
+
+@torch.no_grad()
+def visible_tokens(mask_logits: Tensor, patch: int) -> Tensor:
+    """Eq. 1 and 2: what each mask class token may look at (True = may, the way torch's attention wants it).
+
+    Of Eq. 1 only the rows of the mask tokens need saying: the class token, always; image patch j, if the mask has a
+    pixel there (probability at least one half); mask tokens, its own included, never, so they have no column here.
+
+    Args:
+        mask_logits: [B, M, S, S].
+    Returns:
+        bool [B, M, 1 + N], the class token first. A mask without a pixel sees the class token only.
+    """
+    batch, masks, height, width = mask_logits.shape
+    grid = mask_logits.reshape(batch, masks, height // patch, patch, width // patch, patch)
+    in_patch = grid.amax((3, 5)).flatten(2).sigmoid() >= 0.5  # sigmoid is monotone: the maximum decides
+    return F.pad(in_patch, (1, 0), value=True)
+
+
+class RelativeMaskAttention(nn.Module):
+    """The trained weights of one RMA layer, and Eq. 3 to 5 with them.
+
+    Args:
+        width: D, CLIP's width.
+        heads: H, CLIP's attention heads.
+        patch: p, CLIP's patch size in pixels.
+        query_form: phi_Qm, "layernorm" as in the released code or "linear" as in the paper (Eq. 3).
+        refine: whether the layer refines masks (Eq. 5); without, it has no f_r.
+        zero_init: begin with f_r = 0, so that untrained masks stay as proposed (the released code begins at random).
+        generator: randomness of the initial weights, which follow the released code.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        patch: int,
+        query_form: str = "layernorm",
+        refine: bool = True,
+        zero_init: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.width, self.heads, self.patch = width, heads, patch
+        self.scale = (width // heads) ** -0.5
+        self.mask_embedding = nn.Conv2d(1, width, patch, patch)  # f2
+        self.mask_query = nn.LayerNorm(width) if query_form == "layernorm" else nn.Linear(width, width)  # phi_Qm
+        self.image_key = nn.Linear(width, width)  # phi_Km
+        self.residual = nn.Conv2d(width, patch * patch, 1) if refine else None  # f_r
+
+        convolutions = [self.mask_embedding] + ([self.residual] if refine else [])
+        projections = [self.image_key] + ([self.mask_query] if query_form == "linear" else [])
+        for layer in convolutions + projections:
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+        for layer in convolutions:
+            nn.init.uniform_(layer.bias, generator=generator)
+        if zero_init and refine:
+            nn.init.zeros_(self.residual.weight)
+            nn.init.zeros_(self.residual.bias)
+
+    def mask_attention(self, mask_logits: Tensor, image_tokens: Tensor) -> Tensor:
+        """Eq. 3: A'_{M,N} = sum_c (phi_Qm(T_MP) (*) phi_Km(T_IM))_c, per head, folded.
+
+        A mask patch x has only p * p numbers, so its D channels W x + b need never be formed: with the keys k of head h,
+        <W x + b, k> = <x, W^T k> + <b, k>, where W^T k is computed once per image token. A LayerNorm in between folds too:
+        subtracting the mean over channels is subtracting it from W and b, and the variance is a quadratic form in x.
+
+        Args:
+            mask_logits: [B, M, S, S]; f2 reads their tanh.
+            image_tokens: [B, N, D] T_IM, normalized as CLIP's attention takes them.
+        Returns:
+            [B, H, M, N], not scaled, at least float32.
+        """
+        batch, tokens, _ = image_tokens.shape
+        dtype = torch.promote_types(mask_logits.dtype, torch.float32)
+        with torch.autocast(mask_logits.device.type, enabled=False):
+            weight = self.mask_embedding.weight.to(dtype).flatten(1)  # [D, p * p]
+            bias = self.mask_embedding.bias.to(dtype)
+            keys = F.linear(image_tokens.to(dtype), self.image_key.weight.to(dtype), self.image_key.bias.to(dtype))
+            keys = keys.view(batch, tokens, self.heads, -1)
+            gram = offset = None
+            if isinstance(self.mask_query, nn.LayerNorm):
+                weight, bias = weight - weight.mean(0), bias - bias.mean()
+                gram = weight.T @ weight / self.width  # variance of W x + b = x^T gram x + 2 x^T cross + constant
+                cross, constant = bias @ weight / self.width, bias.square().mean() + self.mask_query.eps
+                offset = self._per_head(keys, self.mask_query.bias.to(dtype))
+                keys = keys * self.mask_query.weight.to(dtype).view(self.heads, -1)
+            else:
+                query = self.mask_query.weight.to(dtype)
+                weight, bias = query @ weight, query @ bias + self.mask_query.bias.to(dtype)
+            folded = torch.einsum("bnhc,hcp->bnph", keys, weight.view(self.heads, -1, weight.shape[1])).flatten(0, 1)
+            constant_score = self._per_head(keys, bias)
+
+            scores = []
+            for piece in mask_logits.split(self._masks_per_piece(batch * tokens * self.patch**2, dtype), dim=1):
+                x = patchify(piece.to(dtype), self.patch).transpose(1, 2).reshape(batch * tokens, -1, self.patch**2).tanh()
+                score = torch.baddbmm(constant_score, x, folded)  # [B * N, m, H]
+                if gram is not None:
+                    variance = ((x @ gram + 2 * cross) * x).sum(-1, keepdim=True) + constant
+                    score = score * variance.rsqrt() + offset
+                scores.append(score.view(batch, tokens, -1, self.heads).permute(0, 3, 2, 1))
+            return torch.cat(scores, dim=2)
+
+    def relative_attention(self, mask_attention: Tensor, visible: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 4: A_{M,N} = (phi_Q(T_MC) phi_K(T_IM)^T + A'_{M,N}) / 2, both scaled by 1 / sqrt(D / H).
+
+        Given as what makes fused attention compute it: halved image keys, and half of A' as its additive mask. The class
+        token's column is no part of A_{M,N}: it is neither halved nor added to.
+
+        Args:
+            mask_attention: [B, H, M, N] of Eq. 3.
+            visible: bool [B, M, 1 + N].
+            keys: [B, H, 1 + N, D / H], CLIP's own.
+        Returns:
+            keys [B, H, 1 + N, D / H] and additive mask [B, H, M, 1 + N].
+        """
+        additive = F.pad(mask_attention * (self.scale / 2), (1, 0)).masked_fill(~visible[:, None], -math.inf)
+        keys = torch.cat([keys[:, :, :1], keys[:, :, 1:] / 2], dim=2)
+        return keys, additive.to(keys.dtype)
+
+    def refine_masks(self, mask_logits: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """Eq. 5: M_r = sigmoid(sigmoid^-1(M_c) + f_r(phi_Q(T_MC) phi_K(T_IM))), on logits, where it is a plain sum.
+
+        f_r sees the scaled product of query and key channel by channel, [M, N, D]; it is QuickGELU, then one 1 x 1
+        convolution to p * p channels, laid out as the pixels of the patch.
+
+        Args:
+            mask_logits: [B, M, S, S] M_c.
+            queries: [B, H, M, D / H] CLIP's queries of the mask tokens.
+            keys: [B, H, 1 + N, D / H] CLIP's keys. No gradient is given to them: CLIP is frozen.
+        Returns:
+            [B, M, S, S] refined mask logits; the input itself if this layer does not refine.
+        """
+        if self.residual is None:
+            return mask_logits
+        queries = queries.transpose(1, 2).flatten(2) * (self.scale * QUICK_GELU)
+        keys = keys[:, :, 1:].transpose(1, 2).flatten(2)
+        weight = self.residual.weight.flatten(1) / QUICK_GELU
+        return _StreamedResidual.apply(mask_logits, queries, keys, weight.to(queries.dtype), self.residual.bias, self.patch)
+
+    @staticmethod
+    def _per_head(keys: Tensor, vector: Tensor) -> Tensor:
+        """<k, v> head by head: keys [B, N, H, D / H], vector [D] -> [B * N, 1, H]."""
+        return (keys * vector.view(keys.shape[2:])).sum(-1).flatten(0, 1).unsqueeze(1)
+
+    def _masks_per_piece(self, numbers_per_mask: int, dtype: torch.dtype) -> int:
+        return _per_piece(numbers_per_mask * dtype.itemsize, self.mask_embedding.weight.device)
+
+
+def _per_piece(item_bytes: int, device: torch.device) -> int:
+    return max(1, CACHE_BYTES.get(device.type, CACHE_BYTES["cuda"]) // max(1, item_bytes))
+
+
+def _pieces(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of images and of masks whose [images, masks, N, D] product fits the cache."""
+    images, masks = queries.shape[:2]
+    fitting = _per_piece(keys[0].numel() * keys.element_size(), keys.device)
+    images_at_once, masks_at_once = max(1, fitting // max(1, masks)), min(masks, fitting)
+    for image in range(0, images, images_at_once):
+        for mask in range(0, masks, masks_at_once):
+            yield slice(image, image + images_at_once), slice(mask, mask + masks_at_once)
+
+
+class _StreamedResidual(torch.autograd.Function):
+    """mask_logits + unpatchify(weight silu(queries (*) keys) + bias), a few masks at a time; backward computes them again."""
+
+    @staticmethod
+    def forward(ctx, mask_logits, queries, keys, weight, bias, patch):
+        ctx.save_for_backward(queries, keys, weight)
+        ctx.patch, ctx.bias_dtype = patch, bias.dtype
+        size, refined = mask_logits.shape[-2:], torch.empty_like(mask_logits)
+        with torch.autocast(keys.device.type, enabled=False):
+            for i, m in _pieces(queries, keys):
+                activation = F.silu(queries[i, m, None] * keys[i, None], inplace=True)
+                residual = unpatchify(F.linear(activation, weight, bias.to(weight.dtype)), patch, size)
+                torch.add(mask_logits[i, m], residual, out=refined[i, m])
+        return refined
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_refined):
+        queries, keys, weight = ctx.saved_tensors
+        grad_queries, grad_weight = torch.empty_like(queries), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        grad_bias = grad_refined.new_zeros(weight.shape[0])
+        with torch.autocast(keys.device.type, enabled=False):
+            for i, m in _pieces(queries, keys):
+                grad = patchify(grad_refined[i, m], ctx.patch).to(weight.dtype)
+                product = queries[i, m, None] * keys[i, None]
+                grad_weight += grad.flatten(0, 2).T @ F.silu(product).flatten(0, 2)
+                grad_bias += grad.sum((0, 1, 2))
+                grad_product = torch.ops.aten.silu_backward(grad @ weight, product)
+                grad_queries[i, m] = (grad_product.mul_(keys[i, None])).sum(2)
+        return grad_refined, grad_queries, None, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), None
