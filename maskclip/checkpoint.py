@@ -34,7 +34,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are meant to be shared
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; free space or permissions") from None
+        raise OSError(
+            error.errno, f"cannot write {path}: {error.strerror or error}; free space or permissions"
+        ) from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -1,0 +1,222 @@
+"""The study's parameters: `params.yaml` names a profile, `configs/<profile>.yaml` holds its numbers.
+
+Every section of a profile is a plain dataclass; reading checks names, types and ranges, so that a typing error is one
+sentence before the first minute of work and not a strange number after the last hour.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig
+
+Section = TypeVar("Section")
+
+
+def at_least(minimum: float) -> Any:
+    """A dataclass field that must not be smaller than `minimum`."""
+    return field(metadata={"minimum": minimum})
+
+
+@dataclass(frozen=True)
+class World:
+    """Sizes of the miniature world's data sets, in images."""
+
+    seed: int = at_least(0)
+    train: int = at_least(1)
+    val: int = at_least(1)
+    ade: int = at_least(1)
+    pascal: int = at_least(1)
+    lvis: int = at_least(1)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the data sets lie; `world` is null where they are the real ones."""
+
+    root: str
+    world: World | None
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """Which CLIP: a folder (open_clip JSON + weights), or an open_clip name with its pretrained tag or local file."""
+
+    model: str
+    pretrained: str | None
+    templates: list[str]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Stage one: both class-agnostic proposal networks."""
+
+    mask2former: Mask2FormerConfig
+    mask_rcnn: MaskRCNNConfig
+
+
+@dataclass(frozen=True)
+class MaskClipTraining:
+    """Stage two, Sec. 4.2. RMA layers are the paper's, of 24; `scale_layers` maps them to the ViT at hand."""
+
+    rma_layers: list[int]
+    steps: int = at_least(0)
+    batch: int = at_least(1)
+    learning_rate: float = at_least(0)
+    weight_decay: float = at_least(0)
+    gradient_norm: float = at_least(0)
+    warmup_steps: int = at_least(0)
+    temperature: float = at_least(1e-6)
+    class_weight: float = at_least(0)
+    dice_weight: float = at_least(0)
+    mask_weight: float = at_least(0)
+    no_object_weight: float = at_least(0)
+    points: int = at_least(1)
+    checkpoint_every: int = at_least(1)
+    linear_query: bool = False  # phi_Qm as the paper writes it (Eq. 3), not the released LayerNorm
+    mixed_precision: str = "no"  # no, fp16 or bf16
+    workers: int = 0  # processes that read pictures ahead
+    zero_init_refinement: bool = False  # begin with residuals of zero, not the released random ones
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How masks and their class probabilities become segmentations, and on how many images (null: all)."""
+
+    limit: int | None
+    object_mask_threshold: float = at_least(0)
+    overlap_threshold: float = at_least(0)
+    top_k: int = at_least(1)
+    objectness_power: float = at_least(0)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One profile, whole."""
+
+    data: Data
+    clip: ClipModel
+    proposals: Proposals
+    maskclip: MaskClipTraining
+    evaluation: Evaluation
+
+
+def _check(value: Any, kind: Any, where: str, minimum: float | None) -> Any:
+    """`value` as `kind`, or one sentence saying why not."""
+    if dataclasses.is_dataclass(kind):
+        return from_mapping(typing.cast(type, kind), value, where)
+    if isinstance(kind, types.UnionType):
+        if value is None and type(None) in kind.__args__:
+            return None
+        kind = next(option for option in kind.__args__ if option is not type(None))
+        return _check(value, kind, where, minimum)
+    if typing.get_origin(kind) in (list, tuple):
+        (inner, *_) = typing.get_args(kind)
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {value!r}; it must be a list")
+        items = [_check(item, inner, f"{where}[{index}]", minimum) for index, item in enumerate(value)]
+        return items if typing.get_origin(kind) is list else tuple(items)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if (kind is not bool and isinstance(value, bool)) or not isinstance(value, kind):
+        hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind is float and isinstance(value, str) else ""
+        raise ValueError(f"{where} is {value!r}, a {type(value).__name__}; it must be a {kind.__name__}{hint}")
+    if minimum is not None and not value >= minimum:
+        raise ValueError(f"{where} is {value!r}; it must be at least {minimum}")
+    return value
+
+
+def from_mapping(section: type[Section], mapping: Any, where: str) -> Section:
+    """Build a dataclass from a YAML mapping, checking names, types and ranges.
+
+    Raises:
+        ValueError: an unknown, missing, mistyped or out-of-range key; the sentence names it and the file.
+    """
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{where} is {mapping!r}; it must be a mapping of names to values")
+    fields = {item.name: item for item in dataclasses.fields(typing.cast(Any, section))}
+    for name in mapping:
+        if name not in fields:
+            raise ValueError(f"{where} has an unknown key {name!r}; known are {', '.join(fields)}")
+    annotations = typing.get_type_hints(section)
+    values = {}
+    for name, item in fields.items():
+        if name in mapping:
+            values[name] = _check(mapping[name], annotations[name], f"{where}.{name}", item.metadata.get("minimum"))
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where} lacks the key {name!r}")
+    return section(**values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping of names to values")
+    return content
+
+
+def _merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in overrides.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def load_study(profile: str, overrides: dict[str, Any] | None = None, configs: str | Path = "configs") -> Study:
+    """Read `configs/<profile>.yaml`, with `overrides` (same nesting) laid over it.
+
+    Raises:
+        ValueError: unknown profile, or a key that is unknown, missing, mistyped or out of range.
+    """
+    path = Path(configs) / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(item.stem for item in Path(configs).glob("*.yaml"))) or "none"
+        raise ValueError(f"unknown profile {profile!r}; {Path(configs)}/ has: {known}")
+    return from_mapping(Study, _merge(_read_yaml(path), overrides or {}), str(path))
+
+
+def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study]:
+    """Read `params.yaml` and the profile it names: (its own keys, the study's sections)."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; run from the top folder of the repository")
+    params = _read_yaml(path)
+    if "profile" not in params:
+        raise ValueError(f"{path} lacks the key 'profile' (mini or paper)")
+    overrides = {name: value for name, value in (params.get("overrides") or {}).items() if value}
+    return params, load_study(params["profile"], overrides, path.parent / "configs")
+
+
+def scale_layers(paper_layers: list[int], depth: int, paper_depth: int = 24) -> tuple[int, ...]:
+    """The paper's RMA layers (counted from 1, of 24) at the same fractions of a ViT of `depth` layers (Table 9).
+
+    Rounded half up; where a shallow ViT would count a layer twice, the earlier one moves down, so that as many
+    distinct layers remain and the last of them keeps its place: 21 to 24 of 24 become 3 to 6 of 6.
+
+    Raises:
+        ValueError: layers out of 1..24, not rising, or more of them than the ViT has.
+    """
+    rising = all(low < high for low, high in itertools.pairwise(paper_layers))
+    if not rising or not all(1 <= layer <= paper_depth for layer in paper_layers):
+        raise ValueError(f"rma_layers are {paper_layers}; they must rise within 1 to {paper_depth}")
+    if len(paper_layers) > depth:
+        raise ValueError(f"rma_layers are {paper_layers}, {len(paper_layers)} of them, but the ViT has {depth} layers")
+    scaled = [max(1, int(layer * depth / paper_depth + 0.5)) for layer in paper_layers]
+    for index in range(len(scaled) - 2, -1, -1):
+        scaled[index] = min(scaled[index], scaled[index + 1] - 1)
+    for index in range(len(scaled)):  # the shift may have run below the first layer
+        scaled[index] = max(scaled[index], index + 1)
+    return tuple(scaled)

@@ -1,0 +1,118 @@
+"""One method over one collection of pictures: every metric of Tables 2 to 5 that the collection has annotations for.
+
+Masks are embedded once per picture; each task, a vocabulary with its annotation, then only names and merges them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tqdm.auto import tqdm
+
+from maskclip.config import Evaluation
+from maskclip.data import Dataset
+from maskclip.metrics import MeanIoU, PanopticQuality, average_precision, coco_results
+from maskclip.model import MaskCLIP, NamedMasks
+from maskclip.proposals import Proposals
+
+
+class Task(Protocol):
+    """What `evaluate` asks of a task: its pictures and words, a hand for every named picture, and the metrics."""
+
+    dataset: Dataset
+    names: list[str]
+
+    def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None: ...
+
+    def compute(self) -> dict[str, float]: ...
+
+
+class PanopticTask:
+    """PQ, SQ, RQ on a panoptic set, in percent."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, self.names = dataset, dataset.names
+        self.quality = PanopticQuality(dataset.categories)
+
+    def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:
+        ids, segments = masks.panoptic(
+            self.dataset.isthing,
+            score_threshold=evaluation.object_mask_threshold,
+            overlap_threshold=evaluation.overlap_threshold,
+        )
+        self.quality.update(ids, segments, self.dataset.read(image_id))
+
+    def compute(self) -> dict[str, float]:
+        return self.quality.compute()
+
+
+class SemanticTask:
+    """mIoU on a semantic set, in percent."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset, self.names = dataset, dataset.names
+        self.iou = MeanIoU(len(dataset.categories))
+
+    def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:
+        self.iou.update(masks.semantic(), self.dataset.read(image_id).semantic)
+
+    def compute(self) -> dict[str, float]:
+        return {"mIoU": self.iou.compute()["mIoU"]}
+
+
+class InstanceTask:
+    """AP, AP50, AP75 on an instance set, in percent; `results` are COCO result entries.
+
+    `names`: the words masks choose from, where those are not the set's own. ADE20K's instances are classified among
+    all 150 classes, of which only the set's own, the things, are kept; the COCO split is asked in three ways.
+    """
+
+    def __init__(self, dataset: Dataset, names: Sequence[str] | None = None) -> None:
+        self.dataset, self.names = dataset, list(names or dataset.names)
+        index = {name: place for place, name in enumerate(dataset.names)}
+        self.own_class = [index.get(name) for name in self.names]
+        self.results: list[dict] = []
+
+    def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:
+        found, classes, scores = masks.instances([own is not None for own in self.own_class], evaluation.top_k)
+        own = [place for place in (self.own_class[index] for index in classes) if place is not None]
+        self.results += coco_results(image_id, found, own, scores.tolist(), self.dataset.categories)
+
+    def compute(self) -> dict[str, float]:
+        return average_precision(self.dataset, self.results)
+
+
+def evaluate(
+    model: MaskCLIP,
+    pictures: Dataset,
+    proposals: Mapping[int | str, Proposals] | None,
+    tasks: Sequence[Task],
+    evaluation: Evaluation,
+    templates: Sequence[str] = ("{}",),
+) -> None:
+    """Segment every picture once and hand it to all `tasks`; each then answers `compute()`.
+
+    Args:
+        pictures: the data set whose pictures are run; tasks may annotate the same files under ids of their own.
+        proposals: by image id of `pictures`; None lets the model's own proposal source work.
+
+    Raises:
+        ValueError: a task shares no picture with `pictures`.
+    """
+    by_file = []
+    for task in tasks:
+        ids = {Path(task.dataset.files(image_id)[0]).stem: image_id for image_id in task.dataset.image_ids}
+        if not ids.keys() & {pictures.files(image_id)[0].stem for image_id in pictures.image_ids}:
+            raise ValueError(
+                f"{task.dataset.name} annotates none of the pictures of {pictures.name}; check the folders"
+            )
+        by_file.append(ids)
+    for image_id in tqdm(pictures.image_ids, desc=pictures.name, unit="image", mininterval=5):
+        sample = pictures.read(image_id)
+        masks = model.embed(sample.image, None if proposals is None else proposals[image_id])
+        for task, ids in zip(tasks, by_file):
+            own_id = ids.get(pictures.files(image_id)[0].stem)
+            if own_id is not None:
+                task.update(model.name(masks, task.names, templates, evaluation.objectness_power), own_id, evaluation)

@@ -1,0 +1,222 @@
+"""What the notebooks share: which methods the study compares, on which data, and where their files lie.
+
+runs/<seed>/<network or method>/   weights, checkpoints, stored proposals
+results/<seed>/<stage>.csv, .json  tidy rows for the report; the same, nested, for `dvc metrics show`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import notebook_launcher
+
+from maskclip.checkpoint import write_atomically
+from maskclip.clip import Clip, load_clip
+from maskclip.config import Study, load_params, scale_layers
+from maskclip.data import Dataset, open_dataset, read_split
+from maskclip.evaluate import InstanceTask, PanopticTask, SemanticTask, Task, evaluate
+from maskclip.metrics import split_average_precision
+from maskclip.model import MaskCLIP, MaskEncoder, encode_masked_images, encode_with_mask_tokens
+from maskclip.proposals import Proposals
+from maskclip.proposals.ground_truth import ground_truth_proposals
+from maskclip.proposals.store import StoredProposals
+from maskclip.training import load_trained_weights, train_maskclip
+from maskclip.visual_encoder import MaskCLIPVisualEncoder
+
+# Pictures are run once per entry; each knows the tasks of Tables 2 to 5 that they are annotated for.
+TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One trained row of the paper's tables. `rma_layers` None: those of the profile (6, 12, 18, 24)."""
+
+    proposals: str = "mask2former"
+    training_set: str = "coco_train"
+    tests: tuple[str, ...] = ("a150",)
+    rma_layers: tuple[int, ...] | None = None
+    refine_masks: bool = True
+
+
+METHODS = {
+    "maskclip": Method(tests=("a150", "a847", "p59", "lvis")),
+    "maskclip_maskrcnn": Method(proposals="mask_rcnn", tests=("a150", "a847", "p59", "lvis")),
+    "wo_refinement": Method(refine_masks=False),
+    "layers_1_7_13_19": Method(rma_layers=(1, 7, 13, 19)),
+    "layers_3_9_15_21": Method(rma_layers=(3, 9, 15, 21)),
+    "layers_21_22_23_24": Method(rma_layers=(21, 22, 23, 24)),
+    "maskclip_split": Method(proposals="mask2former_base", training_set="coco_split_train", tests=("coco_val",)),
+}
+
+
+class GroundTruth(Mapping[int | str, Proposals]):
+    """The annotated segments of a data set as its proposals (Table 7), read when asked for."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, image_id: int | str) -> Proposals:
+        return ground_truth_proposals(self.dataset.read(image_id))
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self.dataset.image_ids)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class Run:
+    """One seed of the study: its parameters, data, models and files.
+
+    Args:
+        seed: of everything random in this run.
+        params: path of params.yaml; the repository's top folder is where it lies.
+    """
+
+    def __init__(self, seed: int = 0, params: str | Path = "params.yaml") -> None:
+        self.seed, self.params_path = seed, str(params)
+        self.params, study = load_params(params)
+        self.study: Study = study
+        self.folder, self.results = Path("runs") / str(seed), Path("results") / str(seed)
+        self.device = self.params["device"]
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def clip(self) -> Clip:
+        """The profile's CLIP, frozen."""
+        return load_clip(self.study.clip.model, self.study.clip.pretrained, device=self.device)
+
+    def dataset(self, name: str) -> Dataset:
+        """A data set by its short name; test sets are cut to `evaluation.limit` pictures."""
+        limit = None if "train" in name else self.study.evaluation.limit
+        return open_dataset(name, self.study.data.root, limit=limit)
+
+    def proposals(self, network: str, dataset: Dataset) -> Mapping[int | str, Proposals]:
+        """The stored proposals of a network for a data set's pictures; `ground_truth` takes the annotation itself."""
+        if network == "ground_truth":
+            return GroundTruth(dataset)
+        return StoredProposals.open(self.folder / network / "stored" / dataset.name, dataset)
+
+    def new_encoder(self, method: str) -> MaskCLIPVisualEncoder:
+        """The untrained visual encoder of a method of METHODS, its RMA layers scaled to this ViT's depth."""
+        training, kind = self.study.maskclip, METHODS[method]
+        depth = len(self.clip.model.visual.transformer.resblocks)
+        return MaskCLIPVisualEncoder.from_open_clip(
+            self.clip.model,
+            rma_layers=scale_layers(list(kind.rma_layers or training.rma_layers), depth),
+            refine_masks=kind.refine_masks,
+            query_form="linear" if training.linear_query else "layernorm",
+            zero_init_refinement=training.zero_init_refinement,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def train(self, method: str) -> pd.DataFrame:
+        """Train a method of METHODS in `params.processes` processes; its curve. Weights go to runs/<seed>/<method>/."""
+        launch(_train, (self.seed, method, self.params_path), self.params["processes"])
+        return pd.read_csv(self.folder / method / "curve.csv")
+
+    def encode(self, method: str) -> MaskEncoder:
+        """A method's mask encoder, trained where there is something to train."""
+        if method == "clip_baseline":
+            return encode_masked_images(self.clip)
+        if method == "wo_rma":
+            return encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(self.clip.model, rma_layers=()))
+        encoder = load_trained_weights(self.new_encoder(method), self.folder / method / "encoder.pt")
+        return encode_with_mask_tokens(encoder.to(self.device).eval())
+
+    def model(self, method: str) -> MaskCLIP:
+        """The whole of Fig. 1 for a method, without a proposal source: give it stored or own proposals."""
+        return MaskCLIP(self.clip, self.encode(method), temperature=self.study.maskclip.temperature)
+
+    def tasks(self, pictures: str) -> dict[str, Task]:
+        """The tasks (by the results' data set name) that a collection of test pictures is annotated for."""
+        match pictures:
+            case "a150":
+                panoptic = self.dataset("a150")
+                return {
+                    "a150": PanopticTask(panoptic),
+                    "a150_semantic": SemanticTask(self.dataset("a150_semantic")),
+                    "a150_instances": InstanceTask(self.dataset("a150_instances"), panoptic.names),
+                }
+            case "p59":
+                return {"p59": SemanticTask(self.dataset("p59")), "p459": SemanticTask(self.dataset("p459"))}
+            case "a847":
+                return {"a847": SemanticTask(self.dataset("a847"))}
+            case "lvis":
+                return {"lvis": InstanceTask(self.dataset("lvis"))}
+            case "coco_val":
+                dataset, split = self.dataset("coco_split_val"), self.split
+                words = {"base_only": split["base"], "target_only": split["target"]}
+                words["generalized"] = split["base"] + split["target"]
+                return {name: InstanceTask(dataset, names) for name, names in words.items()}
+        raise ValueError(f"there are no test pictures {pictures!r}; there are {', '.join(TEST_PICTURES)}")
+
+    @cached_property
+    def split(self) -> dict[str, list[str]]:
+        """COCO's base and target category names."""
+        return read_split(self.study.data.root)
+
+    def evaluate(self, method: str, pictures: str, network: str, tasks: Iterable[str] | None = None) -> list[dict]:
+        """One method on one collection of test pictures: tidy rows (method, proposals, dataset, metric, value, ...)."""
+        chosen = {name: task for name, task in self.tasks(pictures).items() if tasks is None or name in set(tasks)}
+        dataset = self.dataset(pictures)
+        templates = tuple(self.study.clip.templates)
+        proposals = self.proposals(network, dataset)
+        evaluate(self.model(method), dataset, proposals, list(chosen.values()), self.study.evaluation, templates)
+        if pictures == "coco_val":
+            found = {name: task.results for name, task in chosen.items() if isinstance(task, InstanceTask)}
+            scores = {"coco_split": split_average_precision(self.dataset("coco_split_val"), self.split, **found)}
+        else:
+            scores = {name: task.compute() for name, task in chosen.items()}
+        same = {"method": method, "proposals": network, "seed": self.seed, "profile": self.params["profile"]}
+        return [
+            same | {"dataset": name, "metric": metric, "value": value}
+            for name, values in scores.items()
+            for metric, value in values.items()
+        ]  # fmt: skip
+
+    def write_rows(self, stage: str, rows: list[dict]) -> pd.DataFrame:
+        """Write tidy rows to results/<seed>/<stage>.csv and, nested as method.dataset.metric, to .json."""
+        columns = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]
+        frame = pd.DataFrame(rows, columns=columns)
+        nested: dict[str, Any] = {}
+        for row in rows:
+            nested.setdefault(row["method"], {}).setdefault(row["dataset"], {})[row["metric"]] = round(row["value"], 3)
+        self.write_table(f"{stage}.csv", frame)
+        self.write_json(f"{stage}.json", nested)
+        return frame
+
+    def write_table(self, name: str, frame: pd.DataFrame) -> None:
+        """A table into results/<seed>/, atomically."""
+        write_atomically(self.results / name, lambda path: frame.to_csv(path, index=False))
+
+    def write_json(self, name: str, content: dict) -> None:
+        """A JSON file into results/<seed>/, atomically; not-a-number becomes null."""
+        text = json.dumps(content, indent=2).replace("NaN", "null")
+        write_atomically(self.results / name, lambda path: path.write_text(text + "\n"))
+
+
+def _train(seed: int, method: str, params: str) -> None:
+    run, kind = Run(seed, params), METHODS[method]
+    dataset = run.dataset(kind.training_set)
+    proposals = run.proposals(kind.proposals, dataset)
+    train_maskclip(run.new_encoder(method), run.clip, dataset, proposals, run.study.maskclip, run.folder / method, seed)
+
+
+def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:
+    """Call `function(*arguments)` here, or from a notebook in several processes, one per GPU.
+
+    The function builds its models itself: processes cannot inherit a GPU that the notebook has touched.
+    """
+    if processes == 1:
+        function(*arguments)
+    else:
+        notebook_launcher(function, arguments, num_processes=processes)

@@ -1,0 +1,236 @@
+"""Stage two's training (Sec. 4.2): the parameters RMA adds to a frozen CLIP, on stored class-agnostic proposals."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
+
+from maskclip.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from maskclip.clip import Clip, preprocess, text_embeddings
+from maskclip.config import MaskClipTraining
+from maskclip.criterion import Targets, build_criterion, losses_of_matched_masks
+from maskclip.data import Dataset
+from maskclip.proposals import Proposals
+from maskclip.visual_encoder import MaskCLIPVisualEncoder
+
+TARGET_SIZE_RATIO = 2  # ground truth is sampled on a grid this much finer than CLIP's input
+
+
+@dataclasses.dataclass
+class Batch:
+    """`images` [B, 3, S, S]; `mask_logits` [B, M, S, S] padded where `valid` [B, M] is False; `targets`."""
+
+    images: Tensor
+    mask_logits: Tensor
+    valid: Tensor
+    targets: Targets
+
+
+class _Items(torch.utils.data.Dataset):
+    """One training picture: CLIP's input, the stored proposals and the annotated segments, maybe mirrored."""
+
+    def __init__(self, clip: Clip, dataset: Dataset, proposals: Mapping[int | str, Proposals]):
+        self.clip, self.dataset, self.proposals = clip, dataset, proposals
+
+    def __getitem__(self, key: tuple[int, bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        index, mirror = key
+        sample = self.dataset[index]
+        image = preprocess(self.clip, sample.image)
+        logits = self.proposals[sample.image_id].mask_logits.float()
+        segments = [segment for segment in sample.segments if not segment.iscrowd]
+        labels = torch.tensor([segment.category for segment in segments], dtype=torch.long)
+        size = (TARGET_SIZE_RATIO * self.clip.image_size,) * 2
+        masks = torch.zeros(0, *size)
+        if segments:
+            full = torch.stack([torch.from_numpy(segment.mask) for segment in segments])
+            masks = interpolate(full[None].float(), size, mode="nearest-exact")[0]
+        if mirror:
+            image, logits, masks = image.flip(-1), logits.flip(-1), masks.flip(-1)
+        return image, logits, labels, masks
+
+
+def _order(count: int, batch: int, seed: int, first_step: int, rank: int, ranks: int) -> Iterator[list]:
+    """Endless batches of (index, mirrored), a pure function of seed and step: a resumed run sees the same pictures."""
+    epoch, keys = -1, []
+    for position in itertools.count(first_step * batch):
+        if position // count != epoch:
+            epoch = position // count
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            order = torch.randperm(count, generator=generator).tolist()
+            mirrored = (torch.rand(count, generator=generator) < 0.5).tolist()
+        offset = position % count
+        keys.append((order[offset], mirrored[offset]))
+        if len(keys) == batch:
+            yield keys[rank::ranks]
+            keys = []
+
+
+def _collate(items: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple:
+    images, logits, labels, masks = zip(*items)
+    return torch.stack(images), logits, list(labels), list(masks)
+
+
+def _to_batch(collated: tuple, size: int, device: torch.device) -> Batch:
+    """Onto the device, the proposals brought to CLIP's input resolution S as the released code does (bilinear)."""
+    images, logits, labels, masks = collated
+    # an image without proposals carries one padding place, so that the batch keeps its shape
+    resized = [
+        interpolate(one[None].to(device), (size, size), mode="bilinear", align_corners=False)[0]
+        if len(one)
+        else torch.zeros(0, size, size, device=device)
+        for one in logits
+    ]
+    valid = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in resized], batch_first=True)
+    targets = Targets([one.to(device) for one in labels], [one.to(device) for one in masks])
+    return Batch(images.to(device), pad_sequence(resized, batch_first=True), valid.to(device), targets)
+
+
+def trained_weights(encoder: MaskCLIPVisualEncoder) -> dict[str, Tensor]:
+    """What training changes: the RMA parameters alone, without CLIP's frozen ones."""
+    return {name: value.detach() for name, value in encoder.named_parameters() if value.requires_grad}
+
+
+def load_trained_weights(encoder: MaskCLIPVisualEncoder, path: str | Path) -> MaskCLIPVisualEncoder:
+    """Put the weights of `train_maskclip`'s encoder.pt into an encoder of the same CLIP and RMA layers.
+
+    Raises:
+        ValueError: the file holds other parameters than the encoder trains; the sentence names them.
+    """
+    weights = load_checkpoint(path)
+    wanted = trained_weights(encoder)
+    for name in sorted(weights.keys() ^ wanted.keys()):
+        raise ValueError(f"{path} {'has' if name in weights else 'lacks'} {name}; it was trained with other RMA layers")
+    for name, value in wanted.items():
+        if weights[name].shape != value.shape:
+            raise ValueError(f"{path}: {name} is {tuple(weights[name].shape)}, this CLIP needs {tuple(value.shape)}")
+    encoder.load_state_dict(weights, strict=False)
+    return encoder
+
+
+def _batch_losses(
+    encoder: MaskCLIPVisualEncoder, batch: Batch, text: Tensor, criterion: Mask2FormerLoss, training: MaskClipTraining
+) -> dict[str, Tensor]:
+    """CLIP once without a graph, mask tokens twice: all of them to be matched, the matched ones to be trained."""
+    features = encoder.encode_image(batch.images)
+
+    def encode(mask_logits: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
+        output = encoder.encode_masks(features, mask_logits, valid)
+        return output.embeddings, output.mask_logits
+
+    return losses_of_matched_masks(encode, batch.mask_logits, batch.valid, text, batch.targets, criterion, training)
+
+
+def train_maskclip(
+    encoder: MaskCLIPVisualEncoder,
+    clip: Clip,
+    dataset: Dataset,
+    proposals: Mapping[int | str, Proposals],
+    training: MaskClipTraining,
+    out: str | Path,
+    seed: int,
+) -> pd.DataFrame:
+    """Train the encoder's RMA parameters in place; AdamW, constant rate, CLIP frozen, the class "other" for no object.
+
+    Checkpoints go to `out`/checkpoint.pt every `training.checkpoint_every` steps; called again after a kill, the
+    function goes on from there with the pictures, mirrorings and sampled points of an undisturbed run. A checkpoint
+    of other parameters, data or words is not resumed. At the end `out` holds encoder.pt, the trained weights.
+
+    Args:
+        proposals: stored proposals by image id.
+
+    Returns:
+        The training curve, one row per step: step, loss, loss_ce, loss_dice, loss_bce (weighted).
+
+    Raises:
+        ValueError: the encoder has nothing to train, or a loss is not finite.
+    """
+    parameters = [value for value in encoder.parameters() if value.requires_grad]
+    if not parameters:
+        raise ValueError("this encoder has no RMA layers, so nothing to train; it is the w/o RMA baseline as it is")
+    out = Path(out)
+    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=clip.device.type == "cpu")
+    device = accelerator.device
+    encoder.to(device).train()
+    encoder.checkpointing = training.activation_checkpointing
+    names = [category.name for category in dataset.categories]
+    text = text_embeddings(clip, [*names, "other"]).to(device)
+    criterion = build_criterion(training, len(names)).to(device)
+    optimizer = accelerator.prepare(
+        torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / max(1, training.warmup_steps))
+    )
+
+    identity = json.dumps([dataclasses.asdict(training), dataset.fingerprint(), names, clip.name, seed], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    curve: list[dict[str, float]] = []
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.is_file():
+        state = load_checkpoint(checkpoint, device)
+        if state.get("fingerprint") == fingerprint:
+            encoder.load_state_dict(state["encoder"], strict=False)
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            curve = state["curve"]
+            accelerator.print(f"resuming at step {len(curve)} of {training.steps}")
+        else:
+            accelerator.print(f"{checkpoint} belongs to other parameters or data; starting anew")
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            state = {"fingerprint": fingerprint, "encoder": trained_weights(encoder), "curve": curve}
+            state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            save_checkpoint(checkpoint, state)
+
+    order = _order(len(dataset), training.batch, seed, len(curve), accelerator.process_index, accelerator.num_processes)
+    loader = torch.utils.data.DataLoader(
+        _Items(clip, dataset, proposals), batch_sampler=order, collate_fn=_collate, num_workers=training.workers
+    )
+    steps = range(len(curve), training.steps)
+    bar = tqdm(
+        zip(steps, loader), total=training.steps, initial=len(curve), desc="MaskCLIP", unit="step", mininterval=5
+    )
+    for step, collated in bar:
+        torch.manual_seed(seed * 1_000_003 + step)  # the sampled points of this step, resumed or not
+        batch = _to_batch(collated, clip.image_size, device)
+        with accelerator.autocast():
+            losses = _batch_losses(encoder, batch, text, criterion, training)
+        loss = sum(losses.values(), torch.zeros((), device=device))
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss is {loss.item()} at step {step}; lower maskclip.learning_rate or use float32")
+        optimizer.zero_grad()
+        if loss.requires_grad:  # not where no picture of the batch has a segment
+            accelerator.backward(loss)
+        if accelerator.num_processes > 1:
+            for value in parameters:
+                gradient = torch.zeros_like(value) if value.grad is None else value.grad
+                value.grad = accelerator.reduce(gradient, "mean")
+        accelerator.clip_grad_norm_(parameters, training.gradient_norm)
+        optimizer.step()
+        scheduler.step()
+        row = {"step": step, "loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
+        curve.append(row)
+        bar.set_postfix(loss=f"{row['loss']:.2f}", refresh=False)
+        if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:
+            save()
+    save()
+    if accelerator.is_main_process:
+        save_checkpoint(out / "encoder.pt", trained_weights(encoder))
+        frame = pd.DataFrame(curve)
+        write_atomically(out / "curve.csv", lambda path: frame.to_csv(path, index=False))
+    accelerator.wait_for_everyone()
+    return pd.DataFrame(curve)
