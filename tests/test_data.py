@@ -1,0 +1,321 @@
+"""Readers: what is on disk comes back, and what is wrong with a file is said in one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskclip.data import (
+    open_categories,
+    open_coco_instances,
+    open_coco_panoptic,
+    open_coco_sample,
+    open_dataset,
+    open_semantic_folder,
+    read_image,
+)
+
+H, W = 12, 16
+
+
+def save_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def picture(path, size=(H, W), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.arange(size[0] * size[1] * 3, dtype=np.uint32).reshape(*size, 3) % 251
+    Image.fromarray(pixels.astype(np.uint8)).save(path, **options)
+    return pixels.astype(np.uint8)
+
+
+def panoptic_folder(root, category_id=200):
+    """One image, two segments (a thing crowd of id 300 = 44 + 256, a stuff region of id 70000), a void column."""
+    folder = root / "sample"
+    picture(folder / "input_images" / "a.png")
+    ids = np.zeros((H, W), np.int64)
+    ids[:6, 1:], ids[6:, 1:] = 300, 70000
+    rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
+    (folder / "panoptic_examples").mkdir()
+    Image.fromarray(rgb).save(folder / "panoptic_examples" / "a.png")
+    segments = [
+        {"id": 300, "category_id": 7, "iscrowd": 1, "area": 90, "bbox": [1, 0, 15, 6]},
+        {"id": 70000, "category_id": category_id, "iscrowd": 0, "area": 90, "bbox": [1, 6, 15, 6]},
+    ]
+    content = {
+        "images": [{"id": 5, "file_name": "a.png", "height": H, "width": W}],
+        "annotations": [{"image_id": 5, "file_name": "a.png", "segments_info": segments}],
+        "categories": [{"id": 7, "name": "cat", "isthing": 1}, {"id": 200, "name": "sky", "isthing": 0}],
+    }
+    save_json(folder / "panoptic_examples.json", content)
+    return folder
+
+
+def test_coco_panoptic_comes_back(tmp_path):
+    dataset = open_coco_sample(panoptic_folder(tmp_path))
+    assert [(c.id, c.name, c.isthing) for c in dataset.categories] == [(7, "cat", True), (200, "sky", False)]
+    sample = dataset[0]
+    assert sample.image_id == 5 and sample.file_name == "a.png" and sample.image.dtype == np.uint8
+    assert [(s.category, s.iscrowd, int(s.mask.sum())) for s in sample.segments] == [(0, True, 90), (1, False, 90)]
+    assert (sample.semantic[:, 0] == -1).all() and (sample.semantic[:6, 1:] == 0).all()
+    assert (sample.semantic[6:, 1:] == 1).all() and sample.semantic.dtype == np.int32
+
+
+def test_panoptic_errors_name_file_and_remedy(tmp_path):
+    folder = panoptic_folder(tmp_path / "unknown", category_id=9)
+    with pytest.raises(ValueError, match=r"panoptic_examples.json: image 5 .* category_id 9"):
+        open_coco_sample(folder)
+
+    folder = panoptic_folder(tmp_path / "size")
+    picture(folder / "input_images" / "a.png", (H, W + 1))
+    with pytest.raises(ValueError, match=r"a.png has 12 x 17 pixels .* 12 x 16"):
+        open_coco_sample(folder)[0]
+
+    folder = panoptic_folder(tmp_path / "ids")
+    Image.fromarray(np.full((H, W, 3), 1, np.uint8)).save(folder / "panoptic_examples" / "a.png")
+    with pytest.raises(ValueError, match="disagree about segments"):
+        open_coco_sample(folder)[0]
+
+    folder = panoptic_folder(tmp_path / "gone")
+    (folder / "input_images" / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a.png does not exist"):
+        open_coco_sample(folder)[0]
+
+    folder = panoptic_folder(tmp_path / "cut")
+    text = (folder / "panoptic_examples.json").read_text()
+    (folder / "panoptic_examples.json").write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match=r"panoptic_examples.json is no whole JSON file"):
+        open_coco_sample(folder)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        open_coco_sample(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"categories.json has no list 'categories'"):
+        open_coco_panoptic(save_json(tmp_path / "categories.json", {"images": []}), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("what", ["input_images", "panoptic_examples"])
+def test_cut_off_pictures(tmp_path, what):
+    folder = panoptic_folder(tmp_path)
+    path = folder / what / "a.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"a.png cannot be read .* cut off or damaged"):
+        open_coco_sample(folder)[0]
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a.png cannot be read"):
+        open_coco_sample(folder)[0]
+
+
+def instances_file(path, annotations, **image):
+    info = {"id": 1, "file_name": "a.png", "height": H, "width": W} | image
+    categories = [{"id": 3, "name": "cup"}, {"id": 9, "name": "box"}, {"id": 11, "name": "hat"}]
+    return save_json(path, {"images": [info], "annotations": annotations, "categories": categories})
+
+
+def test_coco_instances_polygons_and_both_run_length_codes(tmp_path):
+    picture(tmp_path / "images" / "a.png")
+    square = np.zeros((H, W), np.uint8)
+    square[2:6, 3:9] = 1
+    compressed = coco_mask.encode(np.asfortranarray(square))
+    compressed["counts"] = compressed["counts"].decode()
+    flat = square.flatten(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    plain = {"size": [H, W], "counts": np.diff([0, *edges, flat.size]).tolist()}
+    codes = [[[3, 2, 9, 2, 9, 6, 3, 6]], compressed, plain]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 9, "segmentation": code, "iscrowd": int(i == 2)}
+        for i, code in enumerate(codes)
+    ]
+    dataset = open_coco_instances(instances_file(tmp_path / "i.json", annotations), tmp_path / "images")
+    sample = dataset[0]
+    assert sample.semantic is None and [s.iscrowd for s in sample.segments] == [False, False, True]
+    for segment in sample.segments:
+        assert segment.category == 1
+        np.testing.assert_array_equal(segment.mask, square.astype(bool))
+    box = open_coco_instances(tmp_path / "i.json", tmp_path / "images", only=["hat", "box"], annotated=True)
+    assert box.names == ["box", "hat"] and len(box) == 1 and box[0].segments[0].category == 0
+    assert len(open_coco_instances(tmp_path / "i.json", tmp_path / "images", only=["cup"], annotated=True)) == 0
+
+
+def test_lvis_pictures_are_found_by_coco_address(tmp_path):
+    picture(tmp_path / "coco" / "train2017" / "a.png")
+    path = instances_file(tmp_path / "l.json", [], coco_url="http://images.example.org/train2017/a.png")
+    content = json.loads(path.read_text())
+    del content["images"][0]["file_name"]
+    path.write_text(json.dumps(content))
+    for folder in ("coco", "coco/train2017", "coco/val2017"):
+        assert open_coco_instances(path, tmp_path / folder)[0].file_name == "a.png"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({"category_id": 4}, r"i.json: annotation 1 is for image 1 and category 4"),
+        ({"image_id": 2}, r"i.json: annotation 1 is for image 2 and category 3"),
+        ({"segmentation": None}, r"i.json: the segmentation of annotation 1 is neither"),
+        ({"segmentation": {"size": [H, W], "counts": 5}}, r"i.json: the segmentation of annotation 1 is neither"),
+        ({"segmentation": {"size": [4, 4], "counts": [0, 16]}}, r"annotation 1 is coded for"),
+    ],
+)
+def test_instance_errors(tmp_path, annotation, message):
+    picture(tmp_path / "a.png")
+    entry = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[0, 0, 4, 0, 4, 4]]} | annotation
+    with pytest.raises(ValueError, match=message):
+        open_coco_instances(instances_file(tmp_path / "i.json", [entry]), tmp_path)[0]
+    with pytest.raises(ValueError, match="no category named 'dog'"):
+        open_coco_instances(instances_file(tmp_path / "i.json", []), tmp_path, only=["dog"])
+
+
+@pytest.mark.parametrize(("suffix", "dtype", "void"), [(".png", np.uint8, 255), (".tif", np.uint16, 65535)])
+def test_semantic_folders(tmp_path, suffix, dtype, void):
+    picture(tmp_path / "images" / "b.jpg")
+    (tmp_path / "labels").mkdir()
+    names = [f"name {i}" for i in range(200 if dtype == np.uint8 else 1000)]
+    labels = np.random.default_rng(0).integers(0, len(names), (H, W)).astype(dtype)
+    labels[0, :3] = [void, len(names) - 1, 0]
+    path = tmp_path / "labels" / f"b{suffix}"
+    Image.fromarray(labels).save(path)
+    dataset = open_semantic_folder(tmp_path / "images", tmp_path / "labels", names)
+    sample = dataset[0]
+    assert sample.segments == [] and dataset.image_ids == ["b"]
+    np.testing.assert_array_equal(sample.semantic, np.where(labels == void, -1, labels.astype(int)))
+    with pytest.raises(ValueError, match=rf"b{suffix} holds the value {len(names) - 1}"):
+        open_semantic_folder(tmp_path / "images", tmp_path / "labels", names[:-1])[0]
+    picture(tmp_path / "images" / "c.jpg")
+    with pytest.raises(FileNotFoundError, match="c is in .*images but not in .*labels"):
+        open_semantic_folder(tmp_path / "images", tmp_path / "labels", names)
+
+
+def test_semantic_palette_and_colour_maps(tmp_path):
+    picture(tmp_path / "i" / "a.png")
+    (tmp_path / "l").mkdir()
+    indices = Image.fromarray((np.arange(H * W).reshape(H, W) % 3).astype(np.uint8))
+    indices.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    indices.save(tmp_path / "l" / "a.png")
+    sample = open_semantic_folder(tmp_path / "i", tmp_path / "l", ["a", "b", "c"])[0]
+    np.testing.assert_array_equal(sample.semantic, np.arange(H * W).reshape(H, W) % 3)
+    picture(tmp_path / "l" / "a.png")
+    with pytest.raises(ValueError, match=r"a.png has mode RGB; .* one channel"):
+        open_semantic_folder(tmp_path / "i", tmp_path / "l", ["a", "b", "c"])[0]
+
+
+def test_category_lists(tmp_path):
+    lines = tmp_path / "names.txt"
+    lines.write_text("wall\nbuilding, edifice\n\n")
+    assert [c.name for c in open_categories(lines)] == ["wall", "building, edifice"]
+    ade = tmp_path / "objectInfo150.txt"
+    ade.write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.15\t11664\t1172\t1\twall\n13\t0.02\t5\t6\t0\tperson, man\n")
+    assert [(c.id, c.name, c.isthing) for c in open_categories(ade)] == [(0, "wall", False), (12, "person, man", True)]
+    entries = [{"id": 4, "name": "sky", "isthing": 0}, {"id": 2, "name": "cat", "isthing": 1}]
+    got = open_categories(save_json(tmp_path / "c.json", entries))
+    assert [(c.id, c.name, c.isthing) for c in got] == [(4, "sky", False), (2, "cat", True)]
+    for broken, message in [
+        ([{"id": 1}], "needs an id and a name"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "share the id 1"),
+        ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "share the name 'a'"),
+        ([], "lists no category"),
+        ({"a": 1}, "must be a JSON list"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            open_categories(save_json(tmp_path / "c.json", broken))
+
+
+def test_every_kind_of_picture_becomes_rgb(tmp_path):
+    grey = np.linspace(0, 255, H * W).round().astype(np.uint8).reshape(H, W)
+    rgb = np.stack([grey, grey.T.reshape(H, W), 255 - grey], -1)
+    cases = {
+        "grey.png": (Image.fromarray(grey), np.repeat(grey[..., None], 3, 2)),
+        "grey16.png": (Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, 2)),
+        "grey16.tif": (Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, 2)),
+        "two.png": (Image.fromarray(grey > 99), np.repeat(((grey > 99) * 255)[..., None], 3, 2)),
+        "rgb.png": (Image.fromarray(rgb), rgb),
+        "palette.png": (Image.fromarray(rgb).quantize(256), np.asarray(Image.fromarray(rgb).quantize(256).convert("RGB"))),
+        "opaque.png": (Image.fromarray(np.dstack([rgb, np.full_like(grey, 255)])), rgb),
+        "clear.png": (Image.fromarray(np.dstack([rgb, np.zeros_like(grey)])), np.full_like(rgb, 255)),
+        "cmyk.tif": (Image.fromarray(rgb).convert("CMYK"), rgb),
+        "one.png": (Image.fromarray(rgb[:1, :1]), rgb[:1, :1]),
+    }
+    for name, (image, expected) in cases.items():
+        image.save(tmp_path / name)
+        got = read_image(tmp_path / name)
+        assert got.dtype == np.uint8 and got.flags.writeable, name
+        np.testing.assert_array_equal(got, expected, err_msg=name)
+    Image.fromarray(rgb.astype(np.float32)[..., 0]).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"float.tif .* 8 or 16 bits"):
+        read_image(tmp_path / "float.tif")
+    (tmp_path / "page.jpg").write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"page.jpg cannot be read as a picture"):
+        read_image(tmp_path / "page.jpg")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    """Stored pixels are the upright picture put through the inverse of each EXIF orientation."""
+    upright = np.zeros((8, 16, 3), np.uint8)
+    upright[:4, :8], upright[:4, 8:], upright[4:, :8] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1),
+        6: np.rot90(upright), 7: np.rot90(upright, 2).swapaxes(0, 1), 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), upright)
+
+
+def test_fingerprint_changes_with_every_file(tmp_path):
+    folder = panoptic_folder(tmp_path)
+    before = open_coco_sample(folder).fingerprint()
+    assert before == open_coco_sample(folder).fingerprint()
+    seen = {before}
+    picture(folder / "input_images" / "a.png", compress_level=0)
+    seen.add(open_coco_sample(folder).fingerprint())
+    mask = folder / "panoptic_examples" / "a.png"
+    pixels = np.asarray(Image.open(mask)).copy()
+    pixels[0, 1] = 0
+    Image.fromarray(pixels).save(mask)
+    seen.add(open_coco_sample(folder).fingerprint())
+    (folder / "panoptic_examples.json").write_text((folder / "panoptic_examples.json").read_text() + "\n")
+    dataset = open_coco_sample(folder)
+    seen.add(dataset.fingerprint())
+    seen.add(dataset.subset([]).fingerprint())
+    assert len(seen) == 5
+    mask.unlink()
+    with pytest.raises(FileNotFoundError, match=r"a.png of data set"):
+        dataset.fingerprint()
+
+
+def test_layout(tmp_path):
+    """Every named data set opens from the folders detectron2's users know."""
+    with pytest.raises(ValueError, match="no data set 'ade'"):
+        open_dataset("ade", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"panoptic_val2017.json does not exist"):
+        open_dataset("coco_val", tmp_path)
+    with pytest.raises(ValueError, match="limit is 0"):
+        open_dataset("a150", tmp_path, limit=0)
+    names = [{"id": i, "name": n, "isthing": 0} for i, n in enumerate(["sky", "sea"])]
+    for folder, images, labels, categories in [
+        ("ADEChallengeData2016", "images", "annotations_detectron2", "categories.json"),
+        ("ADE20K_2021_17_01", "images_detectron2", "annotations_detectron2", "categories.json"),
+        ("pascal_ctx_d2", "images", "annotations_ctx59", "categories_59.json"),
+        ("pascal_ctx_d2", "images", "annotations_ctx459", "categories_459.json"),
+    ]:
+        picture(tmp_path / folder / images / "validation" / "a.jpg")
+        (tmp_path / folder / labels / "validation").mkdir(parents=True)
+        Image.fromarray(np.ones((H, W), np.uint8)).save(tmp_path / folder / labels / "validation" / "a.png")
+        save_json(tmp_path / folder / categories, names)
+    for name in ("a150_semantic", "a847", "p59", "p459"):
+        dataset = open_dataset(name, tmp_path)
+        assert dataset.name == name and dataset.names == ["sky", "sea"] and (dataset[0].semantic == 1).all()
+    save_json(tmp_path / "coco" / "annotations" / "split.json", {"base": ["hat", "cup"], "target": ["box"]})
+    entry = {"id": 1, "image_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]]}
+    for year, category, want in (("train2017", 3, ["cup", "hat"]), ("val2017", 9, ["cup", "box", "hat"])):
+        instances_file(tmp_path / f"coco/annotations/instances_{year}.json", [entry | {"category_id": category}])
+        picture(tmp_path / "coco" / year / "a.png")
+        dataset = open_dataset("coco_split_" + year.removesuffix("2017"), tmp_path)
+        assert dataset.names == want and len(dataset[0].segments) == 1
+    save_json(tmp_path / "coco" / "annotations" / "split.json", {"base": ["cup"], "target": ["cup"]})
+    with pytest.raises(ValueError, match="no name in both"):
+        open_dataset("coco_split_train", tmp_path)
