@@ -1,0 +1,192 @@
+"""What a run of the study left behind: tidy CSV files in, one `Results` out, checked on the way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+#: Method ids of the results files and their names in the paper, in the order of its tables.
+METHODS = {
+    "clip_baseline": "CLIP Baseline",
+    "wo_rma": "MaskCLIP w/o RMA",
+    "maskclip_maskrcnn": "MaskCLIP (Mask R-CNN)",
+    "maskclip": "MaskCLIP",
+    "wo_refinement": "MaskCLIP w/o MR",
+    "layers_1_7_13_19": "1, 7, 13, 19",
+    "layers_3_9_15_21": "3, 9, 15, 21",
+    "layers_21_22_23_24": "21, 22, 23, 24",
+    "maskclip_split": "MaskCLIP (COCO split)",
+}
+SCORE_COLUMNS = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]
+# The readers' names of one data set read in several ways are one data set in the paper's tables.
+_SAME_DATASET = {"a150_semantic": "a150", "a150_instances": "a150", "coco_split_val": "coco_split"}
+# Results that are not scores: file name (or its beginning) -> the field of Results and the columns it must have.
+_OTHER_FILES = {
+    "efficiency": ["method", "metric", "masks", "model", "resolution", "value"],
+    "curves": ["step", "loss"],
+    "proposal_quality": ["source", "dataset", "group", "metric", "value"],
+    "attributes": ["pair", "word", "accuracy"],
+    "mini_clip": ["attribute", "accuracy"],
+    "times": ["stage", "seconds"],
+}
+
+
+@dataclass
+class Results:
+    """One profile's results, all seeds together; a kind of result that is not there is an empty table.
+
+    `scores` has SCORE_COLUMNS, values in percent; `facts` is what the run recorded of itself (run.json);
+    `pictures` are the notebooks' pictures with their captions.
+    """
+
+    scores: pd.DataFrame
+    efficiency: pd.DataFrame = field(default_factory=pd.DataFrame)
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+    proposal_quality: pd.DataFrame = field(default_factory=pd.DataFrame)
+    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    mini_clip: pd.DataFrame = field(default_factory=pd.DataFrame)
+    times: pd.DataFrame = field(default_factory=pd.DataFrame)
+    facts: dict[str, Any] = field(default_factory=dict)
+    pictures: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(int(seed) for seed in self.scores.seed.unique())
+
+    @property
+    def profile(self) -> str:
+        return str(self.scores.profile.iloc[0]) if len(self.scores) else "unknown"
+
+    def score(self, method: str, dataset: str, metric: str, proposals: str | None = None) -> pd.Series:
+        """Values in percent, indexed by seed; empty if never measured.
+
+        `proposals` defaults to what the paper's row of that name uses: Mask R-CNN's for `maskclip_maskrcnn`,
+        Mask2Former's for all others.
+        """
+        proposals = proposals or ("maskrcnn" if method == "maskclip_maskrcnn" else "mask2former")
+        table = self.scores
+        chosen = table[(table.method == method) & table.proposals.str.startswith(proposals)
+                       & (table.dataset == dataset) & (table.metric == metric)]
+        return chosen.set_index("seed")["value"].sort_index()
+
+    def cost(self, method: str, metric: str, model: str | None = None, masks: int = 100) -> pd.Series:
+        """`time_s`, `tflops` or `peak_gb` of one method with `masks` masks on one model (default: the paper's own)."""
+        table = self.efficiency
+        if table.empty:
+            return pd.Series(dtype=float)
+        model = model or self.reference_model
+        chosen = table[(table.method == method) & (table.metric == metric) & (table.model == model)
+                       & (table.masks == masks)]
+        return chosen.reset_index(drop=True)["value"]
+
+    @property
+    def reference_model(self) -> str | None:
+        """The measured model the paper's efficiency figures are about: ViT-L/14, else the first one measured."""
+        models = [str(m) for m in self.efficiency.model.unique()] if len(self.efficiency) else []
+        return next((m for m in models if "L-14" in m or "L/14" in m), models[0] if models else None)
+
+
+def interval(values: pd.Series | np.ndarray) -> tuple[float, float]:
+    """Mean and half-width of its 95 % interval (t distribution); NaN half-width for fewer than two values."""
+    values = np.asarray(values, dtype=float)
+    if len(values) == 0:
+        return float("nan"), float("nan")
+    if len(values) == 1:
+        return float(values[0]), float("nan")
+    spread = values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * spread)
+
+
+def read_results(results_dir: str | Path) -> Results:
+    """Read `results_dir`: score files `<seed>/<stage>.csv` and the other results beside them.
+
+    Raises:
+        FileNotFoundError: the folder, or any score in it, is missing.
+        ValueError: a file is cut off or lacks a column, two profiles are mixed, or one value is given twice.
+    """
+    root = Path(results_dir)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no results folder at {root}; run the study first (make study) or correct the path")
+    scores: list[pd.DataFrame] = []
+    others: dict[str, list[pd.DataFrame]] = {kind: [] for kind in _OTHER_FILES}
+    for path in sorted([*root.glob("*.csv"), *root.glob("*/*.csv")]):
+        kind = next((k for k in _OTHER_FILES if path.stem == k or path.stem.startswith(f"{k}_")), None)
+        table = _read_csv(path, _OTHER_FILES[kind] if kind else SCORE_COLUMNS)
+        if kind is None:
+            scores.append(table)
+            continue
+        if "seed" not in table and path.parent.name.isdigit():
+            table["seed"] = int(path.parent.name)
+        if kind == "curves":
+            table["method"] = path.stem.removeprefix("curves_")
+        others[kind].append(table)
+    if not scores:
+        raise FileNotFoundError(f"no scores in {root} (expected <seed>/<stage>.csv files); run the study first")
+    facts: dict[str, Any] = {}
+    for path in sorted([*root.glob("run*.json"), *root.glob("*/run*.json")]):
+        facts |= _read_json(path)
+    return Results(_clean_scores(pd.concat(scores, ignore_index=True)), facts=facts, pictures=_pictures(root),
+                   **{kind: pd.concat(tables, ignore_index=True) for kind, tables in others.items() if tables})
+
+
+def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
+        raise ValueError(f"{path} is empty or cut off; delete it and run its stage again") from None
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise ValueError(f"{path} lacks the column {missing[0]!r} (it needs {', '.join(columns)}); run its stage again")
+    return table
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{path} is not valid JSON; delete it and run its stage again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold one JSON object, not a {type(content).__name__}")
+    return content
+
+
+def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """One name per method and data set, one value per cell and seed, one profile."""
+    scores = scores[SCORE_COLUMNS].copy()
+    values = pd.to_numeric(scores.value, errors="coerce")
+    unreadable = scores[values.isna() & scores.value.notna()]
+    if len(unreadable):
+        raise ValueError(f"a score is no number: {unreadable.iloc[0].to_dict()}; run its stage again")
+    scores["value"] = values
+    scores["proposals"] = scores.proposals.fillna("mask2former")
+    scores["dataset"] = scores.dataset.replace(_SAME_DATASET)
+    scores = scores[np.isfinite(scores.value)]  # a value that could not be computed is a missing one
+    of_maskrcnn = (scores.method == "maskclip") & (scores.proposals == "maskrcnn")
+    scores.loc[of_maskrcnn, "method"] = "maskclip_maskrcnn"
+    profiles = sorted(str(p) for p in scores.profile.unique())
+    if len(profiles) > 1:
+        raise ValueError(f"the results mix the profiles {' and '.join(profiles)}; report one at a time")
+    scores = scores.drop_duplicates()
+    cell = ["method", "proposals", "dataset", "metric", "seed"]
+    twice = scores[scores.duplicated(cell)]
+    if len(twice):
+        named = ", ".join(f"{column} {twice.iloc[0][column]}" for column in cell)
+        raise ValueError(f"two different values for {named}; delete the stale results file")
+    return scores.reset_index(drop=True)
+
+
+def _pictures(root: Path) -> list[tuple[Path, str]]:
+    """The pictures in `figures/` in the order of captions.json; those without a caption come last, by name."""
+    folder = root / "figures"
+    captions = _read_json(folder / "captions.json") if (folder / "captions.json").is_file() else {}
+    absent = [name for name in captions if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(f"{folder / 'captions.json'} names {absent[0]!r}, which is not there; run its notebook again")
+    uncaptioned = sorted(p.name for p in folder.glob("*.png") if p.name not in captions)
+    return [(folder / name, str(captions.get(name, ""))) for name in [*captions, *uncaptioned]]
