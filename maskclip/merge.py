@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-BAND = 1 << 22  # numbers held at once in a band of rows: 16 MB in fp32
+BAND = 1 << 20  # numbers held at once in a band of rows: 4 MB in fp32, about what a cache takes
 
 
 @torch.no_grad()
@@ -38,12 +38,13 @@ def semantic_map(
     All -1 (void) when there is no mask. Released: `semantic_inference`, except for its dropped last class (see above).
     """
     probs = _checked(class_probs, mask_logits, objectness)
-    probs = (probs[:, :-1] if no_object else probs).T.contiguous()
+    probs = probs[:, :-1] if no_object else probs
     semantic = np.full(size, -1, np.int32)
-    if mask_logits.shape[0] == 0 or probs.shape[0] == 0:
+    if probs.numel() == 0:
         return semantic
-    for rows, logits in row_bands(mask_logits, size, max(probs.shape), band):
-        scores = probs @ logits.sigmoid().flatten(1)  # [K, rows * W]
+    weights = probs.T.contiguous()  # [K, M]
+    for rows, logits in row_bands(mask_logits, size, max(weights.shape), band):
+        scores = weights @ logits.sigmoid().flatten(1).to(weights.dtype)  # [K, rows * W]
         semantic[rows] = scores.argmax(0).view(-1, size[1]).cpu().numpy()
     return semantic
 

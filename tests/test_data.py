@@ -184,7 +184,7 @@ def test_semantic_folders(tmp_path, suffix, dtype, void):
     with pytest.raises(ValueError, match=rf"b{suffix} holds the value {len(names) - 1}"):
         open_semantic_folder(tmp_path / "images", tmp_path / "labels", names[:-1])[0]
     picture(tmp_path / "images" / "c.jpg")
-    with pytest.raises(FileNotFoundError, match="c is in .*images but not in .*labels"):
+    with pytest.raises(FileNotFoundError, match=r"c is in .*images but not in .*labels"):
         open_semantic_folder(tmp_path / "images", tmp_path / "labels", names)
 
 
@@ -206,7 +206,8 @@ def test_category_lists(tmp_path):
     lines.write_text("wall\nbuilding, edifice\n\n")
     assert [c.name for c in open_categories(lines)] == ["wall", "building, edifice"]
     ade = tmp_path / "objectInfo150.txt"
-    ade.write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.15\t11664\t1172\t1\twall\n13\t0.02\t5\t6\t0\tperson, man\n")
+    rows = ["Idx\tRatio\tTrain\tVal\tStuff\tName", "1\t0.15\t11664\t1172\t1\twall", "13\t0.02\t5\t6\t0\tperson, man"]
+    ade.write_text("\n".join(rows))
     assert [(c.id, c.name, c.isthing) for c in open_categories(ade)] == [(0, "wall", False), (12, "person, man", True)]
     entries = [{"id": 4, "name": "sky", "isthing": 0}, {"id": 2, "name": "cat", "isthing": 1}]
     got = open_categories(save_json(tmp_path / "c.json", entries))
@@ -225,13 +226,14 @@ def test_category_lists(tmp_path):
 def test_every_kind_of_picture_becomes_rgb(tmp_path):
     grey = np.linspace(0, 255, H * W).round().astype(np.uint8).reshape(H, W)
     rgb = np.stack([grey, grey.T.reshape(H, W), 255 - grey], -1)
+    palette = Image.fromarray(rgb).quantize(256)
     cases = {
         "grey.png": (Image.fromarray(grey), np.repeat(grey[..., None], 3, 2)),
         "grey16.png": (Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, 2)),
         "grey16.tif": (Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, 2)),
         "two.png": (Image.fromarray(grey > 99), np.repeat(((grey > 99) * 255)[..., None], 3, 2)),
         "rgb.png": (Image.fromarray(rgb), rgb),
-        "palette.png": (Image.fromarray(rgb).quantize(256), np.asarray(Image.fromarray(rgb).quantize(256).convert("RGB"))),
+        "palette.png": (palette, np.asarray(palette.convert("RGB"))),
         "opaque.png": (Image.fromarray(np.dstack([rgb, np.full_like(grey, 255)])), rgb),
         "clear.png": (Image.fromarray(np.dstack([rgb, np.zeros_like(grey)])), np.full_like(rgb, 255)),
         "cmyk.tif": (Image.fromarray(rgb).convert("CMYK"), rgb),
