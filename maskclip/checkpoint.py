@@ -6,9 +6,10 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # writing a table need not wait for torch
+    import torch
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
@@ -44,6 +45,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write a dictionary of tensors and plain values to `path` atomically."""
+    import torch
+
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
@@ -54,6 +57,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         FileNotFoundError: there is no such file.
         ValueError: the file is cut off, or holds more than tensors and plain values.
     """
+    import torch
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train first or correct the path")

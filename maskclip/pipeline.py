@@ -25,6 +25,14 @@ from papermill.exceptions import PapermillExecutionError
 
 from maskclip.checkpoint import write_atomically
 
+# glibc hands large freed buffers back to the kernel and faults them in again at every step; keeping them makes
+# training on a CPU up to three times as fast. Other C libraries ignore these names.
+KEEP_BUFFERS = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
 
 def declared_parameters(notebook: Path) -> dict[str, Any]:
     """Names and default values in the notebook's cell tagged `parameters`."""
@@ -60,7 +68,7 @@ def parse_parameters(notebook: Path, given: list[tuple[str, str]]) -> dict[str, 
 
 
 def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[str, Any]) -> None:
-    """Execute `notebook` into `executed`; note time and peak memory in results/timings/.
+    """Execute `notebook` into `executed`; note time and peak memory in runs/times/.
 
     Raises:
         RuntimeError: a cell failed; the message names the cell, its error and the kept copy.
@@ -72,6 +80,8 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
     start = time.monotonic()
     # the notebooks import the library from where they are run, installed or not
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    for name, value in KEEP_BUFFERS.items():
+        os.environ.setdefault(name, value)
     try:
         papermill.execute_notebook(
             str(notebook), str(running), parameters, kernel_name="python3", log_output=True, progress_bar=False
@@ -83,9 +93,9 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
     os.replace(running, executed)
     seconds = time.monotonic() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    name = "-".join([part for part in executed.parts[:-1] if part.startswith("seed")] + [executed.stem])
+    name = "-".join([part for part in executed.parts[:-1] if part.isdigit()] + [executed.stem])
     row = f"stage,seconds,peak_gb\n{name},{seconds:.1f},{peak:.2f}\n"
-    write_atomically(Path("results/timings") / f"{name}.csv", lambda path: path.write_text(row))
+    write_atomically(Path("runs/times") / f"{name}.csv", lambda path: path.write_text(row))
     print(f"{executed}: {seconds:.0f} s, peak memory {peak:.1f} GB")
 
 

@@ -24,9 +24,15 @@ from maskclip.data import Dataset, open_dataset, read_split
 from maskclip.evaluate import InstanceTask, PanopticTask, SemanticTask, Task, evaluate
 from maskclip.metrics import split_average_precision
 from maskclip.model import MaskCLIP, MaskEncoder, encode_masked_images, encode_with_mask_tokens
-from maskclip.proposals import Proposals
-from maskclip.proposals.ground_truth import ground_truth_proposals
-from maskclip.proposals.store import StoredProposals
+from maskclip.proposals import (
+    Proposals,
+    StoredProposals,
+    ground_truth_proposals,
+    load_source,
+    proposal_key,
+    store_proposals,
+    train_proposals,
+)
 from maskclip.training import load_trained_weights, train_maskclip
 from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
@@ -53,6 +59,14 @@ METHODS = {
     "layers_3_9_15_21": Method(rma_layers=(3, 9, 15, 21)),
     "layers_21_22_23_24": Method(rma_layers=(21, 22, 23, 24)),
     "maskclip_split": Method(proposals="mask2former_base", training_set="coco_split_train", tests=("coco_val",)),
+}
+
+
+# Whose pictures each proposal network is asked for; the base network serves the COCO split alone.
+PROPOSAL_SETS = {
+    "mask2former": ("coco_train", "coco_val", "a847", "p59", "lvis", "a150"),
+    "mask_rcnn": ("coco_train", "coco_val", "a847", "p59", "lvis", "a150"),
+    "mask2former_base": ("coco_split_train", "coco_val"),
 }
 
 
@@ -103,7 +117,21 @@ class Run:
         """The stored proposals of a network for a data set's pictures; `ground_truth` takes the annotation itself."""
         if network == "ground_truth":
             return GroundTruth(dataset)
-        return StoredProposals.open(self.folder / network / "stored" / dataset.name, dataset)
+        return StoredProposals(self._store(network, dataset), proposal_key(self.folder / network, dataset))
+
+    def _store(self, network: str, dataset: Dataset) -> Path:
+        return self.folder / network / "stored" / f"{dataset.name}.proposals"
+
+    def train_proposals(self, name: str, network: str, training_set: str) -> Path:
+        """Train a class-agnostic proposal network into runs/<seed>/<name>/, which is returned."""
+        launch(_train_proposals, (self.seed, name, network, training_set, self.params_path), self.params["processes"])
+        return self.folder / name
+
+    def store_proposals(self, name: str, dataset: Dataset) -> Path:
+        """Run a trained network over a data set's pictures and keep its proposals; the file is returned."""
+        source = load_source(self.folder / name, self.device)
+        key = proposal_key(self.folder / name, dataset)
+        return store_proposals(source, dataset, self._store(name, dataset), key)
 
     def new_encoder(self, method: str) -> MaskCLIPVisualEncoder:
         """The untrained visual encoder of a method of METHODS, its RMA layers scaled to this ViT's depth."""
@@ -209,6 +237,13 @@ def _train(seed: int, method: str, params: str) -> None:
     dataset = run.dataset(kind.training_set)
     proposals = run.proposals(kind.proposals, dataset)
     train_maskclip(run.new_encoder(method), run.clip, dataset, proposals, run.study.maskclip, run.folder / method, seed)
+
+
+def _train_proposals(seed: int, name: str, network: str, training_set: str, params: str) -> None:
+    run = Run(seed, params)
+    config = getattr(run.study.proposals, network)
+    device = "cpu" if run.device == "cpu" else None
+    train_proposals(network, run.dataset(training_set), config, run.folder / name, seed, device=device)
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:

@@ -1,0 +1,61 @@
+"""A file is whole or absent, and a checkpoint runs no code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskclip.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", {"weight": torch.arange(3), "step": 5})
+    state = load_checkpoint(tmp_path / "a.pt")
+    assert state["step"] == 5 and state["weight"].tolist() == [0, 1, 2]
+
+
+def test_a_failed_write_keeps_the_former_file_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("whole")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("ha")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"cannot write .*table\.csv.*No space left"):
+        write_atomically(path, fail)
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*file/below\.pt"):
+        save_checkpoint(tmp_path / "file" / "below.pt", {})
+
+
+def test_a_cut_off_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"weight": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"a\.pt is not a readable checkpoint"):
+        load_checkpoint(path)
+
+
+def test_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = tmp_path / "evil.pt"
+    path.write_bytes(pickle.dumps({"weight": Payload()}))
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*a\.pt"):
+        load_checkpoint(tmp_path / "a.pt")

@@ -1,0 +1,85 @@
+"""A typing error in a parameter is one sentence before the first minute of work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maskclip.config import load_params, load_study, scale_layers
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+def test_the_profiles_are_valid(profile: str) -> None:
+    study = load_study(profile, configs=ROOT / "configs")
+    assert study.maskclip.rma_layers == [6, 12, 18, 24]
+
+
+def test_the_paper_profile_is_the_papers() -> None:
+    study = load_study("paper", configs=ROOT / "configs")
+    training = study.maskclip
+    assert (training.learning_rate, training.batch, training.steps) == (1e-4, 8, 10_000)
+    assert (training.class_weight, training.dice_weight, training.mask_weight) == (2, 5, 5)
+    assert (training.points, training.no_object_weight, training.temperature) == (12_544, 0, 0.01)
+    assert study.clip.model == "ViT-L-14-336"
+    network = study.proposals.mask2former
+    assert (network.queries, network.decoder_layers, network.points, network.training.crop) == (100, 9, 12_544, 1024)
+    assert network.training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"maskclip": {"stepz": 3}}, ["unknown key 'stepz'", "steps", "mini.yaml.maskclip"]),
+        ({"maskclip": {"steps": -1}}, ["maskclip.steps is -1", "at least 0"]),
+        ({"maskclip": {"steps": "many"}}, ["maskclip.steps", "'many'", "int"]),
+        ({"maskclip": {"steps": True}}, ["maskclip.steps", "int"]),
+        ({"maskclip": {"learning_rate": "1e-4"}}, ["learning_rate", "1.0e-4"]),
+        ({"maskclip": {"rma_layers": 6}}, ["rma_layers", "list"]),
+        ({"data": {"world": {"train": 0}}}, ["data.world.train is 0", "at least 1"]),
+        ({"nonsense": {}}, ["unknown key 'nonsense'"]),
+    ],
+)
+def test_a_wrong_parameter_is_named(overrides: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_study("mini", overrides, configs=ROOT / "configs")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_profile_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown profile 'maxi'.*mini, paper"):
+        load_study("maxi", configs=ROOT / "configs")
+
+
+def test_overrides_in_params_reach_the_study(tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["overrides"]["maskclip"] = {"steps": 7}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert load_params(tmp_path / "params.yaml")[1].maskclip.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("paper", "depth", "expected"),
+    [
+        ([6, 12, 18, 24], 24, (6, 12, 18, 24)),
+        ([6, 12, 18, 24], 12, (3, 6, 9, 12)),
+        ([6, 12, 18, 24], 6, (2, 3, 5, 6)),
+        ([1, 7, 13, 19], 6, (1, 2, 3, 5)),
+        ([3, 9, 15, 21], 6, (1, 2, 4, 5)),
+        ([21, 22, 23, 24], 6, (3, 4, 5, 6)),
+        ([6, 12, 18, 24], 4, (1, 2, 3, 4)),
+    ],
+)
+def test_table_9s_layers_at_the_same_fractions_of_depth(paper: list[int], depth: int, expected: tuple) -> None:
+    assert scale_layers(paper, depth) == expected
+
+
+@pytest.mark.parametrize(("paper", "depth"), [([0, 6], 6), ([6, 25], 6), ([6, 6], 6), ([6, 12, 18, 24], 3)])
+def test_layers_a_vit_lacks_are_refused(paper: list[int], depth: int) -> None:
+    with pytest.raises(ValueError, match="rma_layers"):
+        scale_layers(paper, depth)

@@ -1,0 +1,126 @@
+"""Training builds the graph for matched masks only; the gradients must be those of the full graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskclip.config import load_study
+from maskclip.criterion import Targets, build_criterion, losses_of_matched_masks
+
+TRAINING = load_study("mini", configs=Path(__file__).parent.parent / "configs").maskclip
+TRAINING = dataclasses.replace(TRAINING, points=64)
+B, M, S, C, K = 3, 9, 16, 8, 5
+
+
+class Encoder(torch.nn.Module):
+    """Anything in which masks do not see one another: embeddings and two rounds of refined masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Linear(S * S, C)
+        self.refine = torch.nn.ModuleList(torch.nn.Linear(S * S, S * S) for _ in range(2))
+        self.seen: list[int] = []
+
+    def forward(self, mask_logits: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
+        self.seen.append(mask_logits.shape[1])
+        flat, layers = mask_logits.flatten(2), []
+        for layer in self.refine:
+            flat = flat + 0.1 * layer(flat.tanh())
+            layers.append(flat.view(mask_logits.shape))
+        return self.embed(flat.tanh()), layers
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor, Tensor, Targets]:
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.randn(B, M, S, S, generator=generator) * 3
+    valid = torch.ones(B, M, dtype=torch.bool)
+    valid[1, 6:] = False
+    text = torch.nn.functional.normalize(torch.randn(K + 1, C, generator=generator), dim=-1)
+    counts = (4, 2, 0)
+    targets = Targets(
+        [torch.randint(0, K, (n,), generator=generator) for n in counts],
+        [(torch.rand(n, 2 * S, 2 * S, generator=generator) < 0.4).float() for n in counts],
+    )
+    return masks, valid, text, targets
+
+
+def full_graph(encoder: Encoder, masks: Tensor, valid: Tensor, text: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """The plain form: every mask in the graph, losses by transformers' own criterion, image by image where ragged."""
+    criterion = build_criterion(TRAINING, K)
+    embeddings, layers = encoder(masks, valid)
+    logits = torch.nn.functional.normalize(embeddings, dim=-1) @ text.T / TRAINING.temperature
+    cut = [[layer[i : i + 1, : valid[i].sum()] for i in range(B)] for layer in layers]
+    with torch.no_grad():
+        matches = [
+            [
+                criterion.matcher(
+                    one, logits[i : i + 1, : one.shape[1]], targets.masks[i : i + 1], targets.labels[i : i + 1]
+                )[0]
+                for i, one in enumerate(layer)
+            ]
+            for layer in cut
+        ]
+    count = criterion.get_num_masks(targets.labels, device=masks.device)
+    classes = criterion.loss_labels(logits, targets.labels, matches[-1])["loss_cross_entropy"]
+    losses = {"loss_ce": TRAINING.class_weight * classes}
+    parts = [criterion.loss_masks(layer, targets.masks, match, count) for layer, match in zip(layers, matches)]
+    losses["loss_dice"] = TRAINING.dice_weight * torch.stack([part["loss_dice"] for part in parts]).sum()
+    losses["loss_bce"] = TRAINING.mask_weight * torch.stack([part["loss_mask"] for part in parts]).sum()
+    return losses
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_losses_and_gradients_equal_the_full_graphs(seed: int) -> None:
+    torch.manual_seed(seed)
+    encoder = Encoder()
+    inputs = batch(seed)
+    gradients = []
+    values = []
+    for losses_of in (
+        lambda: full_graph(encoder, *inputs),
+        lambda: losses_of_matched_masks(encoder, *inputs, build_criterion(TRAINING, K), TRAINING),
+    ):
+        encoder.zero_grad()
+        torch.manual_seed(7)  # both draw the same points, in the same order
+        losses = losses_of()
+        sum(losses.values()).backward()
+        values.append({name: loss.item() for name, loss in losses.items()})
+        gradients.append([value.grad.clone() for value in encoder.parameters()])
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    for plain, fast in zip(*gradients):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-6)
+        assert plain.abs().max() > 0
+
+
+def test_only_matched_masks_get_a_graph() -> None:
+    encoder = Encoder()
+    losses_of_matched_masks(encoder, *batch(0), build_criterion(TRAINING, K), TRAINING)
+    everything, graph = encoder.seen
+    assert everything == M and graph < M
+
+
+def test_each_layers_masks_have_a_loss_of_their_own() -> None:
+    encoder = Encoder()
+    masks, valid, text, targets = batch(1)
+    torch.manual_seed(0)
+    both = losses_of_matched_masks(encoder, masks, valid, text, targets, build_criterion(TRAINING, K), TRAINING)
+
+    def last_only(mask_logits: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
+        embeddings, layers = encoder(mask_logits, valid)
+        return embeddings, layers[-1:]
+
+    torch.manual_seed(0)
+    last = losses_of_matched_masks(last_only, masks, valid, text, targets, build_criterion(TRAINING, K), TRAINING)
+    assert both["loss_dice"] > 1.5 * last["loss_dice"]
+
+
+def test_a_batch_without_segments_is_survived() -> None:
+    masks, valid, text, _ = batch(2)
+    none = Targets([torch.zeros(0, dtype=torch.long)] * B, [torch.zeros(0, S, S)] * B)
+    losses = losses_of_matched_masks(Encoder(), masks, valid, text, none, build_criterion(TRAINING, K), TRAINING)
+    assert sum(losses.values()).item() == 0

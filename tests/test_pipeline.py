@@ -1,0 +1,75 @@
+"""A stage is one notebook: its parameters are checked, its failure is readable, its success is whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from maskclip.pipeline import declared_parameters, parse_parameters
+
+ROOT = Path(__file__).parent.parent
+
+
+def notebook(path: Path, *cells: str) -> Path:
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    book.cells[0].metadata["tags"] = ["parameters"]
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, path)
+    return path
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "maskclip.pipeline", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_a_notebook_runs_with_its_parameters(tmp_path: Path) -> None:
+    notebook(tmp_path / "a.ipynb", "seed = 0\nname = 'x'", "open('out.txt', 'w').write(f'{seed} {name}')")
+    done = run(tmp_path, "a.ipynb", "runs/3/b.ipynb", "-p", "seed", "3", "-p", "name", "7")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.txt").read_text() == "3 7"
+    assert (tmp_path / "runs/3/b.ipynb").is_file() and not list(tmp_path.glob("runs/3/*running*"))
+    assert (tmp_path / "runs/times/3-b.csv").read_text().startswith("stage,seconds,peak_gb\n3-b,")
+
+
+def test_a_failing_cell_is_readable_and_its_copy_kept(tmp_path: Path) -> None:
+    notebook(tmp_path / "a.ipynb", "seed = 0", "raise ValueError('the word is missing; add it')")
+    done = run(tmp_path, "a.ipynb", "b.ipynb")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("ValueError: the word is missing; add it")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "b.ipynb").exists()
+    kept = nbformat.read(tmp_path / "b.failed.ipynb", as_version=4)
+    assert any(output.get("ename") == "ValueError" for cell in kept.cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("seed", "many"), "parameter seed is 'many'; it must be a int"),
+        (("seed", "1.5"), "parameter seed is '1.5'; it must be a int"),
+        (("sede", "1"), "no parameter 'sede'; it has: seed, rate, names"),
+        (("names", "3"), "parameter names is '3'; it must be a list"),
+    ],
+)
+def test_wrong_parameters_are_named(tmp_path: Path, given: tuple[str, str], words: str) -> None:
+    path = notebook(tmp_path / "a.ipynb", "seed = 0\nrate = 0.5\nnames = ['a']")
+    with pytest.raises(ValueError, match=words):
+        parse_parameters(path, [given])
+    assert parse_parameters(path, [("rate", "1"), ("names", "['b']")]) == {"rate": 1.0, "names": ["b"]}
+
+
+def test_a_missing_notebook_is_one_sentence(tmp_path: Path) -> None:
+    done = run(tmp_path, "no.ipynb", "b.ipynb")
+    assert (done.returncode, done.stderr) == (1, "error: there is no notebook no.ipynb\n")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_studys_notebooks_are_clean_and_parameterized(path: Path) -> None:
+    assert declared_parameters(path)
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert not cell.get("outputs") and not cell.get("execution_count"), "strip outputs before committing"
