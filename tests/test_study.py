@@ -1,0 +1,134 @@
+"""The whole study at smoke size, as its users run it: `dvc repro` in a fresh copy of the repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+OVERRIDES = {
+    "data": {"world": {"train": 24, "val": 6, "ade": 6, "pascal": 6, "lvis": 6}},
+    "proposals": {
+        "mask2former": {"training": {"steps": 6, "checkpoint_every": 2}},
+        "mask_rcnn": {"training": {"steps": 6, "checkpoint_every": 2}},
+    },
+    "maskclip": {"steps": 5, "checkpoint_every": 1, "points": 128},
+}
+METHODS = {
+    "maskclip", "maskclip_maskrcnn", "wo_refinement", "layers_1_7_13_19", "layers_3_9_15_21", "layers_21_22_23_24",
+    "maskclip_split", "clip_baseline", "wo_rma",
+}  # fmt: skip
+
+
+def dvc(folder: Path, *arguments: str, **options) -> subprocess.Popen:  # type: ignore[no-untyped-def]
+    """A dvc command of this very environment, its threads and its analytics kept at home."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks here, with params.yaml at smoke size."""
+    folder = tmp_path_factory.mktemp("study")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("reports/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["seeds"] = [3]
+    params["overrides"] = OVERRIDES
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    for command in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(repository: Path) -> Path:
+    """The study, run to its end, after its MaskCLIP training was killed once (kill -9)."""
+    process = dvc(repository, "repro", "data", "proposals@3-mask2former")
+    output = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, output
+    process = dvc(repository, "repro", "maskclip@3-maskclip", start_new_session=True)
+    checkpoint = repository / "runs/3/maskclip/checkpoint.pt"
+    deadline = time.monotonic() + 300
+    while not checkpoint.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert checkpoint.is_file() and not (repository / "results/3/maskclip.csv").exists()
+    process = dvc(repository, "repro")
+    output = process.communicate(timeout=1500)[0]
+    assert process.returncode == 0, output
+    return repository
+
+
+def test_every_method_has_results(study: Path) -> None:
+    rows = pd.concat(pd.read_csv(path) for path in (study / "results/3").glob("*.csv") if _holds_scores(path))
+    assert set(rows.method) == METHODS
+    assert rows.seed.eq(3).all() and rows.profile.eq("mini").all()
+    assert rows.value.dropna().between(0, 100).all()
+    full = rows[rows.method == "maskclip"]
+    assert set(full.dataset) >= {"a150", "a847", "p59", "p459", "lvis"}
+    assert set(rows[rows.dataset == "coco_split"].metric) == {
+        "AP50_constrained_base", "AP50_constrained_target",
+        "AP50_generalized_base", "AP50_generalized_target", "AP50_generalized_all",
+    }  # fmt: skip
+
+
+def _holds_scores(path: Path) -> bool:
+    return "proposals" in path.open().readline()
+
+
+def test_every_table_is_written_three_ways(study: Path) -> None:
+    for number in range(2, 10):
+        for suffix in ("csv", "md", "tex"):
+            assert list((study / "reports").rglob(f"*table*{number}*.{suffix}")), f"table {number} as {suffix}"
+    page = (study / "reports/index.html").read_text()
+    assert "C18" in page and "http-equiv" not in page
+
+
+def test_a_killed_training_resumes_to_the_undisturbed_runs_numbers(study: Path) -> None:
+    killed = pd.read_csv(study / "results/3/maskclip.csv")
+    log = subprocess.run(["git", "status"], cwd=study, capture_output=True, text=True, check=True)
+    assert log.returncode == 0
+    shutil.rmtree(study / "runs/3/maskclip")
+    (study / "results/3/maskclip.csv").rename(study / "killed.csv")
+    process = dvc(study, "repro", "--force", "--single-item", "maskclip@3-maskclip")
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    pd.testing.assert_frame_equal(pd.read_csv(study / "results/3/maskclip.csv"), killed, check_exact=True)
+
+
+def test_a_second_repro_runs_nothing(study: Path) -> None:
+    process = dvc(study, "repro")
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert "Running stage" not in output
+    assert "Data and pipelines are up to date." in output
+
+
+def test_dvc_shows_dag_metrics_and_plots(study: Path) -> None:
+    process = dvc(study, "dag")
+    dag = process.communicate(timeout=120)[0]
+    assert "proposals@3-mask2former" in dag and "report" in dag
+    process = dvc(study, "metrics", "show")
+    metrics = process.communicate(timeout=120)[0]
+    assert "results/3/maskclip.json" in metrics.replace("\\", "/") and "a150.PQ" in metrics
+    process = dvc(study, "plots", "show")
+    assert process.communicate(timeout=120)[0] and process.returncode == 0
