@@ -22,7 +22,7 @@ def write_made_up_results(root: Path, seeds: tuple[int, ...] = (0, 1, 2), noise:
         rows: list[tuple] = []
 
         def add(method, dataset, metric, value, proposals=None, rows=rows, random=random, seed=seed):
-            proposals = proposals or ("maskrcnn" if method == "maskclip_maskrcnn" else "mask2former")
+            proposals = proposals or ("mask_rcnn" if method == "maskclip_maskrcnn" else "mask2former")
             value = 1.2 * value + noise * random.standard_normal()
             rows.append((method, proposals, dataset, metric, value, seed, "mini"))
 
@@ -48,13 +48,13 @@ def write_made_up_results(root: Path, seeds: tuple[int, ...] = (0, 1, 2), noise:
         folder.mkdir(parents=True)
         columns = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]
         pd.DataFrame(rows, columns=columns).to_csv(folder / "scores.csv", index=False)
-        for method in ("maskclip", "maskclip_maskrcnn", "wo_refinement", "layers_1_7_13_19", "maskclip_split"):
+        for method in ("maskclip", "maskclip_maskrcnn", "wo_refinement", "layers_1_7_13_19", "mask2former"):
             step = np.arange(0, 400, 5)
             loss = 3 + 9 * np.exp(-step / 90) + random.normal(0, 0.6, len(step))
             pd.DataFrame({"step": step, "loss": loss, "loss_ce": loss / 3, "loss_dice": loss / 3, "loss_bce": loss / 3,
                           "lr": 1e-4}).to_csv(folder / f"curves_{method}.csv", index=False)
         quality = [(source, "a150", group, metric, base + 0.03 * random.standard_normal())
-                   for source, base in (("mask2former", 0.66), ("maskrcnn", 0.55), ("mask2former_class_aware", 0.5))
+                   for source, base in (("mask2former", 0.66), ("mask_rcnn", 0.55), ("mask2former_base", 0.5))
                    for group in ("all", "things", "stuff", "trained", "novel") for metric in ("AR100", "mean_best_iou")]
         pd.DataFrame(quality, columns=["source", "dataset", "group", "metric", "value"]).to_csv(
             folder / "proposal_quality.csv", index=False)
@@ -63,8 +63,10 @@ def write_made_up_results(root: Path, seeds: tuple[int, ...] = (0, 1, 2), noise:
                  ("red / blue", "red star", 93.0), ("red / blue", "blue star", 95.0)]
         pd.DataFrame([(p, w, a + random.normal()) for p, w, a in words], columns=["pair", "word", "accuracy"]).to_csv(
             folder / "attributes.csv", index=False)
-        stages = [("data", 41), ("proposals", 320), ("baselines", 60), ("maskclip", 240), ("ablations", 300)]
-        pd.DataFrame(stages, columns=["stage", "seconds"]).to_csv(folder / "times.csv", index=False)
+        times = root.parent / "runs" / "times"
+        times.mkdir(parents=True, exist_ok=True)
+        for stage, seconds in (("02_proposals", 320 + seed), ("03_baselines", 60), ("04_maskclip", 240)):
+            (times / f"{seed}-{stage}.csv").write_text(f"stage,seconds,peak_gb\n{seed}-{stage},{seconds},1.9\n")
     costs = {"regionclip": (37, None), "zegformer": (39, None), "simseg": (37.5, None), "clip_baseline": (38.1, 95.0),
              "wo_rma": (0.41, 1.3), "maskclip": (0.52, 2.4)}
     pd.DataFrame([(method, metric, 100, "ViT-L-14-336", 336, value) for method, pair in costs.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,18 +19,19 @@ __all__ = ["Results", "build_report", "build_table", "interval", "judge_claims",
            "set_style"]
 
 
-def build_report(results_dir: str | Path, reports_dir: str | Path, reasons: str | Path | None = None) -> Path:
+def build_report(results_dir: str | Path, reports_dir: str | Path, seeds: Sequence[int] | None = None,
+                 reasons: str | Path | None = None) -> Path:
     """Write everything there is to say about `results_dir` into `reports_dir`; return the HTML page's path.
 
-    Written: report.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png;
-    metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`. `reasons` is the YAML file of what people
-    found out about claims (default `reports_dir/reasons.yaml`, optional).
+    Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png;
+    metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`. `seeds` (default: all) leaves other seeds'
+    results out. `reasons` is the YAML file of what people found out about claims (default `reports_dir/reasons.yaml`).
 
     Raises:
         FileNotFoundError, ValueError: as read_results and read_reasons.
     """
     out = Path(reports_dir)
-    results = read_results(results_dir)
+    results = read_results(results_dir, seeds)
     judgements = judge_claims(results, read_reasons(reasons or out / "reasons.yaml"))
     tables = {number: build_table(results, number) for number in TABLES}
     for number, table in tables.items():
@@ -38,7 +40,7 @@ def build_report(results_dir: str | Path, reports_dir: str | Path, reasons: str 
     _write_claims(judgements, out)
     _write_for_dvc(results, tables, judgements, out)
     figures = draw_figures(results, judgements, out / "figures")
-    page = out / "report.html"
+    page = out / "index.html"
     _write(page, render_page(results, tables, judgements, figures))
     return page
 

@@ -56,15 +56,14 @@ class Outcome:
         return len(self.study)
 
     @property
-    def paper_text(self) -> str:
-        return f"{self.label}: {_figures(*self.paper, self.kind)}" if self.paper else f"{self.label}: pictures only"
+    def paper_figures(self) -> str:
+        return _figures(*self.paper, self.kind) if self.paper else "pictures only"
 
     @property
-    def study_text(self) -> str:
+    def study_figures(self) -> str:
         if self.state == "missing":
-            return f"{self.label}: {DASH}"
-        figures = _figures(self.study.a.mean(), self.study.b.mean(), self.kind, self.mean)
-        return f"{self.label}: {figures}" + (f" ± {self.half:.2f}" if self.half == self.half else "")
+            return DASH
+        return _figures(self.study.a.mean(), self.study.b.mean(), self.kind, self.mean, self.half)
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ class Claim:
     name: str
     text: str
     comparisons: tuple[Comparison, ...]
+
+    @property
+    def table(self) -> int:
+        """The paper's table it is about; 0 for pictures."""
+        return self.comparisons[0].table if self.comparisons else 0
 
 
 @dataclass(frozen=True)
@@ -85,25 +89,26 @@ class Judgement:
     reason: str = ""
 
 
-def _figures(a: float, b: float, kind: str, value: float | None = None) -> str:
+def _figures(a: float, b: float, kind: str, value: float | None = None, half: float = float("nan")) -> str:
+    """`15.1 vs 13.6 (+1.50 ± 0.21)`, `35.8 / 15.1 = 2.37 ± 0.1`: both sides, the comparison and its interval."""
+    plus = f" ± {half:.2f}" if half == half else ""
     if kind == "ratio":
-        return f"{a:.3g} / {b:.3g} = {a / b if value is None else value:.2f}"
-    if kind == "chance":
-        return f"{a:.1f} (chance {b:.0f}, {a - b if value is None else value:+.1f})"
-    return f"{a:.2f} vs {b:.2f} ({a - b if value is None else value:+.2f})"
+        return f"{a:.3g} / {b:.3g} = {a / b if value is None else value:.2f}{plus}"
+    return f"{a:.3g} vs {b:.3g} ({a - b if value is None else value:+.2f}{plus})"
 
 
 def _beats(table: int, a: str, b: str, *columns: str) -> tuple[Comparison, ...]:
-    label = "{c}" if len(columns) > 1 else "{c}, {a} > {b}"
-    return tuple(Comparison(label.format(c=c, a=a, b=b), table, (a, c), (b, c)) for c in columns)
+    return tuple(Comparison(column, table, (a, column), (b, column)) for column in columns)
 
 
 def _chain(table: int, column: str, *rows: str) -> tuple[Comparison, ...]:
     """Each row above the next one."""
-    return tuple(Comparison(f"{a} > {b}", table, (a, column), (b, column)) for a, b in pairwise(rows))
+    return tuple(Comparison(f"{_SHORT.get(a, a)} > {_SHORT.get(b, b)}", table, (a, column), (b, column))
+                 for a, b in pairwise(rows))
 
 
 _CB, _WO, _MR, _MC = "CLIP Baseline", "MaskCLIP w/o RMA", "MaskCLIP (Mask R-CNN)", "MaskCLIP"
+_SHORT = {_WO: "w/o RMA", _MR: "Mask R-CNN", "MaskCLIP w/o MR": "w/o MR"}
 _SETS = ("A-150", "A-847", "P-459", "P-59")
 _ORDER = (_MC, _MR, _WO, _CB)
 _GT, _LAST, _SPREAD = "MaskCLIP + GT masks", "21, 22, 23, 24", "6, 12, 18, 24"
@@ -146,9 +151,9 @@ def judge_claims(results: Results, reasons: dict[str, str] | None = None) -> lis
     judged = []
     for claim in CLAIMS:
         outcomes = _attributes(results) if claim.name == "C18" else [_compare(c, results) for c in claim.comparisons]
-        verdict, remark = _verdict(outcomes, costs=claim.name in ("C10", "C11"))
-        if claim.name in ("C10", "C11") and results.reference_model:
-            remark = f"{remark}; {results.reference_model}"
+        verdict, remark = _verdict(outcomes, costs=claim.table == 6)
+        if claim.table == 6 and outcomes[0].seeds:
+            remark += f"; {results.cost_model('tflops' if claim.name == 'C10' else 'time_s')}"
         judged.append(Judgement(claim, tuple(outcomes), verdict, remark, (reasons or {}).get(claim.name, "")))
     return judged
 
@@ -210,7 +215,7 @@ def _attributes(results: Results) -> list[Outcome]:
         accuracy = of_pair.groupby("seed").accuracy.mean()
         chance = 100 / of_pair.word.nunique()
         frame = pd.DataFrame({"a": accuracy, "b": chance, "value": accuracy - chance})
-        outcomes.append(_outcome(str(pair), "chance", None, frame))
+        outcomes.append(_outcome(f"{pair}, over chance", "chance", None, frame))
     return outcomes
 
 
@@ -237,7 +242,8 @@ def claims_table(judgements: list[Judgement]) -> pd.DataFrame:
     """The claims table as text: one row per claim."""
     return pd.DataFrame([{
         "claim": j.claim.name, "text": j.claim.text,
-        "paper": "; ".join(o.paper_text for o in j.outcomes), "study": "; ".join(o.study_text for o in j.outcomes),
+        "paper": "; ".join(f"{o.label}: {o.paper_figures}" for o in j.outcomes),
+        "study": "; ".join(f"{o.label}: {o.study_figures}" for o in j.outcomes),
         "seeds": max((o.seeds for o in j.outcomes), default=0), "verdict": j.verdict, "remark": j.remark,
         "reason": j.reason} for j in judgements])
 

@@ -1,8 +1,8 @@
-"""The charts of the report: one function each, one style, one colour per method everywhere."""
+"""The charts of the report: one style, one colour per method everywhere, titles that say what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -25,71 +25,40 @@ from .claims import Judgement
 from .results import METHODS, Results, interval
 from .tables import TABLES, paper_numbers, study_values
 
-# Okabe and Ito's palette, told apart by colour-blind eyes as well; grey for the baseline, blue for the paper's method.
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
+# Okabe and Ito's palette, told apart by colour-blind eyes as well; grey for the baseline, blue for the paper's method.
 PALETTE = {
     "CLIP Baseline": "#a3a8b0", "MaskCLIP w/o RMA": "#e69f00", "MaskCLIP (Mask R-CNN)": "#56b4e9",
     "MaskCLIP": "#0072b2", "MaskCLIP + GT masks": "#009e73", "MaskCLIP w/o MR": "#cc79a7",
-    "MaskCLIP (COCO split)": "#009e73",
-    "1, 7, 13, 19": "#f4c9a8", "3, 9, 15, 21": "#e89a5c", "21, 22, 23, 24": "#d55e00", "6, 12, 18, 24": "#0072b2",
+    "MaskCLIP (COCO split)": "#009e73", "1, 7, 13, 19": "#f4c9a8", "3, 9, 15, 21": "#e89a5c",
+    "21, 22, 23, 24": "#d55e00", "6, 12, 18, 24": "#0072b2",
     "RegionCLIP": "#d7dade", "ZegFormer": "#d7dade", "SimSeg": "#d7dade",
+    "mask2former": "#0072b2", "mask_rcnn": "#56b4e9", "mask2former_base": "#009e73",
 }
+_SPARE = ("#cc79a7", "#e69f00", "#d55e00", "#a3a8b0", "#f0e442")  # for what has no colour of its own yet
 _PALE = "#80b8d8"  # MaskCLIP's blue, for classes never trained on
 _STATES = {"holds": "#009e73", "fails": "#d55e00", "open": "#a3a8b0"}
-WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 _FOUR = ["CLIP Baseline", "MaskCLIP w/o RMA", "MaskCLIP (Mask R-CNN)", "MaskCLIP"]
+_GROUPS = ["all", "things", "stuff"]
+WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
 
 def set_style() -> None:
     """The report's look: white ground, light horizontal grid, type large enough for a slide."""
     sns.set_theme(context="notebook", style="whitegrid", rc={
-        "figure.facecolor": "white", "figure.dpi": 100, "savefig.dpi": 170, "savefig.bbox": "tight",
-        "font.size": 12, "axes.titlesize": 13, "axes.titleweight": "normal", "axes.labelsize": 12,
-        "xtick.labelsize": 11.5, "ytick.labelsize": 11, "legend.fontsize": 11, "legend.frameon": False,
-        "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": MUTED, "axes.edgecolor": MUTED,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-        "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 1.0, "axes.axisbelow": True})
+        "figure.facecolor": "white", "figure.dpi": 100, "savefig.dpi": 160, "savefig.bbox": "tight",
+        "figure.constrained_layout.use": True, "font.size": 12, "axes.titlesize": 13, "axes.titlelocation": "left",
+        "axes.titlecolor": MUTED, "axes.labelsize": 12, "xtick.labelsize": 11.5, "ytick.labelsize": 11,
+        "legend.fontsize": 11, "legend.frameon": False, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
+        "ytick.color": MUTED, "axes.edgecolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.spines.left": False, "axes.grid.axis": "y", "grid.color": GRID, "axes.axisbelow": True})
 
 
 def _title(figure: Figure, message: str, detail: str) -> None:
     """The message above, in words one can quote; what is drawn below it, small and grey. Both in fixed inches."""
     height = figure.get_size_inches()[1]
-    figure.text(0.01, 1 + 0.42 / height, message, ha="left", va="bottom", fontsize=16, fontweight="bold", color=INK)
+    figure.text(0.01, 1 + 0.42 / height, message, ha="left", va="bottom", fontsize=16, fontweight="bold")
     figure.text(0.01, 1 + 0.12 / height, detail, ha="left", va="bottom", fontsize=11.5, color=MUTED)
-
-
-def _bars(axes: Axes, results: Results, table: int, rows: list[str], columns: list[str],
-          labels: list[str] | None = None) -> None:
-    """Grouped bars of the study with 95 % intervals and every seed as a dot; the paper's numbers as diamonds."""
-    width = 0.8 / len(rows)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            x = j + (i - (len(rows) - 1) / 2) * width
-            values = study_values(results, table, row, column)
-            if len(values):
-                mean, half = interval(values)
-                axes.bar(x, mean, width * 0.9, color=PALETTE[row], label=row if j == 0 else None, zorder=2)
-                if half == half:
-                    axes.errorbar(x, mean, half, color=INK, elinewidth=1.3, capsize=3, zorder=4)
-                    axes.scatter([x] * len(values), values, s=9, color=INK, alpha=0.45, linewidths=0, zorder=3)
-            printed = paper_numbers().get((table, row, column))
-            if printed:
-                axes.scatter([x], [float(printed)], s=46, marker="D", facecolor="white", edgecolor=INK, linewidths=1.3,
-                             zorder=5)
-    axes.set_xticks(range(len(columns)), labels or columns)
-    axes.set_ylim(bottom=0)
-    axes.tick_params(axis="x", length=0)
-
-
-def _legend(figure: Figure, rows: list[str]) -> None:
-    handles: list[Artist] = [Patch(color=PALETTE[row], label=row) for row in rows]
-    figure.legend(handles=[*handles, _paper_marker()], loc="upper center", bbox_to_anchor=(0.5, 0.0),
-                  ncols=len(rows) + 1, columnspacing=1.5, handlelength=1.2)
-
-
-def _paper_marker() -> Line2D:
-    return Line2D([], [], marker="D", linestyle="", markersize=7, markerfacecolor="white", markeredgecolor=INK,
-                  label="the paper (real data)")
 
 
 def _mean(results: Results, table: int, row: str, column: str) -> float:
@@ -98,81 +67,131 @@ def _mean(results: Results, table: int, row: str, column: str) -> float:
 
 def _any(results: Results, table: int) -> bool:
     spec = TABLES[table]
-    return any(len(study_values(results, table, row, c)) for row in spec.rows for c in spec.columns)
+    return any(len(study_values(results, table, row, column)) for row in spec.rows for column in spec.columns)
+
+
+def _versus(results: Results, table: int, column: str) -> str:
+    """`MaskCLIP 15.1, CLIP Baseline 8.2`: a message that is true however it comes out."""
+    rows = [row for row in ("MaskCLIP", "CLIP Baseline") if len(study_values(results, table, row, column))]
+    return ", ".join(f"{row} {_mean(results, table, row, column):.1f}" for row in rows) or "not measured"
+
+
+def _bars(axes: Axes, results: Results, table: int, rows: Sequence[str], columns: Sequence[str],
+          labels: Sequence[str] | None = None) -> None:
+    """Grouped bars of the study with 95 % intervals and every seed as a dot; the paper's numbers as diamonds."""
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            x = j + (i - (len(rows) - 1) / 2) * width
+            values = study_values(results, table, row, column)
+            if len(values):
+                mean, half = interval(values)
+                pale = table == 5 and "target" in column
+                axes.bar(x, mean, width * 0.9, color=_PALE if pale else PALETTE[row], zorder=2)
+                if half == half:
+                    axes.errorbar(x, mean, half, color=INK, elinewidth=1.3, capsize=3, zorder=4)
+                    axes.scatter([x] * len(values), values, s=9, color=INK, alpha=0.45, linewidths=0, zorder=3)
+            if printed := paper_numbers().get((table, row, column)):
+                axes.scatter([x], [float(printed)], s=46, marker="D", facecolor="white", edgecolor=INK, zorder=5)
+    axes.set_xticks(range(len(columns)), labels or columns)
+    axes.set_ylim(bottom=0)
+    axes.tick_params(axis="x", length=0)
+
+
+def _legend(figure: Figure, rows: Sequence[str], *more: Artist) -> None:
+    """Below the chart: a patch per row, and the paper's diamond."""
+    paper = Line2D([], [], marker="D", linestyle="", markersize=7, markerfacecolor="white", markeredgecolor=INK,
+                   label="the paper (real data)")
+    handles = [*more, *(Patch(color=PALETTE[row], label=row) for row in rows), paper]
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(handles),
+                  columnspacing=1.5, handlelength=1.2)
+
+
+def _horizontal(axes: Axes, names: Sequence[str]) -> None:
+    """Horizontal bars: names in ink, the first on top, the grid upright."""
+    axes.set_yticks(range(len(names)), names, color=INK)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x", color=GRID)
+
+
+def _table_chart(results: Results, panels: Sequence[tuple[str, int, Sequence[str], Sequence[str], Sequence[str]]],
+                 message: str, source: str, legend: Sequence[str]) -> Figure:
+    """Panels of grouped bars, each (title, table, rows, columns, labels), side by side."""
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.3), squeeze=False)
+    for axes, (title, table, rows, columns, labels) in zip(all_axes[0], panels):
+        _bars(axes, results, table, rows, columns, labels)
+        axes.set_title(title)
+    n = len(results.seeds)
+    seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
+    _title(figure, message, f"{source}; study ({results.profile} profile): {seeds}")
+    _legend(figure, legend)
+    return figure
 
 
 def semantic(results: Results) -> Figure | None:
     """Table 2: mIoU on the four semantic sets."""
-    columns = list(TABLES[2].columns)
     if not _any(results, 2):
         return None
+    columns = list(TABLES[2].columns)
     means = pd.DataFrame({c: {row: _mean(results, 2, row, c) for row in _FOUR} for c in columns})
     means = means.dropna(axis=1, how="all")
     first = int((means.idxmax() == "MaskCLIP").sum())
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
-    _bars(axes, results, 2, _FOUR, columns)
-    axes.set_ylabel("mIoU (%)")
-    message = f"MaskCLIP comes first on {first} of {len(means.columns)} semantic sets"
-    _title(figure, message, _detail(results, "Table 2"))
-    _legend(figure, _FOUR)
-    return figure
-
-
-def _detail(results: Results, source: str) -> str:
-    n = len(results.seeds)
-    seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
-    return f"{source}; study ({results.profile} profile): {seeds}"
-
-
-def _versus(results: Results, table: int, a: str, b: str, column: str) -> str:
-    """`A 15.1, B 8.2`: true however it comes out."""
-    digits = TABLES[table].digits
-    return ", ".join(f"{row} {_mean(results, table, row, column):.{digits}f}" for row in (a, b))
+    return _table_chart(results, [("mIoU (%)", 2, _FOUR, columns, columns)],
+                        f"MaskCLIP comes first on {first} of {len(means.columns)} semantic sets", "Table 2", _FOUR)
 
 
 def panoptic(results: Results) -> Figure | None:
     """Table 3: PQ, SQ and RQ, all classes, things, stuff."""
     if not _any(results, 3):
         return None
-    figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 4.4), layout="constrained")
-    for axes, quality, name in zip(panels, ("PQ", "SQ", "RQ"), ("panoptic", "segmentation", "recognition")):
-        _bars(axes, results, 3, _FOUR, [quality, f"{quality}th", f"{quality}st"], ["all", "things", "stuff"])
-        axes.set_title(f"{quality}: {name} quality (%)", loc="left", color=MUTED)
-    message = "Panoptic quality: " + _versus(results, 3, "MaskCLIP", "CLIP Baseline", "PQ")
-    _title(figure, message, _detail(results, "Table 3, A-150"))
-    _legend(figure, _FOUR)
-    return figure
+    panels = [(f"{q}: {name} quality (%)", 3, _FOUR, [q, f"{q}th", f"{q}st"], _GROUPS)
+              for q, name in (("PQ", "panoptic"), ("SQ", "segmentation"), ("RQ", "recognition"))]
+    return _table_chart(results, panels, f"Panoptic quality: {_versus(results, 3, 'PQ')}", "Table 3, A-150", _FOUR)
 
 
 def instance(results: Results) -> Figure | None:
     """Table 4: AP, AP50, AP75 on ADE20K and LVIS."""
     if not _any(results, 4):
         return None
-    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 4.4), layout="constrained", sharey=True)
-    for axes, name in zip(panels, ("ADE20K", "LVIS")):
-        _bars(axes, results, 4, _FOUR, [f"{name} {m}" for m in ("AP", "AP50", "AP75")], ["AP", "AP50", "AP75"])
-        axes.set_title(f"{name} (%)", loc="left", color=MUTED)
-    message = "Instances, LVIS AP: " + _versus(results, 4, "MaskCLIP", "CLIP Baseline", "LVIS AP")
-    _title(figure, message, _detail(results, "Table 4"))
-    _legend(figure, _FOUR)
-    return figure
+    metrics = ["AP", "AP50", "AP75"]
+    panels = [(f"{name} (%)", 4, _FOUR, [f"{name} {m}" for m in metrics], metrics) for name in ("ADE20K", "LVIS")]
+    return _table_chart(results, panels, f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}", "Table 4", _FOUR)
 
 
 def split(results: Results) -> Figure | None:
     """Table 5: AP50 of trained-on (base) and never trained-on (target) classes."""
     if not _any(results, 5):
         return None
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.0), layout="constrained")
     columns = list(TABLES[5].columns)
-    _bars(axes, results, 5, ["MaskCLIP"], columns, [c.replace(" ", "\n") for c in columns])
-    for bar, column in zip(axes.patches, columns):
-        bar.set_facecolor(_PALE if "target" in column else PALETTE["MaskCLIP"])
-    axes.set_ylabel("AP50 (%)")
     target, base = (_mean(results, 5, "MaskCLIP", f"generalized {group}") for group in ("target", "base"))
-    _title(figure, f"Classes never trained on reach {target / base:.0%} of the trained ones' AP50" if base > 0 else
-           "COCO split", _detail(results, "Table 5; generalized; pale: never trained on"))
-    _legend(figure, ["MaskCLIP"])
-    return figure
+    reached = f"{target / base:.0%} of the trained ones' AP50" if base > 0 else "no measured share of the others' AP50"
+    return _table_chart(results, [("AP50 (%)", 5, ["MaskCLIP"], columns, [c.replace(" ", "\n") for c in columns])],
+                        f"Classes never trained on reach {reached}", "Table 5, generalized; pale: target classes", ["MaskCLIP"])
+
+
+def ground_truth(results: Results) -> Figure | None:
+    """Table 7: what perfect masks would give."""
+    rows = ["MaskCLIP", "MaskCLIP + GT masks"]
+    own, given = (_mean(results, 7, row, "PQ") for row in rows)
+    if not given > 0:
+        return None
+    message = f"Ground-truth masks give {given / own:.1f} times the PQ" if own > 0 else "Ground-truth masks"
+    return _table_chart(results, [("%", 7, rows, ["PQ", "mIoU"], ["PQ", "mIoU"])], message, "Table 7, A-150", rows)
+
+
+def ablations(results: Results) -> Figure | None:
+    """Tables 8 and 9: mask refinement, and the layers that carry RMA."""
+    refinement, layers = list(TABLES[8].rows), list(TABLES[9].rows)
+    gain = _mean(results, 8, "MaskCLIP", "PQ") - _mean(results, 8, "MaskCLIP w/o MR", "PQ")
+    measured = {row: mean for row in layers if (mean := _mean(results, 9, row, "PQ")) > 0}
+    if gain != gain and len(measured) < 2:
+        return None
+    panels = [(f"Mask refinement, {q} (%)", 8, refinement, [q, f"{q}th", f"{q}st"], _GROUPS) for q in ("PQ", "SQ")]
+    panels.append(("Layers that carry RMA, PQ (%)", 9, layers, ["PQ", "PQth", "PQst"], _GROUPS))
+    best = max(measured, key=lambda row: measured[row]) if measured else "none"
+    message = f"Refinement changes PQ by {gain:+.1f}; of the layer sets, {best} comes first"
+    return _table_chart(results, panels, message, "Tables 8 and 9, A-150", [refinement[0], *layers[:-1], "MaskCLIP"])
 
 
 def efficiency(results: Results) -> Figure | None:
@@ -180,8 +199,8 @@ def efficiency(results: Results) -> Figure | None:
     if not _any(results, 6):
         return None
     rows = list(TABLES[6].rows)
-    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.8), layout="constrained", sharey=True)
-    for axes, column in zip(panels, ("TFLOPs", "seconds")):
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.8), sharey=True)
+    for axes, (column, metric) in zip(panels, (("TFLOPs", "tflops"), ("seconds", "time_s"))):
         for y, row in enumerate(rows):
             value, printed = _mean(results, 6, row, column), paper_numbers().get((6, row, column))
             if value == value:
@@ -189,129 +208,37 @@ def efficiency(results: Results) -> Figure | None:
                 axes.annotate(f"{value:.3g}", (value, y), (6, 0), textcoords="offset points", va="center", fontsize=11)
             if printed:
                 axes.scatter([float(printed)], [y], s=46, marker="D", facecolor="white", edgecolor=INK, zorder=5)
-        axes.set(xscale="log", yticks=range(len(rows)))
-        axes.set_yticklabels(rows, color=INK)
-        axes.set_title(f"{column}, logarithmic", loc="left", color=MUTED)
-        axes.grid(axis="x", color=GRID)
-        axes.grid(visible=False, axis="y")
+        axes.set_xscale("log")
         left, right = axes.get_xlim()
         axes.set_xlim(left / 2, right * 2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panels[0].invert_yaxis()
+        axes.set_title(f"{column}, {results.cost_model(metric)} (logarithmic)")
+        _horizontal(axes, rows)
     ratio = _mean(results, 6, "CLIP Baseline", "seconds") / _mean(results, 6, "MaskCLIP w/o RMA", "seconds")
     message = f"Mask tokens: {ratio:.3g} times the speed of one CLIP pass per mask"
-    _title(figure, message if ratio > 0 else "What 100 masks cost", f"Table 6; 100 masks of one image, study: {results.reference_model}")
+    _title(figure, message if ratio > 0 else "What 100 masks cost", "Table 6; the features of 100 masks of one image")
     _legend(figure, [])
     return figure
 
 
-def ground_truth(results: Results) -> Figure | None:
-    """Table 7: what perfect masks would give."""
-    rows = ["MaskCLIP", "MaskCLIP + GT masks"]
-    if not len(study_values(results, 7, rows[1], "PQ")):
+def seed_spread(results: Results) -> Figure | None:
+    """Every seed's PQ and mIoU, one line a seed: is the order of the methods the same each time?"""
+    if len(results.seeds) < 2 or not _any(results, 3) or not _any(results, 2):
         return None
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.0), layout="constrained")
-    _bars(axes, results, 7, rows, ["PQ", "mIoU"])
-    axes.set_ylabel("%")
-    ratio = _mean(results, 7, rows[1], "PQ") / _mean(results, 7, rows[0], "PQ")
-    _title(figure, f"Ground-truth masks give {ratio:.1f} times the PQ", _detail(results, "Table 7, A-150"))
-    _legend(figure, rows)
-    return figure
-
-
-def ablations(results: Results) -> Figure | None:
-    """Tables 8 and 9: mask refinement, and the layers that carry RMA."""
-    if not any(len(results.score(m, "a150", "PQ")) for m in METHODS if m.startswith(("wo_ref", "layers"))):
-        return None
-    figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 4.2), layout="constrained", width_ratios=(1, 1, 1.5))
-    refinement, layers = list(TABLES[8].rows), list(TABLES[9].rows)
-    for axes, quality in zip(panels, ("PQ", "SQ")):
-        _bars(axes, results, 8, refinement, [quality, f"{quality}th", f"{quality}st"], ["all", "things", "stuff"])
-        axes.set_title(f"Mask refinement, {quality} (%)", loc="left", color=MUTED)
-    _bars(panels[2], results, 9, layers, ["PQ", "PQth", "PQst"], ["all", "things", "stuff"])
-    panels[2].set_title("Layers that carry RMA, PQ (%)", loc="left", color=MUTED)
-    gain = _mean(results, 8, "MaskCLIP", "PQ") - _mean(results, 8, "MaskCLIP w/o MR", "PQ")
-    best = max(layers, key=lambda row: np.nan_to_num(_mean(results, 9, row, "PQ"), nan=-1))
-    _title(figure, f"Refinement changes PQ by {gain:+.1f}; of the layer sets, {best} comes first",
-           _detail(results, "Tables 8 and 9, A-150"))
-    _legend(figure, [refinement[0], *layers[:-1], "MaskCLIP"])
-    return figure
-
-
-def training_curves(results: Results) -> Figure | None:
-    """The training loss of every trained model, smoothed, one thin line a seed."""
-    if results.curves.empty:
-        return None
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
-    curves = results.curves.assign(seed=results.curves.get("seed", 0))
-    names = [m for m in METHODS if m in set(curves.method)] + sorted(set(curves.method) - set(METHODS))
-    spare = iter(sns.color_palette("colorblind", len(names)))
-    ends = []
-    for method in names:
-        runs = curves[curves.method == method].pivot_table(index="step", columns="seed", values="loss").dropna()
-        smooth = runs.ewm(halflife=max(1, len(runs) / 40)).mean()
-        color = PALETTE.get(METHODS.get(method, "")) or next(spare)
-        axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=color, alpha=0.15, linewidth=0)
-        axes.plot(smooth.index, smooth.mean(axis=1), color=color, linewidth=2, label=METHODS.get(method, method))
-        ends.append((smooth.iloc[0].mean(), smooth.iloc[-1].mean()))
-    axes.set(xlabel="step", ylabel="loss")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title="trained model", alignment="left")
-    first, last = np.mean(ends, axis=0)
-    seeds = len(curves.seed.unique())
-    band = f"; mean of {seeds} seeds, band: their range" if seeds > 1 else ""
-    _title(figure, f"Training: the loss goes from {first:.1f} to {last:.1f} on average",
-           f"2 cross entropy + 5 dice + 5 BCE (Sec. 4.2), smoothed{band}")
-    return figure
-
-
-def proposal_quality(results: Results) -> Figure | None:
-    """AR@100 and mean best IoU of the proposals for every group of ground-truth segments."""
-    table = results.proposal_quality
-    if table.empty:
-        return None
-    metrics = [m for m in ("AR100", "mean_best_iou") if m in set(table.metric)] or sorted(set(table.metric))
-    dataset = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0]
-    table = table[table.dataset == dataset].copy()
-    known = ["all", "things", "stuff", "trained", "novel"]
-    groups = [g for g in known if g in set(table.group)] + sorted(set(table.group) - set(known))
-    fixed = {"mask2former": "#0072b2", "maskrcnn": "#56b4e9", "mask2former_class_aware": "#cc79a7"}
-    sources = [s for s in fixed if s in set(table.source)] + sorted(set(table.source) - set(fixed))
-    spare = iter(["#e69f00", "#009e73", "#d55e00", "#a3a8b0", "#f0e442"] * 3)
-    palette = {s: fixed.get(s) or next(spare) for s in sources}
-    names = {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}
-    figure, panels = plt.subplots(1, len(metrics), figsize=(WIDTH, 4.0), layout="constrained", squeeze=False)
-    for axes, metric in zip(panels[0], metrics):
-        sns.barplot(table[table.metric == metric], x="group", y="value", hue="source", order=groups, hue_order=sources,
-                    palette=palette, saturation=1, errorbar=None, ax=axes, legend=axes is panels[0][-1], gap=0.08)
-        axes.set(xlabel="", ylabel="")
-        axes.set_title(names.get(metric, metric), loc="left", color=MUTED)
-    sns.move_legend(panels[0][-1], "upper left", bbox_to_anchor=(1.01, 1), title="proposals", alignment="left")
-    of_first = table[(table.metric == metrics[0]) & (table.source == sources[0])].groupby("group").value.mean()
-    novel, trained = of_first.get("novel"), of_first.get("trained")
-    message = "How good the proposals are" if novel is None or trained is None else (
-        f"Proposals, {names.get(metrics[0], metrics[0])}: {novel:.2f} never trained, {trained:.2f} trained categories")
-    _title(figure, message, f"{sources[0]}; data set {dataset}; groups of ground-truth segments")
-    return figure
-
-
-def mini_clip(results: Results) -> Figure | None:
-    """Zero-shot top-1 accuracy of CLIP on single things, by attribute."""
-    table = results.mini_clip
-    if table.empty:
-        return None
-    order = table.groupby("attribute", sort=False).accuracy.mean()
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.36 * len(order)), layout="constrained")
-    axes.barh(range(len(order)), order, 0.66, color=PALETTE["MaskCLIP"], zorder=2)
-    for y, value in enumerate(order):
-        axes.annotate(f"{value:.1f}", (value, y), (-6, 0), textcoords="offset points", va="center", ha="right",
-                      color="white", fontsize=10.5)
-    axes.set(xlim=(0, 100), xlabel="zero-shot top-1 (%)", yticks=range(len(order)))
-    axes.set_yticklabels(order.index, color=INK)
-    axes.invert_yaxis()
-    axes.grid(axis="x", color=GRID)
-    axes.grid(visible=False, axis="y")
-    _title(figure, f"mini CLIP names {order.iloc[0]:.1f} % right ({order.index[0]})",
-           "renderings never trained on, all thing names as candidates")
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 4.2))
+    same = 0
+    for axes, (table, column, name) in zip(panels, ((3, "PQ", "PQ, A-150 (%)"), (2, "A-150", "mIoU, A-150 (%)"))):
+        frame = pd.DataFrame({row: study_values(results, table, row, column) for row in _FOUR})
+        frame = frame.dropna(axis=1, how="all")
+        axes.plot(range(frame.shape[1]), frame.to_numpy().T, color=MUTED, linewidth=1.2, alpha=0.7, zorder=2)
+        for x, row in enumerate(frame):
+            axes.scatter([x] * len(frame), frame[row], s=70, color=PALETTE[row], edgecolor="white", zorder=3)
+        axes.set_xticks(range(frame.shape[1]), [row.replace("MaskCLIP ", "MaskCLIP\n") for row in frame])
+        axes.set_title(name)
+        axes.margins(x=0.08, y=0.12)
+        same += len(frame.rank(axis=1).drop_duplicates()) == 1
+    _title(figure, f"The order of the methods is the same in every seed on {same} of 2 measures",
+           f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2")
     return figure
 
 
@@ -320,7 +247,7 @@ def attributes(results: Results) -> Figure | None:
     if results.attributes.empty:
         return None
     table = results.attributes.assign(seed=results.attributes.get("seed", 0))
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.0), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.0))
     position, ticks, names = 0.0, [], []
     for _, of_pair in table.groupby("pair", sort=False):
         start, chance = position, 100 / of_pair.word.nunique()
@@ -333,74 +260,114 @@ def attributes(results: Results) -> Figure | None:
             names.append(str(word).replace(" ", "\n"))
             position += 1
         axes.plot([start - 0.5, position - 0.5], [chance] * 2, color="#d55e00", linewidth=1.8, linestyle="--", zorder=4)
-        position += 0.7
-    axes.set_xticks(ticks, names)
+        position += 0.6
+    axes.set_xticks(ticks, names, fontsize=min(11.5, 110 / len(ticks)))
     axes.set(ylim=(0, 100), ylabel="accuracy (%)")
     axes.tick_params(axis="x", length=0)
-    accuracy = table.groupby("pair").accuracy.mean()
-    _title(figure, f"Told apart without training on it: {accuracy.mean():.0f} % right on average",
-           "C18; per pair of words (dashed: chance), accuracy on regions of each")
+    _title(figure, f"Told apart without training on it: {table.groupby('pair').accuracy.mean().mean():.0f} % right",
+           "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)")
     return figure
 
 
-def seed_spread(results: Results) -> Figure | None:
-    """Every seed's PQ and A-150 mIoU, one line a seed: is the order of the methods the same each time?"""
-    if len(results.seeds) < 2 or not _any(results, 3):
+def training_curves(results: Results) -> Figure | None:
+    """The training loss of every trained network, smoothed: the visual encoders left, the proposal networks right."""
+    if results.curves.empty:
         return None
-    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 4.2), layout="constrained")
-    same = []
-    for axes, (table, column, name) in zip(panels, ((3, "PQ", "PQ, A-150 (%)"), (2, "A-150", "mIoU, A-150 (%)"))):
-        frame = pd.DataFrame({row: study_values(results, table, row, column) for row in _FOUR})
-        frame = frame.dropna(axis=1, how="all")
-        axes.plot(range(frame.shape[1]), frame.to_numpy().T, color=MUTED, linewidth=1.2, alpha=0.7, zorder=2)
-        for x, row in enumerate(frame):
-            axes.scatter([x] * len(frame), frame[row], s=70, color=PALETTE[row], edgecolor="white", zorder=3)
-        axes.set_xticks(range(frame.shape[1]), [row.replace("MaskCLIP ", "MaskCLIP\n") for row in frame])
-        axes.set_title(name, loc="left", color=MUTED)
-        axes.margins(x=0.08, y=0.12)
-        same.append(frame.rank(axis=1).drop_duplicates().shape[0] == 1)
-    message = {2: "The order of the methods is the same in every seed", 1: "The order is the same in every seed on one "
-               "of two measures", 0: "The order of the methods changes from seed to seed"}[sum(same)]
-    _title(figure, message, "one line a seed; PQ as in Table 3, mIoU as in Table 2")
+    curves = results.curves.assign(seed=results.curves.get("seed", 0))
+    encoders = [m for m in METHODS if m in set(curves.method)]
+    groups = {"visual encoder": encoders, "proposal network": sorted(set(curves.method) - set(encoders))}
+    groups = {name: methods for name, methods in groups.items() if methods}
+    figure, panels = plt.subplots(1, len(groups), figsize=(WIDTH, 4.3), squeeze=False)
+    spare, ends = iter(_SPARE * 9), {}
+    for axes, (group, methods) in zip(panels[0], groups.items()):
+        for method in methods:
+            runs = curves[curves.method == method].pivot_table(index="step", columns="seed", values="loss").dropna()
+            smooth = runs.ewm(halflife=max(1, len(runs) / 40)).mean()
+            color = PALETTE.get(METHODS.get(method, method)) or next(spare)
+            axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=color, alpha=0.15, lw=0)
+            axes.plot(smooth.index, smooth.mean(axis=1), color=color, linewidth=2, label=METHODS.get(method, method))
+            ends[method] = f"{smooth.iloc[0].mean():.1f} to {smooth.iloc[-1].mean():.1f}"
+        axes.set(xlabel="step", ylabel="loss", title=group, ylim=(0, None))
+        axes.legend(fontsize=10)
+    shown = "maskclip" if "maskclip" in ends else next(iter(ends))
+    seeds = len(curves.seed.unique())
+    _title(figure, f"Training {METHODS.get(shown, shown)}: the loss goes from {ends[shown]}",
+           "encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed"
+           + (f"; mean of {seeds} seeds, band: their range" if seeds > 1 else ""))
+    return figure
+
+
+def proposal_quality(results: Results) -> Figure | None:
+    """AR@100 and mean best IoU of the proposals for every group of ground-truth segments."""
+    if results.proposal_quality.empty:
+        return None
+    table = results.proposal_quality
+    dataset = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0]
+    table, names = table[table.dataset == dataset], {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}
+    metrics, sources = list(table.metric.unique()), list(table.source.unique())
+    groups = [g for g in (*_GROUPS, "trained", "novel") if g in set(table.group)]
+    spare = iter(_SPARE * 9)
+    figure, panels = plt.subplots(1, len(metrics), figsize=(WIDTH, 4.0), squeeze=False)
+    for axes, metric in zip(panels[0], metrics):
+        sns.barplot(table[table.metric == metric], x="group", y="value", hue="source", order=groups, hue_order=sources,
+                    palette={s: PALETTE.get(s) or next(spare) for s in sources}, saturation=1, errorbar=None, gap=0.08,
+                    ax=axes, legend=axes is panels[0][-1])
+        axes.set(xlabel="", ylabel="", ylim=(0, 1), title=names.get(metric, metric))
+    sns.move_legend(panels[0][-1], "upper left", bbox_to_anchor=(1.01, 1), title="proposals", alignment="left")
+    of_first = table[(table.metric == metrics[0]) & (table.source == sources[0])].groupby("group").value.mean()
+    message = "How good the proposals are" if not {"novel", "trained"} <= set(of_first.index) else (
+        f"Proposals, {names.get(metrics[0], metrics[0])}: {of_first.novel:.2f} on categories never trained on, "
+        f"{of_first.trained:.2f} on trained ones")
+    _title(figure, message, f"{sources[0]}; data set {dataset}; by group of annotated segments")
+    return figure
+
+
+def mini_clip(results: Results) -> Figure | None:
+    """Zero-shot top-1 accuracy of CLIP on single things, by attribute."""
+    if results.mini_clip.empty:
+        return None
+    accuracy = results.mini_clip.groupby("attribute", sort=False).accuracy.mean()
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.36 * len(accuracy)))
+    bars = axes.barh(range(len(accuracy)), accuracy, 0.66, color=PALETTE["MaskCLIP"], zorder=2)
+    axes.bar_label(bars, fmt="%.1f", padding=-38, color="white")
+    axes.set(xlim=(0, 100), xlabel="zero-shot top-1 (%)")
+    _horizontal(axes, [str(name) for name in accuracy.index])
+    _title(figure, f"mini CLIP names {accuracy.iloc[0]:.1f} % right ({accuracy.index[0]})",
+           "renderings never trained on, all thing names to choose from")
     return figure
 
 
 def comparisons(judgements: list[Judgement]) -> Figure | None:
-    """Every difference the claims speak of, relative to the weaker side: the study's interval, the paper's diamond."""
+    """Every difference the claims speak of, relative to its second side: the study's interval, the paper's diamond."""
     shown = [(j.claim, o) for j in judgements for o in j.outcomes
              if o.kind == "difference" and o.state != "missing" and o.study.b.mean() > 0]
     if not shown:
         return None
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.3 * len(shown)), layout="constrained")
-    before = None
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.3 * len(shown)), layout="none")
+    figure.subplots_adjust(left=0.3, right=0.99, top=0.995, bottom=0.8 / figure.get_size_inches()[1])
+    beside, before = axes.get_yaxis_transform(), None
     for y, (claim, outcome) in enumerate(shown):
         if claim is not before:
-            measures = {comparison.a[1] for comparison in claim.comparisons}
-            measure = measures.pop() if len(measures) == 1 else "mIoU"
-            axes.text(-0.62, y, f"{claim.name}  {measure}", transform=axes.get_yaxis_transform(), va="center",
-                      fontsize=11.5, fontweight="bold")
-            axes.plot([-0.62, 1], [y - 0.5] * 2, transform=axes.get_yaxis_transform(), color=GRID, clip_on=False)
+            measures = sorted({comparison.a[1] for comparison in claim.comparisons})
+            axes.text(-0.42, y, f"{claim.name}  {measures[0] if len(measures) == 1 else 'mIoU'}", transform=beside,
+                      va="center", fontsize=11.5, fontweight="bold")
+            axes.plot([-0.42, 1], [y - 0.5] * 2, transform=beside, color=GRID, clip_on=False)
             before = claim
         scale = 100 / outcome.study.b.mean()
-        half = outcome.half * scale if outcome.half == outcome.half else 0
-        axes.errorbar(outcome.mean * scale, y, xerr=half, fmt="o", color=_STATES[outcome.state], markersize=7,
-                      elinewidth=2.4, zorder=4)
+        axes.errorbar(outcome.mean * scale, y, xerr=np.nan_to_num(outcome.half) * scale, fmt="o", markersize=7,
+                      color=_STATES[outcome.state], elinewidth=2.4, zorder=4)
         if outcome.paper:
             axes.scatter((outcome.paper[0] / outcome.paper[1] - 1) * 100, y, s=40, marker="D", facecolor="white",
-                         edgecolor=INK, linewidths=1.2, zorder=3)
+                         edgecolor=INK, zorder=3)
+    _horizontal(axes, [outcome.label for _, outcome in shown])
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("symlog", linthresh=20)
     left, right = axes.get_xlim()
     ticks = [t for t in (-100, -50, -20, -10, 0, 10, 20, 50, 100, 200, 500, 1000) if left <= t <= right]
     axes.set_xticks(ticks, [f"{tick:+d} %" if tick else "0" for tick in ticks])
-    axes.set_yticks(range(len(shown)), [outcome.label for _, outcome in shown], color=INK)
     axes.set_xlabel("first over second, relative (linear within ±20 %, logarithmic beyond)")
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-    axes.grid(axis="x", color=GRID)
     holds = sum(outcome.state == "holds" for _, outcome in shown)
-    handles = [Line2D([], [], marker="o", linestyle="", color=color, label=state) for state, color in _STATES.items()]
-    figure.legend(handles=[*handles, _paper_marker()], loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
+    _legend(figure, [], *(Line2D([], [], marker="o", linestyle="", color=c, label=s) for s, c in _STATES.items()))
     several = ", with its 95 % interval over seeds" if max(outcome.seeds for _, outcome in shown) > 1 else "; one seed"
     _title(figure, f"{holds} of {len(shown)} comparisons come out as the paper says",
            f"every difference behind C1 to C8 and C14 to C17{several}")
@@ -408,7 +375,7 @@ def comparisons(judgements: list[Judgement]) -> Figure | None:
 
 
 FIGURES: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
-    "table2_semantic": (semantic, "Semantic segmentation, mIoU (Table 2)."),
+    "table2_semantic": (semantic, "Semantic segmentation (Table 2)."),
     "table3_panoptic": (panoptic, "Panoptic, segmentation and recognition quality (Table 3)."),
     "table4_instance": (instance, "Instance segmentation across data sets (Table 4)."),
     "table5_split": (split, "Instance segmentation on the COCO split (Table 5)."),
@@ -417,7 +384,7 @@ FIGURES: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
     "tables8_9_ablations": (ablations, "Mask refinement (Table 8) and RMA layers (Table 9)."),
     "seeds": (seed_spread, "The spread over seeds."),
     "attributes": (attributes, "Fine distinctions in the user's words (C18, in the spirit of Figs. 5 and 7)."),
-    "training_curves": (training_curves, "Training of the visual encoder."),
+    "training_curves": (training_curves, "Training of both stages."),
     "proposal_quality": (proposal_quality, "Quality of the class-agnostic proposals."),
     "mini_clip": (mini_clip, "What the mini CLIP can name."),
 }
@@ -427,14 +394,14 @@ def draw_figures(results: Results, judgements: list[Judgement], folder: Path) ->
     """Draw every chart there are results for into `folder`; name -> (file, caption)."""
     set_style()
     drawn = {}
-    captions = {"claims": "The paper's comparisons in the study."} | {name: text for name, (_, text) in FIGURES.items()}
+    captions = {"claims": "The comparisons behind the claims."} | {name: text for name, (_, text) in FIGURES.items()}
     for name, caption in captions.items():
         path = folder / f"{name}.png"
         figure = comparisons(judgements) if name == "claims" else FIGURES[name][0](results)
         if figure is None:
             path.unlink(missing_ok=True)  # a chart of former results would be shown as if it were of these
             continue
-        write_atomically(path, lambda temporary, figure=figure: figure.savefig(temporary))
+        write_atomically(path, figure.savefig)
         plt.close(figure)
         drawn[name] = (path, caption)
     return drawn

@@ -6,9 +6,11 @@ import base64
 import io
 import platform
 import subprocess
+from collections.abc import Hashable
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from PIL import Image
@@ -93,11 +95,9 @@ def run_facts(results: Results) -> dict[str, str]:
     return facts
 
 
-def stage_times(results: Results) -> list[tuple[str, float]]:
-    """(stage, seconds, mean over seeds) in the order run."""
-    if results.times.empty:
-        return []
-    return list(results.times.groupby("stage", sort=False).seconds.mean().items())
+def stage_times(results: Results) -> list[dict[Hashable, Any]]:
+    """Stage, seconds (mean over seeds) and peak memory in GB."""
+    return results.times.to_dict("records")
 
 
 def _version(package: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ _OTHER_FILES = {
     "proposal_quality": ["source", "dataset", "group", "metric", "value"],
     "attributes": ["pair", "word", "accuracy"],
     "mini_clip": ["attribute", "accuracy"],
-    "times": ["stage", "seconds"],
 }
 
 
@@ -41,8 +41,8 @@ _OTHER_FILES = {
 class Results:
     """One profile's results, all seeds together; a kind of result that is not there is an empty table.
 
-    `scores` has SCORE_COLUMNS, values in percent; `facts` is what the run recorded of itself (run.json);
-    `pictures` are the notebooks' pictures with their captions.
+    `scores` has SCORE_COLUMNS, values in percent; `times` has stage, seconds and peak_gb; `facts` is what the run
+    recorded of itself (run.json); `pictures` are the notebooks' pictures with their captions.
     """
 
     scores: pd.DataFrame
@@ -75,20 +75,19 @@ class Results:
                        & (table.dataset == dataset) & (table.metric == metric)]
         return chosen.set_index("seed")["value"].sort_index()
 
-    def cost(self, method: str, metric: str, model: str | None = None, masks: int = 100) -> pd.Series:
-        """`time_s`, `tflops` or `peak_gb` of one method with `masks` masks on one model (default: the paper's own)."""
-        table = self.efficiency
-        if table.empty:
+    def cost(self, method: str, metric: str) -> pd.Series:
+        """`time_s`, `tflops` or `peak_gb` of one method for the 100 masks of one image, on `cost_model(metric)`."""
+        if self.efficiency.empty:
             return pd.Series(dtype=float)
-        model = model or self.reference_model
-        chosen = table[(table.method == method) & (table.metric == metric) & (table.model == model)
-                       & (table.masks == masks)]
+        table = self.efficiency
+        chosen = table[(table.method == method) & (table.metric == metric) & (table.masks == 100)
+                       & (table.model == self.cost_model(metric))]
         return chosen.reset_index(drop=True)["value"]
 
-    @property
-    def reference_model(self) -> str | None:
-        """The measured model the paper's efficiency figures are about: ViT-L/14, else the first one measured."""
-        models = [str(m) for m in self.efficiency.model.unique()] if len(self.efficiency) else []
+    def cost_model(self, metric: str) -> str | None:
+        """The model a cost was measured on: the paper's ViT-L/14 where it was, else the first one measured."""
+        table = self.efficiency
+        models = [str(m) for m in table[table.metric == metric].model.unique()] if len(table) else []
         return next((m for m in models if "L-14" in m or "L/14" in m), models[0] if models else None)
 
 
@@ -103,8 +102,10 @@ def interval(values: pd.Series | np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * spread)
 
 
-def read_results(results_dir: str | Path) -> Results:
+def read_results(results_dir: str | Path, seeds: Sequence[int] | None = None) -> Results:
     """Read `results_dir`: score files `<seed>/<stage>.csv` and the other results beside them.
+
+    `seeds` leaves out what other seeds have left there. Times are read from `runs/times` beside `results_dir`.
 
     Raises:
         FileNotFoundError: the folder, or any score in it, is missing.
@@ -115,7 +116,9 @@ def read_results(results_dir: str | Path) -> Results:
         raise FileNotFoundError(f"no results folder at {root}; run the study first (make study) or correct the path")
     scores: list[pd.DataFrame] = []
     others: dict[str, list[pd.DataFrame]] = {kind: [] for kind in _OTHER_FILES}
-    for path in sorted([*root.glob("*.csv"), *root.glob("*/*.csv")]):
+    folders = [path for path in sorted(root.iterdir()) if path.name.isdigit() and path.is_dir()
+               and (seeds is None or int(path.name) in seeds)]
+    for path in [path for folder in (root, *folders) for path in sorted(folder.glob("*.csv"))]:
         kind = next((k for k in _OTHER_FILES if path.stem == k or path.stem.startswith(f"{k}_")), None)
         table = _read_csv(path, _OTHER_FILES[kind] if kind else SCORE_COLUMNS)
         if kind is None:
@@ -129,9 +132,11 @@ def read_results(results_dir: str | Path) -> Results:
     if not scores:
         raise FileNotFoundError(f"no scores in {root} (expected <seed>/<stage>.csv files); run the study first")
     facts: dict[str, Any] = {}
-    for path in sorted([*root.glob("run*.json"), *root.glob("*/run*.json")]):
+    for path in (folder / "run.json" for folder in (root, *folders) if (folder / "run.json").is_file()):
         facts |= _read_json(path)
-    return Results(_clean_scores(pd.concat(scores, ignore_index=True)), facts=facts, pictures=_pictures(root),
+    pictures = [picture for folder in (root, *folders[:1]) for picture in _pictures(folder / "figures")]
+    times = _times(root.parent / "runs" / "times", seeds)
+    return Results(_clean_scores(pd.concat(scores, ignore_index=True)), times=times, facts=facts, pictures=pictures,
                    **{kind: pd.concat(tables, ignore_index=True) for kind, tables in others.items() if tables})
 
 
@@ -164,7 +169,7 @@ def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
     if len(unreadable):
         raise ValueError(f"a score is no number: {unreadable.iloc[0].to_dict()}; run its stage again")
     scores["value"] = values
-    scores["proposals"] = scores.proposals.fillna("mask2former")
+    scores["proposals"] = scores.proposals.fillna("mask2former").str.replace("mask_rcnn", "maskrcnn")
     scores["dataset"] = scores.dataset.replace(_SAME_DATASET)
     scores = scores[np.isfinite(scores.value)]  # a value that could not be computed is a missing one
     of_maskrcnn = (scores.method == "maskclip") & (scores.proposals == "maskrcnn")
@@ -181,9 +186,24 @@ def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.reset_index(drop=True)
 
 
-def _pictures(root: Path) -> list[tuple[Path, str]]:
-    """The pictures in `figures/` in the order of captions.json; those without a caption come last, by name."""
-    folder = root / "figures"
+def _times(folder: Path, seeds: Sequence[int] | None) -> pd.DataFrame:
+    """`<seed>-<stage>.csv` or `<stage>.csv`: mean seconds over seeds and largest memory of each stage."""
+    rows = []
+    for path in sorted(folder.glob("*.csv")):
+        seed, _, stage = path.stem.partition("-")
+        if not seed.isdigit():
+            stage = path.stem
+        elif seeds is not None and int(seed) not in seeds:
+            continue
+        rows.append(_read_csv(path, ["seconds", "peak_gb"]).assign(stage=stage))
+    if not rows:
+        return pd.DataFrame()
+    grouped = pd.concat(rows).groupby("stage", as_index=False)
+    return grouped.agg(seconds=("seconds", "mean"), peak_gb=("peak_gb", "max"))
+
+
+def _pictures(folder: Path) -> list[tuple[Path, str]]:
+    """The pictures of a folder in the order of its captions.json; those without a caption come last, by name."""
     captions = _read_json(folder / "captions.json") if (folder / "captions.json").is_file() else {}
     absent = [name for name in captions if not (folder / name).is_file()]
     if absent:

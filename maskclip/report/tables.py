@@ -59,6 +59,7 @@ class Line:
 class Table:
     spec: TableSpec
     lines: tuple[Line, ...]
+    remark: str = ""
 
     @property
     def head(self) -> list[str]:
@@ -102,8 +103,7 @@ TABLES: dict[int, TableSpec] = {spec.number: spec for spec in (
                "MaskCLIP": ("maskclip", None)},
               {"TFLOPs": ("efficiency", "tflops"), "seconds": ("efficiency", "time_s"),
                "peak GB": ("efficiency", "peak_gb")}, digits=2,
-              remark="The paper's TFLOPs are for ViT-L/14 and a 640x640 input, its seconds for an RTX 3090 (Sec. 4.3); "
-                     "the study's for the model, resolution and machine named in the report."),
+              remark="Paper: TFLOPs of ViT-L/14 at 640x640, seconds on an RTX 3090 (Sec. 4.3)."),
     TableSpec(7, "Ground-truth masks as proposals, ADE20K (A-150), in %",
               {"OpenSeg": None, "MaskCLIP": ("maskclip", None), "OpenSeg + GT masks": None,
                "MaskCLIP + GT masks": ("maskclip", "ground_truth")},
@@ -155,7 +155,10 @@ def build_table(results: Results, number: int) -> Table:
         if own is not None:
             cells = (_study_cell(study[row, c], spec.digits, best.get(c)) for c in spec.columns)
             lines.append(Line(row, note, "study", tuple(cells)))
-    return Table(spec, tuple(lines))
+    measured = {label: results.cost_model(metric) for label, (data, metric) in spec.columns.items()
+                if data == "efficiency"}
+    models = ", ".join(f"{label} with {model}" for label, model in measured.items() if model)
+    return Table(spec, tuple(lines), " ".join(filter(None, [spec.remark, models and f"Study: {models}."])))
 
 
 def _study_cell(values: pd.Series, digits: int, best: float | None) -> Cell:
@@ -193,7 +196,7 @@ def to_markdown(table: Table) -> str:
     lines = [f"**{table.caption}**", "", markdown_row(table.head),
              markdown_row(["---"] * len(_row(table, table.lines[0])) + ["---:"] * len(table.spec.columns))]
     lines += [markdown_row([*_row(table, line), *map(text, line.cells)]) for line in table.lines]
-    return "\n".join([*lines, "", *([table.spec.remark, ""] if table.spec.remark else []), footnote(table), ""])
+    return "\n".join([*lines, "", footnote(table), ""])
 
 
 def markdown_row(cells: list[str]) -> str:
@@ -204,7 +207,7 @@ def footnote(table: Table) -> str:
     """What the numbers are, and how many seeds stand behind the study's."""
     counts = sorted({cell.seeds for line in table.lines for cell in line.cells if cell.seeds})
     if not counts:
-        return f"No result of the study yet ({DASH}). Cited systems: the paper's numbers."
+        return " ".join(filter(None, [table.remark, f"No result of the study yet ({DASH})."]))
     if table.spec.number == 6:
         seeds = "one measurement each"
     elif counts == [1]:
@@ -212,7 +215,9 @@ def footnote(table: Table) -> str:
     else:
         seeds = f"mean over {' or '.join(map(str, counts))} seeds ± half-width of the 95 % interval (t distribution)"
     bold = "" if table.spec.number in _NO_BEST else "bold: the study's best; "
-    return f"Study: {seeds}; {bold}{DASH}: not measured. Cited systems: the paper's numbers, not run here."
+    cited = any(line.source == "paper (cited)" for line in table.lines) and table.spec.number != 6
+    text = f"Study: {seeds}; {bold}{DASH}: not measured."
+    return " ".join(filter(None, [table.remark, text, cited and "Cited: the paper's numbers, not run here."]))
 
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -235,7 +240,7 @@ def to_latex(table: Table) -> str:
             body.append(r"\addlinespace[2pt]")
         cells = [rf"\textbf{{{latex_escape(c.text)}}}" if c.best else latex_escape(c.text) for c in line.cells]
         body.append(" & ".join([*map(latex_escape, _row(table, line)), *cells]) + r" \\")
-    caption = " ".join(filter(None, [table.spec.title + ".", table.spec.remark, footnote(table)]))
+    caption = f"{table.spec.title}. {footnote(table)}"
     return "\n".join([
         r"\begin{table}[t]", r"\centering", rf"\caption{{{latex_escape(caption)}}}",
         rf"\label{{tab:{table.spec.number}}}",
