@@ -1,0 +1,127 @@
+"""The parameters of both proposal networks and of their training; the defaults are the paper's (Sec. 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def at_least(minimum: float, default: float) -> Any:
+    """A dataclass field that must not be smaller than `minimum`."""
+    return field(default=default, metadata={"minimum": minimum})
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A ResNet; ResNet-50 as both papers use it has ImageNet weights and frozen batch statistics.
+
+    Attributes:
+        block: "basic" (ResNet-18, -34) or "bottleneck" (ResNet-50 and larger).
+        normalization: "frozen" (batch norm as a fixed affine map), "batch", or "group" (for training from nothing).
+        weights: None (fresh), a local safetensors file, or a hub name such as "microsoft/resnet-50".
+    """
+
+    stem_width: int = at_least(1, 64)
+    widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    block: str = "bottleneck"
+    normalization: str = "frozen"
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a proposal network is trained; the defaults are Mask2Former's on COCO: 50 epochs of 16 images a step.
+
+    Attributes:
+        optimizer: "adamw", or "sgd" with momentum 0.9.
+        backbone_factor: the backbone's learning rate over the rest's.
+        gradient_norm: full-model clipping; 0 does not clip.
+        schedule: "steps" (a tenth at each of `milestones`, fractions of all steps) or "cosine".
+        crop: the side of the square training crop of large scale jittering; 0 trains on whole images.
+        scale: the range of large scale jittering.
+        color_jitter: the strength of random brightness, contrast and hue; 0 leaves colours as they are.
+        mixed_precision: "no", "bf16" or "fp16".
+        workers: processes that read and augment images.
+    """
+
+    steps: int = at_least(0, 368750)
+    batch: int = at_least(1, 16)
+    optimizer: str = "adamw"
+    learning_rate: float = at_least(0, 1e-4)
+    backbone_factor: float = at_least(0, 0.1)
+    weight_decay: float = at_least(0, 0.05)
+    gradient_norm: float = at_least(0, 0.01)
+    warmup_steps: int = at_least(0, 10)
+    schedule: str = "steps"
+    milestones: tuple[float, ...] = (0.8889, 0.9629)
+    crop: int = at_least(0, 1024)
+    scale: tuple[float, ...] = (0.1, 2.0)
+    color_jitter: float = at_least(0, 0.0)
+    mixed_precision: str = "no"
+    workers: int = at_least(0, 0)
+    checkpoint_every: int = at_least(1, 1000)
+
+
+@dataclass(frozen=True)
+class Mask2FormerConfig:
+    """Mask2Former; the defaults are its ResNet-50 model's own, which the paper uses."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    training: TrainingConfig = TrainingConfig()
+    queries: int = at_least(1, 100)
+    decoder_layers: int = at_least(1, 9)
+    encoder_layers: int = at_least(0, 6)
+    hidden_dim: int = at_least(32, 256)
+    feedforward_dim: int = at_least(1, 2048)
+    encoder_feedforward_dim: int = at_least(1, 1024)
+    heads: int = at_least(1, 8)
+    points: int = at_least(1, 12544)
+    no_object_weight: float = at_least(0, 0.1)
+    class_weight: float = at_least(0, 2.0)
+    mask_weight: float = at_least(0, 5.0)
+    dice_weight: float = at_least(0, 5.0)
+    short_side: int = at_least(4, 800)
+    long_side: int = at_least(4, 1333)
+
+
+@dataclass(frozen=True)
+class MaskRCNNConfig:
+    """Mask R-CNN; the defaults are R50-FPN-1x, which the paper uses.
+
+    Attributes:
+        implementation: "torchvision" or "detectron2".
+        train_short_sides: one is drawn for each training image; `short_side` is for inference.
+        anchor_sizes: one per pyramid level, strides 4 to 64.
+        score_threshold, nms_threshold, detections: which boxes become proposals.
+        mask_stride: mask logits come at this fraction of the size at which the network sees the image.
+    """
+
+    backbone: BackboneConfig = BackboneConfig()
+    training: TrainingConfig = TrainingConfig(
+        steps=90000,
+        optimizer="sgd",
+        learning_rate=0.02,
+        backbone_factor=1.0,
+        weight_decay=1e-4,
+        gradient_norm=0.0,
+        warmup_steps=1000,
+        milestones=(0.6667, 0.8889),
+        crop=0,
+    )
+    implementation: str = "torchvision"
+    fpn_dim: int = at_least(1, 256)
+    head_dim: int = at_least(1, 1024)
+    mask_head_layers: int = at_least(1, 4)
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    rpn_proposals_train: int = at_least(1, 2000)
+    rpn_proposals: int = at_least(1, 1000)
+    rpn_samples: int = at_least(1, 256)
+    box_samples: int = at_least(1, 512)
+    score_threshold: float = at_least(0, 0.05)
+    nms_threshold: float = at_least(0, 0.5)
+    detections: int = at_least(1, 100)
+    train_short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    short_side: int = at_least(4, 800)
+    long_side: int = at_least(4, 1333)
+    mask_stride: int = at_least(1, 4)

@@ -1,0 +1,101 @@
+"""Mask2Former on Hugging Face transformers as a class-agnostic proposal network (Sec. 3.1; Cheng et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Mask2FormerConfig as NetworkConfig
+from transformers import Mask2FormerForUniversalSegmentation
+
+from maskclip.proposals.backbone import load_backbone_weights, resnet_config, set_normalization
+from maskclip.proposals.config import Mask2FormerConfig
+from maskclip.proposals.proposals import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    Proposals,
+    check_image,
+    in_groups_of_size,
+    network_size,
+    resize_image,
+)
+
+
+def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2FormerForUniversalSegmentation:
+    """A network with fresh weights; `classes=1` is object / no object, the paper's class-agnostic head.
+
+    Its forward takes `pixel_values [B, 3, H, W]` (ImageNet-normalized, H and W multiples of 32), and gives
+    `masks_queries_logits [B, M, H/4, W/4]` and `class_queries_logits [B, M, classes + 1]`, the last "no object".
+    """
+    backbone = config.backbone
+    network = NetworkConfig(
+        backbone_config=resnet_config(backbone),
+        feature_size=config.hidden_dim,
+        mask_feature_size=config.hidden_dim,
+        hidden_dim=config.hidden_dim,
+        encoder_layers=config.encoder_layers,
+        encoder_feedforward_dim=config.encoder_feedforward_dim,
+        decoder_layers=config.decoder_layers + 1,  # transformers counts the prediction before the first layer too
+        dim_feedforward=config.feedforward_dim,
+        num_attention_heads=config.heads,
+        num_queries=config.queries,
+        train_num_points=config.points,
+        no_object_weight=config.no_object_weight,
+        class_weight=config.class_weight,
+        mask_weight=config.mask_weight,
+        dice_weight=config.dice_weight,
+        num_labels=classes,  # type: ignore[call-arg]  # every transformers config takes it
+    )
+    model = Mask2FormerForUniversalSegmentation(network)
+    set_normalization(model.model.pixel_level_module.encoder, backbone.normalization)
+    load_backbone_weights(model.model.pixel_level_module.encoder, backbone.weights)
+    return model
+
+
+def mask2former_loss(model: nn.Module, images: list[Tensor], masks: list[Tensor], classes: list[Tensor]) -> Tensor:
+    """Mask2Former's loss: 2 CE + 5 dice + 5 BCE at sampled points, Hungarian matching, every decoder layer supervised.
+
+    Args:
+        images: per image `[3, H, W]`, 0 to 255, all of one size.
+        masks: per image float `[n, H, W]` of 0 and 1; n may be 0, or exceed the queries (the surplus stays unmatched).
+        classes: per image int64 `[n]`, all 0 without class supervision.
+    """
+    output = model(pixel_values=normalize(torch.stack(images)), mask_labels=masks, class_labels=classes)
+    return output.loss.squeeze()
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Images of 0 to 255 `[..., 3, H, W]` to zero mean and unit deviation by ImageNet's statistics."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    return (images - mean) / std
+
+
+class Mask2FormerSource:
+    """A Mask2Former as a proposal source; the class head of a class-aware one serves as objectness only.
+
+    Mask logits come at a fourth of the size at which the network sees the image. Objectness is 1 - p(no object).
+    """
+
+    def __init__(self, model: nn.Module, short_side: int = 800, long_side: int = 1333) -> None:
+        self.model = model.eval()
+        self.short_side, self.long_side = short_side, long_side
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
+        """uint8 RGB images of any sizes -> their proposals, one per query; an image's result is its own alone."""
+        device = next(self.model.parameters()).device
+        sizes = [network_size(check_image(image), self.short_side, self.long_side) for image in images]
+        proposals: dict[int, Proposals] = {}
+        for group in in_groups_of_size(images, sizes):
+            height, width = sizes[group[0]]
+            pixels = normalize(torch.stack([resize_image(images[i], (height, width), device) for i in group]))
+            padded = functional.pad(pixels, (0, -width % 32, 0, -height % 32))
+            output = self.model(pixel_values=padded)
+            logits = output.masks_queries_logits[..., : height // 4, : width // 4].float()
+            objectness = 1 - output.class_queries_logits.float().softmax(-1)[..., -1]
+            for position, index in enumerate(group):
+                proposals[index] = Proposals(logits[position].cpu(), objectness[position].cpu())
+        return [proposals[index] for index in range(len(images))]

@@ -1,0 +1,188 @@
+"""Proposals stored once per data set: compressed, memory-mapped, and keyed so that a stale store is never used.
+
+A file is a sequence of records, each a header (length, CRC-32) and a payload, then an index of (image id, offset) and a
+footer. Records are appended to `<path>.partial`; a killed run goes on after its last whole record.
+
+Logits are quantized to steps of 1/4 up to +-8, where the sigmoid is flat; the sign, which is the mask, survives
+exactly. A mask is then stored as differences along its rows, deflated: flat regions cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from maskclip.proposals.proposals import Proposals, ProposalSource
+
+MAGIC = b"MCPROP01"
+HEADER = struct.Struct("<II")  # payload length, CRC-32
+FOOTER = struct.Struct("<QQ8s")  # index offset, index length, magic
+STEP, LIMIT = 0.25, 8.0
+
+
+def quantize(logits: np.ndarray) -> np.ndarray:
+    """Logits to int8, steps of 1/4 up to +-8: level n stands for (n - 1/2) / 4, so positive stays positive."""
+    return np.ceil(np.clip(logits, -LIMIT, LIMIT) / STEP).astype(np.int8)
+
+
+def dequantize(levels: np.ndarray) -> np.ndarray:
+    """The inverse of `quantize`, to within 1/8."""
+    return (levels.astype(np.float32) - 0.5) * STEP
+
+
+def encode(image_id: int | str, proposals: Proposals) -> bytes:
+    """One image's proposals as a payload."""
+    levels = quantize(proposals.mask_logits.float().numpy())
+    differences = np.diff(levels, axis=-1, prepend=np.int8(0))  # wraps around and back, as int8
+    head = json.dumps({"id": image_id, "shape": list(levels.shape)}).encode()
+    scores = proposals.scores.float().numpy().tobytes()
+    return struct.pack("<H", len(head)) + head + scores + zlib.compress(differences.tobytes(), 6)
+
+
+def decode(payload: bytes | memoryview) -> tuple[int | str, Proposals]:
+    """The inverse of `encode`: (image id, proposals)."""
+    (length,) = struct.unpack_from("<H", payload)
+    head = json.loads(bytes(payload[2 : 2 + length]))
+    count = head["shape"][0]
+    start = 2 + length
+    scores = np.frombuffer(payload, dtype="<f4", count=count, offset=start).copy()
+    differences = np.frombuffer(zlib.decompress(payload[start + 4 * count :]), dtype=np.int8).reshape(head["shape"])
+    levels = np.cumsum(differences, axis=-1, dtype=np.int8)
+    return head["id"], Proposals(torch.from_numpy(dequantize(levels)), torch.from_numpy(scores))
+
+
+def proposal_key(network: str | Path, dataset: Any, limit: int | None = None) -> str:
+    """What a store is keyed by: the network's weights and record, the data set's fingerprint, the number of images.
+
+    `network` is a folder that `train_proposals` or `maskclip.convert` wrote, a file, or any other name as it is.
+    """
+    digest = hashlib.sha256(f"{STEP} {LIMIT} {dataset.fingerprint()} {limit}".encode())
+    path = Path(network)
+    files = [path / "record.json", path / "network.safetensors"] if path.is_dir() else [path]
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        else:
+            digest.update(str(file).encode())
+    return digest.hexdigest()
+
+
+def store_proposals(
+    source: ProposalSource, dataset: Any, path: str | Path, key: str, *, batch: int = 8, progress: bool = True
+) -> Path:
+    """Run a source over a data set, once: nothing happens if `path` is already the finished store of this key.
+
+    Written to `<path>.partial` record by record and moved into place at the end; after a kill the next call goes on
+    after the last whole record of the same key.
+    """
+    path = Path(path)
+    if path.is_file():
+        try:
+            StoredProposals(path, key)
+            return path
+        except ValueError:
+            path.unlink()  # of another network or data set, or damaged
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    done, end = _whole_records(partial, key)
+    remaining = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in done]
+    try:
+        with partial.open("r+b" if end else "wb") as file:
+            file.truncate(end)
+            file.seek(end)
+            if not end:
+                _write_record(file, json.dumps({"key": key}).encode())
+            for start in tqdm(
+                range(0, len(remaining), batch), desc=f"proposals of {dataset.name}", disable=not progress
+            ):
+                samples = [dataset[index] for index in remaining[start : start + batch]]
+                for sample, proposals in zip(samples, source([sample.image for sample in samples])):
+                    done[sample.image_id] = file.tell()
+                    _write_record(file, encode(sample.image_id, proposals))
+            index = json.dumps({"key": key, "records": list(done.items())}).encode()
+            offset = file.tell()
+            file.write(index + FOOTER.pack(offset, len(index), MAGIC))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot store proposals in {path}: {error.strerror or error}") from None
+    return path
+
+
+def _write_record(file: Any, payload: bytes) -> None:
+    file.write(HEADER.pack(len(payload), zlib.crc32(payload)) + payload)
+
+
+def _whole_records(partial: Path, key: str) -> tuple[dict[int | str, int], int]:
+    """An interrupted store's offsets by image id, and where its whole records end; ({}, 0) if of another key."""
+    done: dict[int | str, int] = {}
+    if not partial.is_file():
+        return done, 0
+    with partial.open("rb") as file:
+        end = 0
+        while len(header := file.read(HEADER.size)) == HEADER.size:
+            length, checksum = HEADER.unpack(header)
+            payload = file.read(length)
+            if len(payload) < length or zlib.crc32(payload) != checksum:
+                break
+            if end == 0:
+                if payload != json.dumps({"key": key}).encode():
+                    return {}, 0
+            else:
+                done[decode(payload)[0]] = end
+            end = file.tell()
+    return done, end
+
+
+class StoredProposals(Mapping[int | str, Proposals]):
+    """The proposals of a data set by image id, read from a memory map as they are asked for.
+
+    Raises:
+        FileNotFoundError: there is no such store.
+        ValueError: cut off, or of another network or data set than `key` says.
+    """
+
+    def __init__(self, path: str | Path, key: str) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no stored proposals at {path}; run the proposals stage first")
+        with self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        damaged = f"{path} is cut off or no store of proposals; delete it and run the proposals stage again"
+        if len(self._map) < FOOTER.size:
+            raise ValueError(damaged)
+        offset, length, magic = FOOTER.unpack(self._map[-FOOTER.size :])
+        if magic != MAGIC or offset + length + FOOTER.size != len(self._map):
+            raise ValueError(damaged)
+        index = json.loads(self._map[offset : offset + length])
+        if index["key"] != key:
+            raise ValueError(f"{path} is of another network or data set; run the proposals stage again")
+        self._offsets = {image_id: position for image_id, position in index["records"]}
+
+    def __getitem__(self, image_id: int | str) -> Proposals:
+        offset = self._offsets[image_id]
+        length, checksum = HEADER.unpack(self._map[offset : offset + HEADER.size])
+        payload = self._map[offset + HEADER.size : offset + HEADER.size + length]
+        if zlib.crc32(payload) != checksum:
+            raise ValueError(f"{self.path} is damaged at image {image_id}; delete it and run the proposals stage again")
+        return decode(payload)[1]
+
+    def __iter__(self) -> Iterator[int | str]:
+        return iter(self._offsets)
+
+    def __len__(self) -> int:
+        return len(self._offsets)

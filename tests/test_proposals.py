@@ -1,0 +1,476 @@
+"""Proposal sources, their training, the store and their quality, on toy scenes of coloured ellipses."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskclip.proposals import (
+    ProposalQuality,
+    Proposals,
+    StoredProposals,
+    ground_truth_proposals,
+    load_source,
+    proposal_key,
+    store_proposals,
+    train_proposals,
+)
+from maskclip.proposals.augmentation import StepExamples, augment
+from maskclip.proposals.config import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
+from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former, mask2former_loss
+from maskclip.proposals.mask_rcnn import MaskRCNNSource, boxes_of_masks, build_mask_rcnn, mask_rcnn_loss, paste_masks
+from maskclip.proposals.quality import match_greedily
+from maskclip.proposals.store import dequantize, quantize
+from maskclip.proposals.training import learning_rate
+
+BACKBONE = BackboneConfig(8, (8, 16, 16, 32), (1, 1, 1, 1), "basic", "group")
+TRAINING = TrainingConfig(
+    steps=6, batch=2, learning_rate=1e-3, backbone_factor=1.0, crop=64, scale=(0.5, 1.5), checkpoint_every=2,
+    color_jitter=0.2, gradient_norm=1.0,
+)  # fmt: skip
+MASK2FORMER = Mask2FormerConfig(
+    BACKBONE, TRAINING, queries=6, decoder_layers=2, encoder_layers=1, hidden_dim=32, feedforward_dim=32,
+    encoder_feedforward_dim=32, heads=4, points=64, short_side=64, long_side=128,
+)  # fmt: skip
+MASK_RCNN = MaskRCNNConfig(
+    BACKBONE, dataclasses.replace(TRAINING, optimizer="sgd", crop=0), fpn_dim=16, head_dim=32, mask_head_layers=1,
+    anchor_sizes=(8, 16, 32, 64, 128), rpn_proposals_train=50, rpn_proposals=50, rpn_samples=16, box_samples=16,
+    score_threshold=0.0, detections=10, train_short_sides=(48, 64), short_side=64, long_side=128, mask_stride=1,
+)  # fmt: skip
+LONG = dataclasses.replace(MASK2FORMER, training=dataclasses.replace(TRAINING, steps=12, checkpoint_every=3))
+NETWORKS = {"mask2former": MASK2FORMER, "mask_rcnn": MASK_RCNN}
+
+
+@dataclass
+class Category:
+    id: int
+    name: str
+    isthing: bool
+
+
+@dataclass
+class Segment:
+    category: int
+    mask: np.ndarray
+    iscrowd: bool = False
+
+
+@dataclass
+class Sample:
+    image_id: int
+    image: np.ndarray
+    segments: list[Segment]
+    semantic: np.ndarray | None = None
+
+
+@dataclass
+class ToyScenes:
+    """Two-coloured ground, a few ellipses: disjoint segments that cover the image."""
+
+    count: int = 8
+    size: tuple[int, int] = (64, 80)
+    seed: int = 0
+    name: str = "toy"
+    categories: list[Category] = field(
+        default_factory=lambda: [Category(0, "disc", True), Category(1, "sky", False), Category(2, "sand", False)]
+    )
+
+    @property
+    def image_ids(self) -> list[int]:
+        return [100 + index for index in range(self.count)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def fingerprint(self) -> str:
+        return f"{self.count}-{self.size}-{self.seed}"
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng([self.seed, index])
+        rows, columns = np.mgrid[: self.size[0], : self.size[1]]
+        ids = (rows > self.size[0] * rng.uniform(0.3, 0.7)).astype(int)
+        classes = [1, 2]
+        for _ in range(rng.integers(1, 4)):
+            y, x = rng.uniform(0, self.size[0]), rng.uniform(0, self.size[1])
+            ids[(rows - y) ** 2 + (columns - x) ** 2 < rng.uniform(6, 18) ** 2] = len(classes)
+            classes.append(0)
+        colors = rng.uniform(0, 255, (len(classes), 3))
+        image = np.clip(colors[ids] + rng.normal(0, 8, (*self.size, 3)), 0, 255).astype(np.uint8)
+        segments = [Segment(label, ids == number) for number, label in enumerate(classes) if (ids == number).any()]
+        return Sample(self.image_ids[index], image, segments)
+
+
+def sources() -> dict[str, object]:
+    torch.manual_seed(0)
+    return {
+        "mask2former": Mask2FormerSource(build_mask2former(MASK2FORMER), 64, 128),
+        "mask_rcnn": MaskRCNNSource(build_mask_rcnn(MASK_RCNN), 64, 128, 1),
+    }
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_sizes_and_each_image_alone(name):
+    source = sources()[name]
+    rng = np.random.default_rng(0)
+    sizes = [(1, 1), (64, 80), (50, 300), (64, 80), (301, 40)]
+    images = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+    together = source(images)
+    assert len(together) == len(images)
+    for image, proposals in zip(images, together):
+        (alone,) = source([image])
+        torch.testing.assert_close(proposals.mask_logits, alone.mask_logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(proposals.scores, alone.scores, atol=1e-5, rtol=1e-4)
+        assert ((proposals.scores >= 0) & (proposals.scores <= 1)).all()
+        assert proposals.masks(image.shape[:2]).shape == (len(proposals), *image.shape[:2])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.uint16), "cat.jpg"]
+)
+def test_what_is_no_rgb_image_is_refused(name, image):
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        sources()[name]([image])
+
+
+def test_no_proposals_is_an_answer():
+    source = sources()["mask_rcnn"]
+    source.model.roi_heads.score_thresh = 1.1
+    (proposals,) = source([np.zeros((64, 80, 3), np.uint8)])
+    assert len(proposals) == 0 and proposals.masks((64, 80)).shape == (0, 64, 80)
+
+
+def test_pasting_equals_torchvisions_own():
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+    boxes = torch.tensor([[4.0, 8.0, 32.0, 36.0], [10.0, 3.0, 38.0, 59.0]])  # whole pixels, where it rounds nothing
+    rows, columns = np.mgrid[:28, :28]
+    disc = torch.from_numpy((rows - 12) ** 2 + (columns - 15) ** 2 < 90).float()[None].repeat(2, 1, 1)
+    # torchvision counts the far pixel of a box as inside
+    expected = paste_masks_in_image(disc[:, None], boxes - torch.tensor([0, 0, 1, 1]), (64, 48))[:, 0] > 0.5
+    ours = paste_masks(disc, boxes, (64, 48)) > 0.5
+    for one, other in zip(ours, expected):
+        assert (one & other).sum() / (one | other).sum() > 0.93
+    masks = torch.rand(2, 1, 28, 28)
+    inside = paste_masks(masks[:1, 0], torch.tensor([[4.0, 8.0, 32.0, 36.0]]), (64, 48))[0, 8:36, 4:32]
+    torch.testing.assert_close(inside, masks[0, 0], atol=1e-5, rtol=0)  # a box of 28 pixels: the mask as it is
+
+
+def test_boxes_of_masks_equal_torchvisions():
+    from torchvision.ops import masks_to_boxes
+
+    masks = torch.rand(20, 17, 23) > 0.97
+    masks = masks[masks.any((1, 2))]
+    expected = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
+    torch.testing.assert_close(boxes_of_masks(masks), expected)
+
+
+@pytest.mark.parametrize("segments", [0, 3, 9])  # 9 are more than the 6 queries
+def test_losses_with_no_and_with_too_many_segments(segments):
+    torch.manual_seed(0)
+    images = [torch.rand(3, 64, 64) * 255 for _ in range(2)]
+    masks = [torch.zeros(count, 64, 64) for count in (segments, 1)]
+    for group in masks:
+        for index in range(len(group)):
+            group[index, 6 * index : 6 * index + 12, 10:40] = 1
+    classes = [torch.zeros(len(group), dtype=torch.int64) for group in masks]
+    loss = mask2former_loss(build_mask2former(MASK2FORMER), images, masks, classes)
+    loss.backward()
+    assert torch.isfinite(loss)
+    model = build_mask_rcnn(MASK_RCNN).train()
+    total = torch.stack(list(mask_rcnn_loss(model, images, masks, classes).values())).sum()
+    total.backward()
+    assert torch.isfinite(total)
+
+
+def test_large_scale_jittering_moves_image_and_masks_alike():
+    config = dataclasses.replace(TRAINING, color_jitter=0.0)
+    scenes = ToyScenes(size=(90, 70))
+    for index in range(len(scenes)):
+        sample = scenes[index]
+        for number, segment in enumerate(sample.segments):  # paint each segment in its own flat grey
+            sample.image[segment.mask] = 40 + 20 * number
+        example = augment(sample, config, np.random.default_rng(index))
+        assert example.image.shape == (3, 64, 64) and example.masks.shape[1:] == (64, 64)
+        assert example.masks.sum(0).max() <= 1 and example.masks.flatten(1).sum(1).min() > 0
+        for mask in example.masks.bool():
+            values = example.image[0][mask]
+            assert (values - values.median()).abs().median() < 2  # one colour, but for the resampled rim
+
+
+def test_examples_follow_from_seed_and_number_alone():
+    scenes = ToyScenes()
+    forward = [StepExamples(scenes, TRAINING, 3)[number] for number in range(12)]
+    one = StepExamples(scenes, TRAINING, 3)
+    for number in reversed(range(12)):
+        torch.testing.assert_close(one[number].image, forward[number].image, atol=0, rtol=0)
+    other = StepExamples(scenes, TRAINING, 4)
+    assert not torch.equal(other[0].image, forward[0].image)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_killed_and_resumed_is_bit_equal(name, tmp_path, monkeypatch):
+    scenes = ToyScenes()
+    train_proposals(name, scenes, NETWORKS[name], tmp_path / "whole", 1, device="cpu", progress=False)
+
+    import maskclip.proposals.training as training
+
+    def stop(step, config):
+        if step == 5:
+            raise KeyboardInterrupt
+        return learning_rate(step, config)
+
+    monkeypatch.setattr(training, "learning_rate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_proposals(name, scenes, NETWORKS[name], tmp_path / "cut", 1, device="cpu", progress=False)
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "checkpoint.pt").is_file()
+    assert not (tmp_path / "cut" / "record.json").exists()
+    train_proposals(name, scenes, NETWORKS[name], tmp_path / "cut", 1, device="cpu", progress=False)
+    for file in ("network.safetensors", "curves.csv"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+    assert not (tmp_path / "cut" / "checkpoint.pt").exists()
+    source = load_source(tmp_path / "cut")
+    assert len(source([scenes[0].image])) == 1
+    before = (tmp_path / "cut" / "network.safetensors").stat().st_mtime_ns
+    train_proposals(name, scenes, NETWORKS[name], tmp_path / "cut", 1, device="cpu", progress=False)
+    assert (tmp_path / "cut" / "network.safetensors").stat().st_mtime_ns == before  # finished: nothing runs
+    train_proposals(name, scenes, NETWORKS[name], tmp_path / "cut", 2, device="cpu", progress=False)
+    assert (tmp_path / "cut" / "network.safetensors").stat().st_mtime_ns != before  # another seed: trained anew
+
+
+def test_kill_minus_nine(tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_proposals as t, torch; torch.set_num_threads(1); "
+        "t.train_proposals('mask2former', t.ToyScenes(), t.LONG, sys.argv[2], 0, device='cpu', progress=False)"
+    )
+    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path / "killed")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists() and not (tmp_path / "killed" / "record.json").exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name in ("killed", "whole"):
+            train_proposals("mask2former", ToyScenes(), LONG, tmp_path / name, 0, device="cpu", progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    weights = [(tmp_path / name / "network.safetensors").read_bytes() for name in ("killed", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_training_learns_and_class_aware_heads_are_ignored(tmp_path):
+    training = dataclasses.replace(TRAINING, steps=30, learning_rate=3e-3, schedule="cosine", checkpoint_every=100)
+    config = dataclasses.replace(MASK2FORMER, training=training)
+    train_proposals("mask2former", ToyScenes(), config, tmp_path / "a", class_aware=True, device="cpu", progress=False)
+    losses = np.genfromtxt(tmp_path / "a" / "curves.csv", delimiter=",", names=True)["loss"]
+    assert len(losses) == 30 and losses[-5:].mean() < 0.85 * losses[:5].mean()
+    source = load_source(tmp_path / "a")
+    assert source.model.class_predictor.out_features == 4  # three classes and none
+    (proposals,) = source([ToyScenes()[0].image])
+    assert proposals.scores.shape == (6,)
+
+
+def test_bad_training_arguments(tmp_path):
+    with pytest.raises(ValueError, match="network is 'sam'"):
+        train_proposals("sam", ToyScenes(), MASK2FORMER, tmp_path)
+    with pytest.raises(ValueError, match="its own config"):
+        train_proposals("mask_rcnn", ToyScenes(), MASK2FORMER, tmp_path)
+    with pytest.raises(ValueError, match="no images"):
+        train_proposals("mask2former", ToyScenes(count=0), MASK2FORMER, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no proposal network"):
+        load_source(tmp_path / "nothing")
+
+
+def test_weights_cut_off_or_of_another_architecture(tmp_path):
+    config = dataclasses.replace(MASK2FORMER, training=dataclasses.replace(TRAINING, steps=0))
+    out = train_proposals("mask2former", ToyScenes(), config, tmp_path / "a", device="cpu", progress=False)
+    weights = (out / "network.safetensors").read_bytes()
+    (out / "network.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        load_source(out)
+    other = dataclasses.replace(config, decoder_layers=3)
+    other_out = train_proposals("mask2former", ToyScenes(), other, tmp_path / "b", device="cpu", progress=False)
+    (out / "network.safetensors").write_bytes((other_out / "network.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="another architecture"):
+        load_source(out)
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=50))
+@settings(max_examples=50, deadline=None)
+def test_quantization_keeps_the_mask_and_is_near(values):
+    logits = np.array(values, dtype=np.float32)
+    back = dequantize(quantize(logits))
+    assert ((back > 0) == (logits > 0)).all()
+    assert (np.abs(back - np.clip(logits, -8, 8)) <= 0.125 + 1e-6).all()
+
+
+class Fixed:
+    """A source with a fixed answer per image, which counts what it is asked."""
+
+    def __init__(self, limit: int = 10**9) -> None:
+        self.asked, self.limit = 0, limit
+
+    def __call__(self, images):
+        self.asked += len(images)
+        if self.asked > self.limit:
+            raise KeyboardInterrupt
+        return [Proposals(_logits(image), torch.linspace(0, 1, len(_logits(image)))) for image in images]
+
+
+def _logits(image: np.ndarray) -> torch.Tensor:
+    count = int(image[0, 0, 0]) % 4  # none for some images
+    return torch.from_numpy(image[:16, :20].astype(np.float32)).permute(2, 0, 1).repeat(2, 1, 1)[:count] / 32 - 4
+
+
+def test_store_gives_back_what_the_source_gave(tmp_path):
+    scenes, source = ToyScenes(count=11), Fixed()
+    key = proposal_key("fixed", scenes)
+    path = store_proposals(source, scenes, tmp_path / "toy.masks", key, progress=False)
+    store = StoredProposals(path, key)
+    assert list(store) == scenes.image_ids and len(store) == 11
+    for index, image_id in enumerate(scenes.image_ids):
+        logits = _logits(scenes[index].image)
+        assert (store[image_id].mask_logits > 0).equal(logits > 0)
+        torch.testing.assert_close(store[image_id].mask_logits, logits, atol=0.126, rtol=0)
+        torch.testing.assert_close(store[image_id].scores, torch.linspace(0, 1, len(logits)))
+    store_proposals(source, scenes, path, key, progress=False)
+    assert source.asked == 11  # computed once
+
+
+def test_a_stale_or_damaged_store_is_never_used(tmp_path):
+    scenes, source = ToyScenes(count=5), Fixed()
+    key = proposal_key("fixed", scenes)
+    path = store_proposals(source, scenes, tmp_path / "toy.masks", key, progress=False)
+    other = proposal_key("fixed", ToyScenes(count=5, seed=1))
+    assert other != key
+    with pytest.raises(ValueError, match="another network or data set"):
+        StoredProposals(path, other)
+    content = path.read_bytes()
+    path.write_bytes(content[:-30])
+    with pytest.raises(ValueError, match="cut off"):
+        StoredProposals(path, key)
+    flipped = bytearray(content)
+    flipped[200] ^= 255
+    path.write_bytes(bytes(flipped))
+    with pytest.raises(ValueError, match="damaged"):
+        list(StoredProposals(path, key).values())
+    store_proposals(source, ToyScenes(count=5, seed=1), path, other, progress=False)
+    assert len(StoredProposals(path, other)) == 5 and source.asked == 10
+    with pytest.raises(FileNotFoundError, match="run the proposals stage"):
+        StoredProposals(tmp_path / "none", key)
+
+
+def test_an_interrupted_store_goes_on(tmp_path):
+    scenes, source = ToyScenes(count=10), Fixed(limit=7)
+    key = proposal_key("fixed", scenes)
+    with pytest.raises(KeyboardInterrupt):
+        store_proposals(source, scenes, tmp_path / "toy.masks", key, batch=2, progress=False)
+    assert not (tmp_path / "toy.masks").exists()
+    partial = tmp_path / "toy.masks.partial"
+    partial.write_bytes(partial.read_bytes()[:-5])  # the last record was cut by the kill
+    fresh = Fixed()
+    path = store_proposals(fresh, scenes, tmp_path / "toy.masks", key, batch=2, progress=False)
+    assert fresh.asked == 10 - 5 and not partial.exists()
+    store_proposals(Fixed(), scenes, tmp_path / "undisturbed.masks", key, batch=2, progress=False)
+    assert path.read_bytes() == (tmp_path / "undisturbed.masks").read_bytes()
+
+
+def test_the_key_changes_with_weights_and_data(tmp_path):
+    folder = tmp_path / "network"
+    folder.mkdir()
+    (folder / "record.json").write_text("{}")
+    (folder / "network.safetensors").write_bytes(b"one")
+    keys = {
+        proposal_key(folder, ToyScenes()),
+        proposal_key(folder, ToyScenes(seed=1)),
+        proposal_key(folder, ToyScenes(), 3),
+    }
+    (folder / "network.safetensors").write_bytes(b"two")
+    keys.add(proposal_key(folder, ToyScenes()))
+    assert len(keys) == 4
+
+
+def test_ground_truth_leaves_out_crowds_and_void():
+    sample = ToyScenes()[0]
+    sample.segments[0].iscrowd = True
+    proposals = ground_truth_proposals(sample)
+    assert len(proposals) == len(sample.segments) - 1
+    assert proposals.masks((64, 80)).numpy().tolist() == [segment.mask.tolist() for segment in sample.segments[1:]]
+    semantic = np.full((64, 80), -1, np.int32)
+    semantic[:10], semantic[20:30] = 7, 3
+    proposals = ground_truth_proposals(Sample(1, sample.image, [], semantic))
+    assert len(proposals) == 2 and proposals.masks((64, 80)).sum().item() == 1600
+
+
+def test_ground_truth_has_perfect_quality():
+    scenes = ToyScenes()
+    quality = ProposalQuality(scenes.categories, trained={"disc", "sky"})
+    for index in range(len(scenes)):
+        quality.update(ground_truth_proposals(scenes[index]), scenes[index])
+    rows = quality.compute()
+    assert {row["group"] for row in rows} == {"all", "things", "stuff", "trained", "novel"}
+    assert all(row["value"] == 1 for row in rows)
+
+
+def test_quality_equals_pycocotools():
+    from pycocotools import mask as rle
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    scenes = ToyScenes(count=12)
+    quality = ProposalQuality(scenes.categories, trained=set())
+    truth: dict = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "object"}], "info": {}}
+    found = []
+    rng = np.random.default_rng(0)
+    for index in range(len(scenes)):
+        sample = scenes[index]
+        truth["images"].append({"id": index, "height": 64, "width": 80})
+        masks = []
+        for segment in sample.segments:
+            encoded = rle.encode(np.asfortranarray(segment.mask.astype(np.uint8)))
+            truth["annotations"].append({
+                "id": len(truth["annotations"]) + 1, "image_id": index, "category_id": 1, "iscrowd": 0,
+                "segmentation": encoded, "area": int(segment.mask.sum()), "bbox": rle.toBbox(encoded).tolist(),
+            })  # fmt: skip
+            for _ in range(2):  # shifted copies, of every overlap
+                masks.append(np.roll(segment.mask, tuple(rng.integers(-6, 7, 2)), (0, 1)))
+        scores = rng.permutation(len(masks)) / len(masks)
+        logits = torch.where(torch.from_numpy(np.stack(masks)), 5.0, -5.0)
+        quality.update(Proposals(logits, torch.from_numpy(scores).float()), sample)
+        for mask, score in zip(masks, scores):
+            encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+            found.append({"image_id": index, "category_id": 1, "segmentation": encoded, "score": float(score)})
+    coco = COCO()
+    coco.dataset = truth
+    coco.createIndex()
+    evaluation = COCOeval(coco, coco.loadRes(found), "segm")
+    evaluation.params.useCats = 0
+    evaluation.evaluate()
+    evaluation.accumulate()
+    recall = evaluation.eval["recall"][:, 0, 0, -1].mean()
+    ours = next(row["value"] for row in quality.compute() if (row["group"], row["metric"]) == ("all", "AR100"))
+    assert ours == pytest.approx(recall, abs=1e-9) and 0.2 < ours < 0.9
+
+
+def test_one_proposal_counts_once():
+    iou = np.array([[0.9, 0.85], [0.1, 0.8]])
+    assert match_greedily(iou, 0.5).tolist() == [True, True]
+    assert match_greedily(iou[:1], 0.5).tolist() == [True, False]
+    assert match_greedily(np.zeros((0, 2)), 0.5).tolist() == [False, False]
