@@ -151,14 +151,18 @@ class Run:
         launch(_train, (self.seed, method, self.params_path), self.params["processes"])
         return pd.read_csv(self.folder / method / "curve.csv")
 
+    def encoder(self, method: str) -> MaskCLIPVisualEncoder:
+        """A method's visual encoder: w/o RMA as it is, others with their trained weights."""
+        if method == "wo_rma":
+            return MaskCLIPVisualEncoder.from_open_clip(self.clip.model, rma_layers=())
+        encoder = load_trained_weights(self.new_encoder(method), self.folder / method / "encoder.pt")
+        return encoder.to(self.device).eval()
+
     def encode(self, method: str) -> MaskEncoder:
         """A method's mask encoder, trained where there is something to train."""
         if method == "clip_baseline":
             return encode_masked_images(self.clip)
-        if method == "wo_rma":
-            return encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(self.clip.model, rma_layers=()))
-        encoder = load_trained_weights(self.new_encoder(method), self.folder / method / "encoder.pt")
-        return encode_with_mask_tokens(encoder.to(self.device).eval())
+        return encode_with_mask_tokens(self.encoder(method))
 
     def model(self, method: str) -> MaskCLIP:
         """The whole of Fig. 1 for a method, without a proposal source: give it stored or own proposals."""
