@@ -166,8 +166,9 @@ def split(results: Results) -> Figure | None:
     columns = list(TABLES[5].columns)
     target, base = (_mean(results, 5, "MaskCLIP", f"generalized {group}") for group in ("target", "base"))
     reached = f"{target / base:.0%} of the trained ones' AP50" if base > 0 else "no measured share of the others' AP50"
-    return _table_chart(results, [("AP50 (%)", 5, ["MaskCLIP"], columns, [c.replace(" ", "\n") for c in columns])],
-                        f"Classes never trained on reach {reached}", "Table 5, generalized; pale: target classes", ["MaskCLIP"])
+    panel = ("AP50 (%)", 5, ["MaskCLIP"], columns, [column.replace(" ", "\n") for column in columns])
+    return _table_chart(results, [panel], f"Classes never trained on reach {reached}",
+                        "Table 5, message: generalized; pale: target classes", ["MaskCLIP"])
 
 
 def ground_truth(results: Results) -> Figure | None:

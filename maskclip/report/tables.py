@@ -216,8 +216,8 @@ def footnote(table: Table) -> str:
         seeds = f"mean over {' or '.join(map(str, counts))} seeds ± half-width of the 95 % interval (t distribution)"
     bold = "" if table.spec.number in _NO_BEST else "bold: the study's best; "
     cited = any(line.source == "paper (cited)" for line in table.lines) and table.spec.number != 6
-    text = f"Study: {seeds}; {bold}{DASH}: not measured."
-    return " ".join(filter(None, [table.remark, text, cited and "Cited: the paper's numbers, not run here."]))
+    source = "Cited: the paper's numbers, not run here." if cited else ""
+    return " ".join(filter(None, [table.remark, f"Study: {seeds}; {bold}{DASH}: not measured.", source]))
 
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

@@ -1,0 +1,314 @@
+"""The report: the paper's numbers as printed, statistics against scipy, verdicts on constructed cases, whole files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).parent))
+from report_fixture import write_made_up_results
+
+from maskclip.report import Results, build_report, build_table, interval, judge_claims, paper_numbers, read_results
+from maskclip.report.__main__ import main
+from maskclip.report.claims import CLAIMS, read_reasons
+from maskclip.report.page import embed_picture
+from maskclip.report.results import SCORE_COLUMNS
+from maskclip.report.tables import DASH, TABLES, latex_escape, to_csv, to_latex, to_markdown
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_made_up_results(tmp_path_factory.mktemp("study") / "results")
+
+
+@pytest.fixture(scope="module")
+def reports(made_up: Path) -> Path:
+    out = made_up.parent / "reports"
+    out.mkdir()
+    (out / "reasons.yaml").write_text("C16: >\n  Looked for, and <found>.\n")
+    figures = made_up / "0" / "figures"
+    figures.mkdir()
+    shutil.copy(_picture(made_up.parent / "words.png"), figures / "words.png")
+    (figures / "captions.json").write_text(json.dumps({"words.png": "User-given words & more"}))
+    build_report(made_up, out)
+    return out
+
+
+def _picture(path: Path) -> Path:
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def results_of(*rows: tuple) -> Results:
+    """Results from (method, dataset, metric, proposals, values by seed)."""
+    table = [(method, proposals, dataset, metric, value, seed, "mini")
+             for method, dataset, metric, proposals, values in rows for seed, value in enumerate(values)]
+    return Results(pd.DataFrame(table, columns=SCORE_COLUMNS))
+
+
+def verdict_of(results: Results, claim: str):
+    return next(j for j in judge_claims(results) if j.claim.name == claim)
+
+
+def test_paper_numbers_are_those_printed():
+    paper = paper_numbers()
+    assert len(paper) == 152  # 35 + 36 + 24 + 20 + 7 + 6 + 12 + 12 cells with a number in Tables 2 to 9
+    assert paper[2, "SimSeg", "P-59"] == "47.7" and (2, "SimSeg", "P-459") not in paper
+    assert paper[3, "MaskCLIP (Mask R-CNN)", "SQth"] == "64.183"
+    assert paper[4, "MaskCLIP", "LVIS AP75"] == "8.810" and paper[4, "MaskCLIP", "ADE20K AP"] == "5.989"
+    assert paper[9, "21, 22, 23, 24", "PQth"] == "14.048"
+    for number, row, column in paper:
+        assert row in TABLES[number].rows and column in TABLES[number].columns
+
+
+def test_paper_numbers_hang_together():
+    """A row printed in two tables has the same numbers; a quality over all classes is the mean over its classes."""
+    paper = {key: float(value) for key, value in paper_numbers().items()}
+    for metric in ("PQ", "PQth", "PQst"):
+        assert paper[3, "MaskCLIP", metric] == paper[8, "MaskCLIP", metric] == paper[9, "6, 12, 18, 24", metric]
+    for (number, row, column), value in paper.items():
+        if column in ("PQ", "SQ", "RQ") and number in (3, 8, 9) and (number, row, f"{column}th") in paper:
+            things, stuff = paper[number, row, f"{column}th"], paper[number, row, f"{column}st"]
+            assert value == pytest.approx((2 * things + stuff) / 3, abs=0.02)  # 100 things and 50 stuff classes
+
+
+def test_interval_is_scipys():
+    values = np.array([10.0, 12.5, 11.0, 13.0])
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    mean, half = interval(values)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert np.isnan(interval(values[:1])[1]) and np.isnan(interval(values[:0])[0])
+
+
+@pytest.mark.parametrize(("with_refinement", "without", "verdict"), [
+    ([15.0, 15.2, 14.9], [13.0, 13.1, 13.0], "agrees"),
+    ([13.0, 13.1, 13.0], [15.0, 15.2, 14.9], "does not agree"),
+    ([15.0, 12.0, 14.0], [13.0, 13.1, 13.0], "undecided"),
+    ([15.0], [14.9], "agrees"),
+    ([14.9], [15.0], "does not agree"),
+    ([15.0], [15.0], "undecided"),
+    ([15.0, 15.1], [], "undecided"),
+])  # fmt: skip
+def test_verdict(with_refinement, without, verdict):
+    judged = verdict_of(results_of(("maskclip", "a150", "PQ", "mask2former", with_refinement),
+                                   ("wo_refinement", "a150", "PQ", "mask2former", without)), "C14")
+    assert judged.verdict == verdict
+    assert ("one seed" in judged.remark) == (len(with_refinement) == len(without) == 1)
+    assert ("not measured" in judged.remark) == (not without)
+
+
+def test_comparison_is_paired_by_seed():
+    """Seeds differ by 20 points, the methods by 1 in each: unpaired intervals would reach far across 0."""
+    judged = verdict_of(results_of(("maskclip", "a150", "PQ", "mask2former", [11.0, 21.1, 30.9]),
+                                   ("wo_refinement", "a150", "PQ", "mask2former", [10.0, 20.0, 30.0])), "C14")
+    outcome = judged.outcomes[0]
+    test = stats.ttest_rel([11.0, 21.1, 30.9], [10.0, 20.0, 30.0])
+    assert judged.verdict == "agrees" and test.pvalue < 0.05
+    low, high = test.confidence_interval(0.95)
+    assert (outcome.mean - outcome.half, outcome.mean + outcome.half) == pytest.approx((low, high))
+
+
+def test_one_failing_set_is_enough_to_disagree():
+    sets = ("a150", "a847", "p459", "p59")
+    ours = [("wo_rma", s, "mIoU", "mask2former", [20.0, 20.1, 20.2] if s != "p59" else [5.0, 5.1, 5.2]) for s in sets]
+    base = [("clip_baseline", s, "mIoU", "mask2former", [10.0, 10.1, 10.1]) for s in sets]
+    judged = verdict_of(results_of(*ours, *base), "C1")
+    assert judged.verdict == "does not agree" and "3 of 4 hold" in judged.remark
+    assert [outcome.state for outcome in judged.outcomes] == ["holds", "holds", "holds", "fails"]
+
+
+@pytest.mark.parametrize(("target", "verdict"), [(20.0, "agrees"), (30.0, "does not agree"), (5.0, "does not agree")])
+def test_about_half_has_two_sides(target, verdict):
+    judged = verdict_of(results_of(
+        ("maskclip_split", "coco_split", "AP50_generalized_target", "mask2former_base", [target, target + 0.1]),
+        ("maskclip_split", "coco_split", "AP50_generalized_base", "mask2former_base", [40.0, 40.1])), "C9")
+    assert judged.verdict == verdict
+
+
+def test_ground_truth_masks_are_not_the_own_ones():
+    results = results_of(("maskclip", "a150", "PQ", "mask2former", [15.0, 15.1]),
+                         ("maskclip", "a150", "PQ", "ground_truth", [36.0, 36.4]))
+    assert results.score("maskclip", "a150", "PQ").tolist() == [15.0, 15.1]
+    assert verdict_of(results, "C12").verdict == "agrees"
+
+
+def test_distinctions_are_judged_against_chance():
+    """Always saying the same word gives 100 % and 0 %: chance, not a distinction."""
+    results = results_of(("maskclip", "a150", "PQ", "mask2former", [15.0, 15.1]))
+    results.attributes = pd.DataFrame([("hearts", "filled", 100.0, 0), ("hearts", "empty", 0.0, 0)],
+                                      columns=["pair", "word", "accuracy", "seed"])
+    assert verdict_of(results, "C18").verdict == "undecided"
+    results.attributes.accuracy = [90.0, 60.0]
+    assert verdict_of(results, "C18").verdict == "agrees"
+
+
+def test_costs_prefer_the_papers_model():
+    results = results_of(("maskclip", "a150", "PQ", "mask2former", [15.0]))
+    rows = [("clip_baseline", "tflops", "mini", 1.0), ("maskclip", "tflops", "mini", 0.5),
+            ("clip_baseline", "tflops", "ViT-L-14-336", 40.0), ("maskclip", "tflops", "ViT-L-14-336", 0.5),
+            ("clip_baseline", "time_s", "mini", 1.0), ("wo_rma", "time_s", "mini", 0.1)]
+    results.efficiency = pd.DataFrame([(*r[:2], 100, r[2], 336, r[3]) for r in rows],
+                                      columns=["method", "metric", "masks", "model", "resolution", "value"])
+    flops, seconds = verdict_of(results, "C10"), verdict_of(results, "C11")
+    assert flops.outcomes[0].mean == 80 and "ViT-L-14-336" in flops.remark
+    assert seconds.outcomes[0].mean == pytest.approx(10) and "mini" in seconds.remark
+
+
+def test_tables_show_dashes_for_what_is_missing():
+    table = build_table(results_of(("maskclip", "a150", "mIoU", "mask2former", [20.0, 21.0])), 2)
+    study = {line.label: line.cells for line in table.lines if line.source == "study"}
+    assert study["CLIP Baseline"][0].text == DASH and study["MaskCLIP"][1].text == DASH
+    mean, half = interval(np.array([20.0, 21.0]))
+    assert study["MaskCLIP"][0].text == f"{mean:.1f} ± {half:.1f}" and study["MaskCLIP"][0].seeds == 2
+    assert [line.source for line in table.lines if line.label == "OpenSeg"] == ["paper (cited)"]
+    assert pd.read_csv(pd.io.common.StringIO(to_csv(table))).query("method == 'SimSeg'")["P-459"].isna().all()
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_markdown_and_latex_are_well_formed(made_up: Path, number: int):
+    table = build_table(read_results(made_up), number)
+    rows = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1 and len(rows) == len(table.lines) + 2
+    latex = to_latex(table)
+    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(table.head) - 1}
+    for special in "%&_#$":
+        plain = latex.replace("&", "") if special == "&" else latex.replace(r"$\pm$", "")
+        assert not re.search(rf"(?<!\\)[{special}]", plain.replace("{%\n", "{\n")), special
+    assert latex.count("{") == latex.count("}") and latex.count(r"\begin") == latex.count(r"\end")
+
+
+def test_latex_escape_covers_what_tex_minds():
+    assert latex_escape("50% of A_B & {c} ± 1 ~") == r"50\% of A\_B \& \{c\} $\pm$ 1 \textasciitilde{}"
+
+
+class _Page(HTMLParser):
+    """Open tags, ids, links and sources of a page."""
+
+    void = frozenset(("meta", "img", "br", "link"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if "href" in found else []
+        self.sources += [found["src"]] if "src" in found else []
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_needs_nothing_else(reports: Path):
+    text = (reports / "index.html").read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(text)
+    assert page.open == [] and len(page.ids) == len(set(page.ids))
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert page.sources and all(source.startswith("data:image/") for source in page.sources)
+    assert not re.search(r"https?://|@import|url\(|<script|<link", text)
+    assert all(f'id="{claim.name}"' in text for claim in CLAIMS) and all(f'id="table{n}"' in text for n in TABLES)
+    assert "Looked for, and &lt;found&gt;." in text and "User-given words &amp; more" in text
+    assert len(text) < 5_000_000
+
+
+def test_report_files(reports: Path):
+    for number in TABLES:
+        for suffix in ("csv", "md", "tex"):
+            assert (reports / "tables" / f"table{number}.{suffix}").stat().st_size > 100
+    claims = pd.read_csv(reports / "claims.csv")
+    assert list(claims.claim) == [f"C{i}" for i in range(1, 19)] and set(claims.verdict) <= {
+        "agrees", "does not agree", "undecided"}
+    assert claims.set_index("claim").loc["C16", "reason"] == "Looked for, and <found>."
+    metrics = json.loads((reports / "metrics.json").read_text())
+    table3 = pd.read_csv(reports / "tables" / "table3.csv").set_index(["method", "numbers"])
+    mean = float(table3.loc[("MaskCLIP", "study"), "PQ"])
+    assert metrics["table3"]["MaskCLIP"]["PQ"] == pytest.approx(mean, abs=1e-3)
+    assert metrics["claims"]["agree"] == (claims.verdict == "agrees").sum()
+    assert {"step", "maskclip"} <= set(pd.read_csv(reports / "plots" / "training_loss.csv"))
+    assert len(list((reports / "figures").glob("*.png"))) == 13
+    assert not list(reports.rglob(".*"))  # no temporary file stays
+
+
+def test_first_results_alone_make_a_report(tmp_path: Path):
+    """One method, one seed: everything else is a dash; charts of former results do not linger."""
+    folder = tmp_path / "results" / "4"
+    folder.mkdir(parents=True)
+    pd.DataFrame([("wo_rma", "mask2former", "a150_semantic", "mIoU", 12.34, 4, "mini")], columns=SCORE_COLUMNS).to_csv(
+        folder / "baselines.csv", index=False)
+    stale = tmp_path / "reports" / "figures" / "table3_panoptic.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of former results")
+    text = build_report(tmp_path / "results", tmp_path / "reports").read_text(encoding="utf-8")
+    assert "12.3" in text and not stale.exists()
+    assert set(pd.read_csv(tmp_path / "reports" / "claims.csv").verdict) == {"undecided"}
+
+
+def test_other_seeds_are_left_out(made_up: Path):
+    assert read_results(made_up).seeds == [0, 1, 2]
+    two = read_results(made_up, seeds=[0, 2])
+    assert two.seeds == [0, 2] and set(two.curves.seed) == {0, 2} and set(two.times.stage) >= {"03_baselines"}
+
+
+def _scores(path: Path, text: str) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "scores.csv").write_text(text)
+
+
+HEAD = ",".join(SCORE_COLUMNS) + "\n"
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    ("", "empty or cut off"),
+    ("method,dataset\na,b\n", "lacks the column 'proposals'"),
+    (HEAD + "maskclip,mask2former,a150,PQ,high,0,mini\n", "no number"),
+    (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a150,PQ,2,0,mini\n", "two different values"),
+    (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a150,PQ,2,1,paper\n", "mix the profiles"),
+])  # fmt: skip
+def test_bad_results_are_named_in_one_sentence(tmp_path: Path, capsys, text: str, sentence: str):
+    _scores(tmp_path / "results" / "0", text)
+    assert main([str(tmp_path / "results"), str(tmp_path / "reports")]) == 1
+    message = capsys.readouterr().err
+    assert sentence in message and message.count("\n") == 1
+    assert not (tmp_path / "reports").exists()
+
+
+def test_missing_results_and_bad_reasons(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="run the study first"):
+        read_results(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no scores"):
+        read_results(tmp_path)
+    reasons = tmp_path / "reasons.yaml"
+    assert read_reasons(reasons) == {}
+    for text, sentence in (("C99: x", "'C99'"), ("- C1", "a list"), ("C1: [", "not valid YAML")):
+        reasons.write_text(text)
+        with pytest.raises(ValueError, match=sentence):
+            read_reasons(reasons)
+
+
+def test_large_pictures_shrink(tmp_path: Path):
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 255, (700, 2400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    embedded = embed_picture(tmp_path / "large.png")
+    assert embedded.startswith("data:image/jpeg;base64,")
+    assert len(embedded) < (tmp_path / "large.png").stat().st_size
