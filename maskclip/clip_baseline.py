@@ -26,10 +26,10 @@ def clip_baseline(
         clip_model: an open_clip model; its `encode_image` is f_v.
         images: [B, 3, S, S], CLIP-normalized.
         mask_logits: [B, M, S, S]; M_t is binary, 1 where the logit is at least 0 (probability one half).
-        crop: also cut out the mask's bounding box and squash it to S x S. The paper only masks. A mask without a pixel has
-            no box and stays an all-black picture.
+        crop: also cut out the mask's bounding box and squash it to S x S. The paper only masks. A mask without a pixel
+            has no box and stays an all-black picture.
         batch: masked pictures per CLIP pass.
-        mean, std: normalization of `images` [3]; M_t * I is black outside the mask, which is -mean / std after it. None: the
+        mean, std: normalization of `images` [3]; M_t * I is black outside the mask, -mean / std after it. None: the
             model's own as open_clip's factory noted it, else OpenAI's.
     Returns:
         [B, M, C] in CLIP's joint space, not normalized.
@@ -52,14 +52,15 @@ def clip_baseline(
 
     masks = (mask_logits.sigmoid() >= 0.5).flatten(0, 1)
     image_of_mask = torch.arange(len(images), device=images.device).repeat_interleave(mask_logits.shape[1])
+    if not len(masks):
+        return images.new_zeros(*mask_logits.shape[:2], visual.output_dim)
     embeddings = []
     for mask, owner in zip(masks.split(batch), image_of_mask.split(batch), strict=True):
         pictures = torch.where(mask[:, None], images[owner], black.view(3, 1, 1))
         if crop:
-            pictures = torch.stack([_squash(p[(..., *_box(m))], images.shape[-2:]) for p, m in zip(pictures, mask, strict=True)])
+            cut = [picture[(..., *_box(m))] for picture, m in zip(pictures, mask, strict=True)]
+            pictures = torch.stack([_squash(picture, images.shape[-2:]) for picture in cut])
         embeddings.append(clip_model.encode_image(pictures))
-    if not embeddings:
-        return images.new_zeros(*mask_logits.shape[:2], visual.output_dim)
     return torch.cat(embeddings).unflatten(0, mask_logits.shape[:2])
 
 

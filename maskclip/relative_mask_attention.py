@@ -95,9 +95,9 @@ class RelativeMaskAttention(nn.Module):
     def mask_attention(self, mask_logits: Tensor, image_tokens: Tensor) -> Tensor:
         """Eq. 3: A'_{M,N} = sum_c (phi_Qm(T_MP) (*) phi_Km(T_IM))_c, per head, folded.
 
-        A mask patch x has only p * p numbers, so its D channels W x + b need never be formed: with the keys k of head h,
-        <W x + b, k> = <x, W^T k> + <b, k>, where W^T k is computed once per image token. A LayerNorm in between folds too:
-        subtracting the mean over channels is subtracting it from W and b, and the variance is a quadratic form in x.
+        A mask patch x has only p * p numbers, so its D channels W x + b need never be formed: with a head's keys k,
+        <W x + b, k> = <x, W^T k> + <b, k>, where W^T k is computed once per image token. A LayerNorm in between folds
+        too: subtracting the mean over channels is subtracting it from W and b; the variance is a quadratic form in x.
 
         Args:
             mask_logits: [B, M, S, S]; f2 reads their tanh.
@@ -127,7 +127,7 @@ class RelativeMaskAttention(nn.Module):
 
             scores = []
             for piece in mask_logits.split(self._masks_per_piece(batch * tokens * self.patch**2, dtype), dim=1):
-                x = patchify(piece.to(dtype), self.patch).transpose(1, 2).reshape(batch * tokens, -1, self.patch**2).tanh()
+                x = patchify(piece.to(dtype), self.patch).transpose(1, 2).flatten(0, 1).tanh()  # [B * N, m, p * p]
                 score = torch.baddbmm(constant_score, x, folded)  # [B * N, m, H]
                 if gram is not None:
                     variance = ((x @ gram + 2 * cross) * x).sum(-1, keepdim=True) + constant
@@ -138,8 +138,8 @@ class RelativeMaskAttention(nn.Module):
     def relative_attention(self, mask_attention: Tensor, visible: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 4: A_{M,N} = (phi_Q(T_MC) phi_K(T_IM)^T + A'_{M,N}) / 2, both scaled by 1 / sqrt(D / H).
 
-        Given as what makes fused attention compute it: halved image keys, and half of A' as its additive mask. The class
-        token's column is no part of A_{M,N}: it is neither halved nor added to.
+        Given as what makes fused attention compute it: halved image keys, and half of A' as its additive mask. The
+        class token's column is no part of A_{M,N}: it is neither halved nor added to.
 
         Args:
             mask_attention: [B, H, M, N] of Eq. 3.
@@ -169,8 +169,8 @@ class RelativeMaskAttention(nn.Module):
             return mask_logits
         queries = queries.transpose(1, 2).flatten(2) * (self.scale * QUICK_GELU)
         keys = keys[:, :, 1:].transpose(1, 2).flatten(2)
-        weight = self.residual.weight.flatten(1) / QUICK_GELU
-        return _StreamedResidual.apply(mask_logits, queries, keys, weight.to(queries.dtype), self.residual.bias, self.patch)
+        weight = (self.residual.weight.flatten(1) / QUICK_GELU).to(queries.dtype)
+        return _StreamedResidual.apply(mask_logits, queries, keys, weight, self.residual.bias, self.patch)
 
     @staticmethod
     def _per_head(keys: Tensor, vector: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def _pieces(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 class _StreamedResidual(torch.autograd.Function):
-    """mask_logits + unpatchify(weight silu(queries (*) keys) + bias), a few masks at a time; backward computes them again."""
+    """mask_logits + unpatchify(weight silu(queries (*) keys) + bias), a few masks at a time, again in backward."""
 
     @staticmethod
     def forward(ctx, mask_logits, queries, keys, weight, bias, patch):
@@ -214,7 +214,8 @@ class _StreamedResidual(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_refined):
         queries, keys, weight = ctx.saved_tensors
-        grad_queries, grad_weight = torch.empty_like(queries), torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        grad_queries = torch.empty_like(queries)
+        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         grad_bias = grad_refined.new_zeros(weight.shape[0])
         with torch.autocast(keys.device.type, enabled=False):
             for i, m in _pieces(queries, keys):

@@ -1,7 +1,8 @@
 """The authors' released checkpoints (github.com/mlpc-ucsd/MaskCLIP): their encoder's weights into ours, and back.
 
-There, the encoder's trained weights end in `added_params` and lie among CLIP's own, under `visual.` (`maskclip.visual.` in a
-whole model). Convolutions are numbered 0, 1, 2, ... in the order of the RMA layers; the rest carries its layer's number.
+There, the encoder's trained weights end in `added_params` and lie among CLIP's own, under `visual.` (`maskclip.visual.`
+in a whole model). Convolutions are numbered 0, 1, 2, ... in the order of the RMA layers; the rest carries its layer's
+number, counted from 0.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from maskclip.checkpoint import load_checkpoint
@@ -42,10 +42,10 @@ def load_released_encoder(
     """Our encoder with the weights of a released checkpoint.
 
     Args:
-        path_or_state_dict: a detectron2 checkpoint (`{"model": state_dict, ...}`), read without running code in it, or a state
-            dict. Keys outside `...visual.` (the proposal network's) are ignored.
-        clip_model: an open_clip model of the same architecture (`ViT-L-14-336-quickgelu` for the released weights). CLIP's own
-            weights are taken from the checkpoint where it holds them, and written into this model.
+        path_or_state_dict: a detectron2 checkpoint (`{"model": state_dict, ...}`), read without running code in it, or
+            a state dict. Keys outside `...visual.` (the proposal network's) are ignored.
+        clip_model: an open_clip model of the same architecture (`ViT-L-14-336-quickgelu` for the released weights).
+            CLIP's own weights are taken from the checkpoint where it holds them, and written into this model.
         rma_layers: the RMA layers the checkpoint was trained with.
     Returns:
         the encoder, on the device of `clip_model`.
@@ -85,10 +85,10 @@ def load_released_encoder(
 
 
 def released_state_dict(encoder: MaskCLIPVisualEncoder, prefix: str = "maskclip.visual.") -> dict[str, Tensor]:
-    """The encoder's weights under their released names, CLIP's own included; `{"model": ...}` of it is a checkpoint there.
+    """The encoder's weights, CLIP's own included, under their released names; `{"model": ...}` of it is a checkpoint.
 
     Raises:
-        ValueError: the encoder has weights the released code has no place for (linear phi_Qm) or lacks some (no refinement).
+        ValueError: the released code has no place for the weights (linear phi_Qm), or needs more (refinement).
     """
     names = _released_names(encoder.rma_layers)
     trained = encoder.rma.state_dict()

@@ -3,7 +3,8 @@
 Image and class tokens never look at mask tokens (Eq. 1), so CLIP runs once per image, untouched and without a graph;
 mask class tokens are cross-attention on each layer's keys and values. New masks on the same image reuse them.
 
-Shapes: B images, M masks, N image patches of p x p pixels, D channels in H heads, S pixels a side, C CLIP's joint space.
+Shapes: B images, M masks, N image patches of p x p pixels, D channels in H heads, S pixels a side, C channels of CLIP's
+joint space.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ class MaskEncoding:
 class MaskCLIPVisualEncoder(nn.Module):
     """CLIP's ViT with M mask class tokens and, in some layers, Relative Mask Attention. Build with `from_open_clip`.
 
-    Only `encoder.rma` trains (5.8 M parameters for ViT-L/14@336 and four layers); `encoder.rma.state_dict()` is all that
-    a checkpoint needs. `encoder.visual` is the given CLIP's own image tower, frozen, in eval mode for good.
+    Only `encoder.rma` trains (5.8 M parameters for ViT-L/14@336 and four layers); `encoder.rma.state_dict()` is all
+    that a checkpoint needs. `encoder.visual` is the given CLIP's own image tower, frozen, in eval mode for good.
+    `encoder.checkpointing = True` trades memory for time in training: activations are computed again in backward.
     """
 
     def __init__(self, visual: nn.Module, rma: nn.ModuleDict) -> None:
@@ -101,16 +103,14 @@ class MaskCLIPVisualEncoder(nn.Module):
         blocks = visual.transformer.resblocks
         layers = list(rma_layers)
         if any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(blocks) for n in layers):
-            raise ValueError(f"rma_layers is {tuple(layers)}; it must hold whole numbers from 1 to {len(blocks)}, the ViT's layers")
+            raise ValueError(f"rma_layers is {tuple(layers)}; it must hold the ViT's layers, 1 to {len(blocks)}")
         if len(set(layers)) != len(layers):
             raise ValueError(f"rma_layers is {tuple(layers)}; it must not name a layer twice")
         if query_form not in ("layernorm", "linear"):
-            raise ValueError(f'query_form is {query_form!r}; it must be "layernorm" (released code) or "linear" (paper)')
-        width, heads, patch = visual.conv1.out_channels, blocks[0].attn.num_heads, visual.patch_size[0]
-        rma = nn.ModuleDict({
-            str(n): RelativeMaskAttention(width, heads, patch, query_form, refine_masks, zero_init_refinement, generator)
-            for n in sorted(layers)
-        })
+            raise ValueError(f"query_form is {query_form!r}; it must be 'layernorm' (released) or 'linear' (paper)")
+        shape = visual.conv1.out_channels, blocks[0].attn.num_heads, visual.patch_size[0]
+        options = query_form, refine_masks, zero_init_refinement, generator
+        rma = nn.ModuleDict({str(n): RelativeMaskAttention(*shape, *options) for n in sorted(layers)})
         weight = visual.conv1.weight  # RMA trains, so it is never kept in half precision
         return cls(visual, rma.to(weight.device, torch.promote_types(weight.dtype, torch.float32)))
 
@@ -196,11 +196,17 @@ class MaskCLIPVisualEncoder(nn.Module):
         return MaskEncoding(embeddings, refined, refined[-1] if refined else given)
 
     def _layer(
-        self, block: nn.Module, layer: LayerFeatures, tokens: Tensor, normed: Tensor | None = None, visible: Tensor | None = None
+        self,
+        block: nn.Module,
+        layer: LayerFeatures,
+        tokens: Tensor,
+        normed: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """One CLIP layer for `tokens` [B, T, D], which look at the image through `layer`, where `visible` lets them."""
         (queries,) = _project(block.attn, block.ln_1(tokens) if normed is None else normed, "q")
-        return _finish(block, tokens, F.scaled_dot_product_attention(queries, layer.keys, layer.values, attn_mask=visible))
+        attended = F.scaled_dot_product_attention(queries, layer.keys, layer.values, attn_mask=visible)
+        return _finish(block, tokens, attended)
 
     def _rma_layer(
         self, number: int, layer: LayerFeatures, tokens: Tensor, mask_logits: Tensor, visible: Tensor
@@ -219,7 +225,7 @@ class MaskCLIPVisualEncoder(nn.Module):
         return tokens if self.visual.proj is None else tokens @ self.visual.proj
 
     def _positions(self, grid: int) -> Tensor:
-        """Positional embedding [1 + N, D] for grid x grid patches, bicubically interpolated if CLIP's own grid differs."""
+        """Positional embedding [1 + N, D] for grid x grid patches, interpolated if that is not CLIP's own grid."""
         positions, own = self.visual.positional_embedding, self.visual.grid_size
         if own == (grid, grid):
             return positions
@@ -228,7 +234,7 @@ class MaskCLIPVisualEncoder(nn.Module):
         return torch.cat([positions[:1], pictures.flatten(2)[0].T])
 
     def _maybe_checkpoint(self, function, *arguments):
-        """With `encoder.checkpointing`, a layer keeps nothing for backward but its input, and is computed again there."""
+        """With `encoder.checkpointing`, a layer keeps only its input for backward, and is computed again there."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
@@ -244,12 +250,12 @@ class MaskCLIPVisualEncoder(nn.Module):
         """The mask logits, padding replaced by zeros so that nothing in it can matter."""
         shape = tuple(mask_logits.shape)
         if len(shape) != 4 or shape[0] != batch or shape[2:] != (size, size):
-            raise ValueError(f"mask_logits is {shape}; it must be [B, M, S, S] = [{batch}, M, {size}, {size}], as the images")
+            raise ValueError(f"mask_logits is {shape}; it must be [B, M, S, S], here ({batch}, M, {size}, {size})")
         if not mask_logits.is_floating_point():
-            raise ValueError(f"mask_logits is {mask_logits.dtype}; it must be floating-point logits, not labels or booleans")
+            raise ValueError(f"mask_logits is {mask_logits.dtype}; it must be logits in floating point")
         if valid is not None:
             if valid.dtype != torch.bool or tuple(valid.shape) != shape[:2]:
-                raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}; it must be bool [B, M] = {list(shape[:2])}")
+                raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}; it must be bool [B, M], {shape[:2]}")
             mask_logits = mask_logits.masked_fill(~valid[..., None, None], 0)
         if mask_logits.numel() and not torch.stack(torch.aminmax(mask_logits.detach())).isfinite().all():
             raise ValueError("mask_logits holds values that are not finite; every valid mask must be finite logits")
@@ -262,8 +268,8 @@ def _check_clip(clip_model: nn.Module) -> nn.Module:
     missing = [n for n in ("conv1", "class_embedding", "positional_embedding", "ln_post") if not hasattr(visual, n)]
     if missing or not hasattr(getattr(visual, "transformer", None), "resblocks"):
         raise ValueError(
-            f"clip_model is a {type(clip_model).__name__} with image tower {type(visual).__name__}; it must be an open_clip "
-            "CLIP whose image tower is open_clip's ViT with a class token (no ResNet, no timm tower)"
+            f"clip_model is a {type(clip_model).__name__} with image tower {type(visual).__name__}; it must be an "
+            "open_clip CLIP whose image tower is open_clip's ViT with a class token (no ResNet, no timm tower)"
         )
     if getattr(visual, "pool_type", "tok") != "tok" or getattr(visual, "attn_pool", None) is not None:
         raise ValueError(
@@ -271,7 +277,7 @@ def _check_clip(clip_model: nn.Module) -> nn.Module:
             f"{visual.attn_pool is not None}); it must answer with its class token for mask class tokens to make sense"
         )
     if not all(isinstance(b.attn, nn.MultiheadAttention) and b.attn.batch_first for b in visual.transformer.resblocks):
-        raise ValueError("clip_model has attention layers other than plain batch-first multi-head attention; use a plain ViT")
+        raise ValueError("clip_model has attention other than plain batch-first multi-head attention; use a plain ViT")
     if visual.patch_size[0] != visual.patch_size[1]:
         raise ValueError(f"clip_model has patches of {visual.patch_size}; they must be square")
     return visual
