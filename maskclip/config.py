@@ -31,8 +31,8 @@ class World:
     """Sizes of the miniature world's data sets, in images."""
 
     seed: int = at_least(0)
-    train: int = at_least(1)
-    val: int = at_least(1)
+    coco_train: int = at_least(1)
+    coco_val: int = at_least(1)
     ade: int = at_least(1)
     pascal: int = at_least(1)
     lvis: int = at_least(1)

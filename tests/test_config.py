@@ -39,7 +39,7 @@ def test_the_paper_profile_is_the_papers() -> None:
         ({"maskclip": {"steps": True}}, ["maskclip.steps", "int"]),
         ({"maskclip": {"learning_rate": "1e-4"}}, ["learning_rate", "1.0e-4"]),
         ({"maskclip": {"rma_layers": 6}}, ["rma_layers", "list"]),
-        ({"data": {"world": {"train": 0}}}, ["data.world.train is 0", "at least 1"]),
+        ({"data": {"world": {"coco_train": 0}}}, ["data.world.coco_train is 0", "at least 1"]),
         ({"nonsense": {}}, ["unknown key 'nonsense'"]),
     ],
 )

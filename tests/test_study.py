@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 OVERRIDES = {
-    "data": {"world": {"train": 24, "val": 6, "ade": 6, "pascal": 6, "lvis": 6}},
+    "data": {"world": {"coco_train": 24, "coco_val": 6, "ade": 6, "pascal": 6, "lvis": 6}},
     "proposals": {
         "mask2former": {"training": {"steps": 6, "checkpoint_every": 2}},
         "mask_rcnn": {"training": {"steps": 6, "checkpoint_every": 2}},
