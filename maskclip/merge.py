@@ -70,12 +70,14 @@ def panoptic_map(
     Released: `panoptic_inference` with 0.3 and 0.5 on ADE20K, 0.5 and 0.5 on COCO; Mask2Former's own are 0.8 and 0.8.
     """
     probs = _checked(class_probs, mask_logits, objectness, len(isthing) + no_object)
-    ids, segments = np.zeros(size, np.int32), []
+    ids = np.zeros(size, np.int32)
+    segments: list[dict] = []
     if probs.shape[0] == 0:
         return ids, segments
-    scores, classes = probs.max(-1)
-    keep = (scores > score_threshold) & (classes < len(isthing))
-    scores, classes, mask_logits = scores[keep], classes[keep].tolist(), mask_logits[keep]
+    scores, best_class = probs.max(-1)
+    keep = (scores > score_threshold) & (best_class < len(isthing))
+    scores, mask_logits = scores[keep], mask_logits[keep]
+    classes: list[int] = best_class[keep].tolist()
     count = len(classes)
     if count == 0:
         return ids, segments

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .checkpoint import write_atomically
 from .data import Category, Dataset, Sample, write_panoptic_ids
 
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}  # COCO's limit is per image and category, LVIS's per image
@@ -56,7 +57,7 @@ class PanopticQuality:
             if segment.iscrowd:
                 crowd[segment.category] = t  # of several crowd regions of a class the last counts, as in panopticapi
                 continue
-            for p in np.flatnonzero(shared[t, 1:]) + 1:
+            for p in (np.flatnonzero(shared[t, 1:]) + 1).tolist():
                 union = pred_area[p] + true_area[t] - shared[t, p] - shared[0, p]
                 if pred_class[p - 1] == segment.category and (iou := shared[t, p] / union) > 0.5:
                     matched.add(p)
@@ -134,7 +135,11 @@ class MeanIoU:
 
 
 def coco_results(
-    image_id: int | str, masks: np.ndarray, classes: Sequence[int], scores: Sequence[float], categories: list[Category]
+    image_id: int | str,
+    masks: np.ndarray,
+    classes: Sequence[int] | np.ndarray,
+    scores: Sequence[float] | np.ndarray,
+    categories: list[Category],
 ) -> list[dict]:
     """Instances of one image (`merge.instances`) as COCO result entries: category ids of the data set, masks as
     run-length code. masks: bool [n, H, W]."""
@@ -204,9 +209,9 @@ def average_precision(
         for category, annotated in where.items():  # one at a time: only images that have it, or results for it
             if annotated:
                 where_to_look = annotated | claimed[category]
-                rows.append(_precision(*api, category, where_to_look, images if federated else {}, limit))
+                rows.append(_precision(api[0], api[1], category, where_to_look, images if federated else {}, limit))
     precision = np.array([row for row in rows if (row > -1).all()])  # [categories, 10 IoU thresholds, 101 recalls]
-    pick = {"AP": slice(None), "AP50": 0, "AP75": 5}
+    pick: dict[str, Any] = {"AP": slice(None), "AP50": 0, "AP75": 5}
     return {k: _mean(100 * precision[:, at].ravel()) if len(precision) else float("nan") for k, at in pick.items()}
 
 
@@ -265,9 +270,8 @@ def write_panoptic(
         images.append({"id": image_id, "file_name": file_name, "height": ids.shape[0], "width": ids.shape[1]})
         annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
     kinds = [{"id": c.id, "name": c.name, "isthing": int(c.isthing)} for c in categories]
-    partial = json_path.with_name(json_path.name + ".partial")
-    partial.write_text(json.dumps({"images": images, "annotations": annotations, "categories": kinds}))
-    os.replace(partial, json_path)
+    text = json.dumps({"images": images, "annotations": annotations, "categories": kinds})
+    write_atomically(json_path, lambda path: path.write_text(text))
 
 
 def true_panoptic(sample: Sample) -> tuple[np.ndarray, list[dict]]:
@@ -316,6 +320,6 @@ def _area(annotation: dict, info: dict) -> float:
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
-    values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else float("nan")

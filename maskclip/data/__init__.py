@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .images import read_image, read_json, write_panoptic_ids
 from .instances import open_coco_instances
@@ -48,12 +49,14 @@ def open_dataset(name: str, root: str | Path, *, limit: int | None = None) -> Da
     coco, ade, ade_full, pascal = (
         root / part for part in ("coco", "ADEChallengeData2016", "ADE20K_2021_17_01", "pascal_ctx_d2")
     )
-    options = {"name": name, "limit": limit}
+    options: Any = {"name": name, "limit": limit}
     match name:
         case "coco_train" | "coco_val":
             year = name.removeprefix("coco_") + "2017"
             json_path = coco / "annotations" / f"panoptic_{year}.json"
-            return open_coco_panoptic(json_path, coco / f"panoptic_{year}", coco / year, **options)
+            masks = json_path.with_suffix("")  # beside the JSON as downloaded, or one up, as detectron2 wants it
+            masks = masks if masks.is_dir() else coco / masks.name
+            return open_coco_panoptic(json_path, masks, coco / year, **options)
         case "coco_split_train" | "coco_split_val":
             year = name.removeprefix("coco_split_") + "2017"
             split = read_split(root)
@@ -69,7 +72,7 @@ def open_dataset(name: str, root: str | Path, *, limit: int | None = None) -> Da
             folders = ade / "images" / "validation", ade / "annotations_detectron2" / "validation"
             return open_semantic_folder(*folders, _names(ade, "categories.json", "objectInfo150.txt"), **options)
         case "a847":
-            folders = (ade_full / part / "validation" for part in ("images_detectron2", "annotations_detectron2"))
+            folders = ade_full / "images_detectron2" / "validation", ade_full / "annotations_detectron2" / "validation"
             return open_semantic_folder(*folders, _names(ade_full, "categories.json", "categories.txt"), **options)
         case "p59" | "p459":
             folders = pascal / "images" / "validation", pascal / f"annotations_ctx{name[1:]}" / "validation"

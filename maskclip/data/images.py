@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from ..checkpoint import write_atomically
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -32,7 +34,7 @@ def read_image(path: str | Path) -> np.ndarray:
             raise ValueError(_broken(path, "picture", error)) from error
 
 
-def read_labels(path: str | Path) -> np.ndarray:
+def read_labels(path: str | Path) -> tuple[np.ndarray, int]:
     """A one-channel picture of whole numbers (semantic PNG, 8-bit or palette; TIFF, 16-bit) as int32 [H, W] and
     the value that means void: 255 for 8-bit files, 65535 for 16-bit ones -> (labels, void)."""
     with _open(path) as image:
@@ -60,13 +62,10 @@ def read_panoptic_ids(path: str | Path) -> np.ndarray:
 def write_panoptic_ids(path: str | Path, ids: np.ndarray) -> None:
     """The opposite of `read_panoptic_ids`, whole or absent."""
     rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    Image.fromarray(rgb).save(partial, format="PNG")
-    os.replace(partial, path)
+    write_atomically(path, lambda partial: Image.fromarray(rgb).save(partial, format="PNG"))
 
 
-def read_json(path: str | Path) -> dict | list:
+def read_json(path: str | Path) -> Any:
     """Parsed JSON; FileNotFoundError or ValueError naming the file."""
     path = Path(path)
     if not path.is_file():

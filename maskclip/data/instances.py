@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -76,7 +77,7 @@ def open_coco_instances(
 def decode(annotation: dict, info: dict, json_path: Path) -> np.ndarray:
     """The mask of one annotation, bool [H, W], from polygons, plain or compressed run-length code."""
     height, width = info["height"], info["width"]
-    code = annotation.get("segmentation")
+    code: Any = annotation.get("segmentation")
     try:
         if isinstance(code, list):
             code = coco_mask.merge(coco_mask.frPyObjects(code, height, width))

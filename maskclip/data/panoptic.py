@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def read_categories(entries: list[dict], path: Path) -> list[Category]:
     return categories
 
 
-def require(content: dict, key: str, path: Path) -> list:
+def require(content: Any, key: str, path: Path) -> list:
     """`content[key]`, or a ValueError that names the file and the missing part."""
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
         raise ValueError(f"{path} has no list {key!r}; it is not a COCO-style annotation file of this kind.")

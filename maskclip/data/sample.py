@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class Dataset:
 
     name: str
     categories: list[Category]
-    image_ids: list[int | str]
+    image_ids: Sequence[int | str]
     read: Callable[[int | str], Sample]
     files: Callable[[int | str], list[Path]]
     source: Path
@@ -85,7 +85,7 @@ class Dataset:
     def isthing(self) -> list[bool]:
         return [category.isthing for category in self.categories]
 
-    def subset(self, image_ids: list[int | str]) -> Dataset:
+    def subset(self, image_ids: Sequence[int | str]) -> Dataset:
         """The same data set with these images only."""
         return Dataset(self.name, self.categories, image_ids, self.read, self.files, self.source, self.annotations)
 
@@ -93,7 +93,7 @@ class Dataset:
         """A short text that changes when the annotation file, the categories, the choice of images, or a picture or
         mask changes. Of each picture and mask the size and the last 16 KiB count, so that 118,000 of them take
         seconds; PNG and JPEG streams do not change elsewhere alone without changing there too."""
-        digest = hashlib.sha256(repr((self.categories, self.image_ids)).encode())
+        digest = hashlib.sha256(repr((self.categories, list(self.image_ids))).encode())
         if self.source.is_file():
             digest.update(self.source.read_bytes())
         for image_id in self.image_ids:
