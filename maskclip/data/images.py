@@ -69,7 +69,7 @@ def read_json(path: str | Path) -> Any:
     """Parsed JSON; FileNotFoundError or ValueError naming the file."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; check the data folder (docs: the layout detectron2 uses).")
+        raise FileNotFoundError(f"{path} does not exist; check the data folder against docs/data.md.")
     try:
         return json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -80,5 +80,5 @@ def open_categories(source: str | Path | list[str] | list[Category]) -> list[Cat
 
 def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; check the data folder (docs: the layout detectron2 uses).")
+        raise FileNotFoundError(f"{folder} is no folder; check the data folder against docs/data.md.")
     return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
