@@ -279,7 +279,10 @@ def true_panoptic(sample: Sample) -> tuple[np.ndarray, list[dict]]:
     ids = np.zeros(sample.size, np.int32)
     for i, segment in enumerate(sample.segments, 1):
         ids[segment.mask] = i
-    segments = [{"id": i, "category": s.category, "iscrowd": s.iscrowd} for i, s in enumerate(sample.segments, 1)]
+    segments = [
+        {"id": i, "category": s.category, "isthing": s.isthing, "iscrowd": s.iscrowd}
+        for i, s in enumerate(sample.segments, 1)
+    ]
     return ids, segments
 
 

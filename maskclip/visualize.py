@@ -6,10 +6,12 @@ smooth outlines, so that names can be read.
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -72,10 +74,14 @@ def draw_panoptic(
     return np.asarray(drawn)
 
 
-def draw_semantic(image: np.ndarray, semantic: np.ndarray, names: Sequence[str], **options: float) -> np.ndarray:
-    """A semantic map int [H, W] (-1 void) over the picture; options as for `draw_panoptic`."""
-    segments = [{"id": int(c) + 1, "category": int(c), "isthing": False} for c in np.unique(semantic) if c >= 0]
-    return draw_panoptic(image, semantic + 1, segments, names, **options)  # type: ignore[arg-type]
+def draw_semantic(
+    image: np.ndarray, semantic: np.ndarray, names: Sequence[str], isthing: Sequence[bool] | None = None, **options: Any
+) -> np.ndarray:
+    """A semantic map int [H, W] (-1 void) over the picture; options as for `draw_panoptic`. isthing: per class, so that
+    things have the colours they have in panoptic pictures."""
+    present = [int(c) for c in np.unique(semantic) if c >= 0]
+    segments = [{"id": c + 1, "category": c, "isthing": bool(isthing[c]) if isthing else False} for c in present]
+    return draw_panoptic(image, semantic + 1, segments, names, **options)
 
 
 def draw_masks(
@@ -106,6 +112,15 @@ def draw_masks(
     return np.asarray(drawn)
 
 
+class Shown(Figure):
+    """A Figure that notebooks show though pyplot, and with it a screen or a backend, never comes in."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
 def comparison(
     rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, width: float = 15, row_labels: Sequence[str] = ()
 ) -> Figure:
@@ -117,7 +132,7 @@ def comparison(
     share = [[picture.shape[1] / picture.shape[0] for picture in row] for row in rows]
     heights = [(width - gap * (len(row) - 1)) / sum(row) for row in share]
     total = head + sum(heights) + gap * (len(rows) - 1)
-    figure = Figure(figsize=(width, total), facecolor="white")
+    figure = Shown(figsize=(width, total), facecolor="white")
     FigureCanvasAgg(figure)
     top = total - head
     for r, row in enumerate(rows):

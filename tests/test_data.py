@@ -61,6 +61,7 @@ def test_coco_panoptic_comes_back(tmp_path):
     sample = dataset[0]
     assert sample.image_id == 5 and sample.file_name == "a.png" and sample.image.dtype == np.uint8
     assert [(s.category, s.iscrowd, int(s.mask.sum())) for s in sample.segments] == [(0, True, 90), (1, False, 90)]
+    assert [s.isthing for s in sample.segments] == [True, False]
     assert (sample.semantic[:, 0] == -1).all() and (sample.semantic[:6, 1:] == 0).all()
     assert (sample.semantic[6:, 1:] == 1).all() and sample.semantic.dtype == np.int32
 

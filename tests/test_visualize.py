@@ -101,6 +101,7 @@ def test_comparison_needs_no_screen(tmp_path):
     assert isinstance(figure.canvas, FigureCanvasAgg) and len(figure.axes) == 4
     heights = [axes.get_position().height for axes in figure.axes]
     assert heights[0] == pytest.approx(heights[1])  # a row shares its height, whatever the pictures' sizes
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what notebooks show
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="every row needs 3 pictures"):

@@ -55,7 +55,9 @@ def open_coco_panoptic(
         semantic = np.full(ids.shape, -1, np.int32)
         segments = []
         for info in segments_info:
-            segment = Segment(index[info["category_id"]], ids == info["id"], bool(info.get("iscrowd", 0)))
+            category = index[info["category_id"]]
+            crowd, isthing = bool(info.get("iscrowd", 0)), categories[category].isthing
+            segment = Segment(category, ids == info["id"], crowd, isthing)
             semantic[segment.mask] = segment.category
             segments.append(segment)
         return Sample(image_id, image_path.name, image, segments, semantic)

@@ -25,11 +25,12 @@ class Category:
 @dataclass
 class Segment:
     """One annotated region: `category` is a class index, `mask` a bool array [H, W]. A crowd region covers several
-    objects at once; metrics neither reward nor punish what falls on it."""
+    objects at once; metrics neither reward nor punish what falls on it. `isthing` repeats its category's."""
 
     category: int
     mask: np.ndarray
     iscrowd: bool = False
+    isthing: bool = True
 
 
 @dataclass
