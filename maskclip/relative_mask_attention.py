@@ -18,18 +18,15 @@ QUICK_GELU = 1.702  # QuickGELU(a) = a sigmoid(1.702 a) = silu(1.702 a) / 1.702
 CACHE_BYTES = {"cpu": 2**22, "cuda": 2**28}  # how much of an M x N x D tensor may exist at a time
 
 
+def grid_of(pixels: Tensor, patch: int) -> Tensor:
+    """[B, M, S, S] -> [B, M, gh, gw, p, p], a view of each patch's pixels wherever the layout allows one."""
+    batch, masks, height, width = pixels.shape
+    return pixels.reshape(batch, masks, height // patch, patch, width // patch, patch).transpose(3, 4)
+
+
 def patchify(pixels: Tensor, patch: int) -> Tensor:
     """[B, M, S, S] -> [B, M, N, p * p], patches and the pixels in them in reading order."""
-    batch, masks, height, width = pixels.shape
-    grid = pixels.reshape(batch, masks, height // patch, patch, width // patch, patch)
-    return grid.transpose(3, 4).reshape(batch, masks, -1, patch * patch)
-
-
-def unpatchify(patches: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
-    """[B, M, N, p * p] -> [B, M, S, S], the inverse of `patchify`."""
-    batch, masks = patches.shape[:2]
-    grid = patches.reshape(batch, masks, size[0] // patch, size[1] // patch, patch, patch)
-    return grid.transpose(3, 4).reshape(batch, masks, *size)
+    return grid_of(pixels, patch).flatten(4).flatten(2, 3)
 
 
 @torch.no_grad()
@@ -44,9 +41,8 @@ def visible_tokens(mask_logits: Tensor, patch: int) -> Tensor:
     Returns:
         bool [B, M, 1 + N], the class token first. A mask without a pixel sees the class token only.
     """
-    batch, masks, height, width = mask_logits.shape
-    grid = mask_logits.reshape(batch, masks, height // patch, patch, width // patch, patch)
-    in_patch = grid.amax((3, 5)).flatten(2).sigmoid() >= 0.5  # sigmoid is monotone: the maximum decides
+    grid = grid_of(mask_logits, patch)
+    in_patch = grid.amax(4).amax(4).flatten(2).sigmoid() >= 0.5  # sigmoid is monotone: the maximum decides
     return F.pad(in_patch, (1, 0), value=True)
 
 
@@ -92,7 +88,7 @@ class RelativeMaskAttention(nn.Module):
             nn.init.zeros_(self.residual.weight)
             nn.init.zeros_(self.residual.bias)
 
-    def mask_attention(self, mask_logits: Tensor, image_tokens: Tensor) -> Tensor:
+    def mask_attention(self, mask_logits: Tensor, image_tokens: Tensor, visible: Tensor) -> Tensor:
         """Eq. 3: A'_{M,N} = sum_c (phi_Qm(T_MP) (*) phi_Km(T_IM))_c, per head, folded.
 
         A mask patch x has only p * p numbers, so its D channels W x + b need never be formed: with a head's keys k,
@@ -102,8 +98,9 @@ class RelativeMaskAttention(nn.Module):
         Args:
             mask_logits: [B, M, S, S]; f2 reads their tanh.
             image_tokens: [B, N, D] T_IM, normalized as CLIP's attention takes them.
+            visible: bool [B, M, 1 + N]; where a mask may not look, its attention is not needed, and not computed.
         Returns:
-            [B, H, M, N], not scaled, at least float32.
+            [B, H, M, N], not scaled, at least float32; of no meaning where not visible.
         """
         batch, tokens, _ = image_tokens.shape
         dtype = torch.promote_types(mask_logits.dtype, torch.float32)
@@ -126,12 +123,17 @@ class RelativeMaskAttention(nn.Module):
             constant_score = self._per_head(keys, bias)
 
             scores = []
-            for piece in mask_logits.split(self._masks_per_piece(batch * tokens * self.patch**2, dtype), dim=1):
-                x = patchify(piece.to(dtype), self.patch).transpose(1, 2).flatten(0, 1).tanh()  # [B * N, m, p * p]
-                score = torch.baddbmm(constant_score, x, folded)  # [B * N, m, H]
+            masks_at_once = _fitting(batch * tokens * self.patch**2 * dtype.itemsize, mask_logits.device)
+            pieces = mask_logits.split(masks_at_once, dim=1), visible[..., 1:].split(masks_at_once, dim=1)
+            for logits, seen in zip(*pieces, strict=True):
+                seen = (seen.transpose(1, 2).flatten(0, 1),)  # [B * N, m]
+                patches = patchify(logits.to(dtype), self.patch).transpose(1, 2).flatten(0, 1)
+                x = patches[seen].tanh()  # [patches seen, p * p]
+                score = torch.baddbmm(constant_score, torch.zeros_like(patches).index_put(seen, x), folded)  # B*N, m, H
                 if gram is not None:
-                    variance = ((x @ gram + 2 * cross) * x).sum(-1, keepdim=True) + constant
-                    score = score * variance.rsqrt() + offset
+                    variance = (torch.addmm(2 * cross, x, gram) * x).sum(-1) + constant
+                    scale = score.new_ones(score.shape[:2]).index_put(seen, variance.rsqrt())
+                    score = score * scale[..., None] + offset
                 scores.append(score.view(batch, tokens, -1, self.heads).permute(0, 3, 2, 1))
             return torch.cat(scores, dim=2)
 
@@ -177,37 +179,42 @@ class RelativeMaskAttention(nn.Module):
         """<k, v> head by head: keys [B, N, H, D / H], vector [D] -> [B * N, 1, H]."""
         return (keys * vector.view(keys.shape[2:])).sum(-1).flatten(0, 1).unsqueeze(1)
 
-    def _masks_per_piece(self, numbers_per_mask: int, dtype: torch.dtype) -> int:
-        return _per_piece(numbers_per_mask * dtype.itemsize, self.mask_embedding.weight.device)
 
-
-def _per_piece(item_bytes: int, device: torch.device) -> int:
+def _fitting(item_bytes: int, device: torch.device) -> int:
+    """How many things of so many bytes fit the cache, at least one."""
     return max(1, CACHE_BYTES.get(device.type, CACHE_BYTES["cuda"]) // max(1, item_bytes))
 
 
-def _pieces(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of images and of masks whose [images, masks, N, D] product fits the cache."""
+def _products(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Eq. 5's queries (*) keys, piece by piece: slices of images and of masks, and their product [images, masks, N, D].
+
+    All pieces lie in one buffer the size of the cache, so each is gone when the next is asked for.
+    """
     images, masks = queries.shape[:2]
-    fitting = _per_piece(keys[0].numel() * keys.element_size(), keys.device)
-    images_at_once, masks_at_once = max(1, fitting // max(1, masks)), min(masks, fitting)
+    fitting = _fitting(keys[0].numel() * keys.element_size(), keys.device)
+    images_at_once, masks_at_once = min(images, max(1, fitting // masks)), min(masks, fitting)
+    buffer = keys.new_empty(images_at_once * masks_at_once * keys[0].numel())
     for image in range(0, images, images_at_once):
         for mask in range(0, masks, masks_at_once):
-            yield slice(image, image + images_at_once), slice(mask, mask + masks_at_once)
+            i, m = slice(image, image + images_at_once), slice(mask, mask + masks_at_once)
+            shape = (*queries[i, m].shape[:2], *keys.shape[1:])
+            product = buffer[: math.prod(shape)].view(shape)
+            yield i, m, torch.mul(queries[i, m, None], keys[i, None], out=product)
 
 
 class _StreamedResidual(torch.autograd.Function):
-    """mask_logits + unpatchify(weight silu(queries (*) keys) + bias), a few masks at a time, again in backward."""
+    """mask_logits + weight silu(queries (*) keys) + bias, patch by patch, a few masks at a time, again in backward."""
 
     @staticmethod
     def forward(ctx, mask_logits, queries, keys, weight, bias, patch):
         ctx.save_for_backward(queries, keys, weight)
         ctx.patch, ctx.bias_dtype = patch, bias.dtype
-        size, refined = mask_logits.shape[-2:], torch.empty_like(mask_logits)
+        refined = torch.empty_like(mask_logits, memory_format=torch.contiguous_format)
         with torch.autocast(keys.device.type, enabled=False):
-            for i, m in _pieces(queries, keys):
-                activation = F.silu(queries[i, m, None] * keys[i, None], inplace=True)
-                residual = unpatchify(F.linear(activation, weight, bias.to(weight.dtype)), patch, size)
-                torch.add(mask_logits[i, m], residual, out=refined[i, m])
+            for i, m, product in _products(queries, keys):
+                residual = F.linear(F.silu(product, inplace=True), weight, bias.to(weight.dtype))
+                given, result = grid_of(mask_logits[i, m], patch), grid_of(refined[i, m], patch)
+                torch.add(given, residual.view(given.shape), out=result)
         return refined
 
     @staticmethod
@@ -218,11 +225,10 @@ class _StreamedResidual(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         grad_bias = grad_refined.new_zeros(weight.shape[0])
         with torch.autocast(keys.device.type, enabled=False):
-            for i, m in _pieces(queries, keys):
+            for i, m, product in _products(queries, keys):
                 grad = patchify(grad_refined[i, m], ctx.patch).to(weight.dtype)
-                product = queries[i, m, None] * keys[i, None]
-                grad_weight += grad.flatten(0, 2).T @ F.silu(product).flatten(0, 2)
                 grad_bias += grad.sum((0, 1, 2))
                 grad_product = torch.ops.aten.silu_backward(grad @ weight, product)
-                grad_queries[i, m] = (grad_product.mul_(keys[i, None])).sum(2)
+                grad_queries[i, m] = grad_product.mul_(keys[i, None]).sum(2)
+                grad_weight += grad.flatten(0, 2).T @ F.silu(product, inplace=True).flatten(0, 2)
         return grad_refined, grad_queries, None, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), None

@@ -214,7 +214,7 @@ class MaskCLIPVisualEncoder(nn.Module):
         """One CLIP layer with Relative Mask Attention (Fig. 2): new mask tokens, and refined masks."""
         block, rma = self.visual.transformer.resblocks[number - 1], self.rma[str(number)]
         (queries,) = _project(block.attn, block.ln_1(tokens), "q")
-        mask_attention = rma.mask_attention(mask_logits, layer.image_tokens)
+        mask_attention = rma.mask_attention(mask_logits, layer.image_tokens, visible)
         keys, additive = rma.relative_attention(mask_attention, visible, layer.keys)
         attended = F.scaled_dot_product_attention(queries, keys, layer.values, attn_mask=additive)
         return _finish(block, tokens, attended), rma.refine_masks(mask_logits, queries, layer.keys)

@@ -13,7 +13,7 @@ from open_clip.model import CLIP, resize_pos_embed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import maskclip.relative_mask_attention as rma_module
-from maskclip.relative_mask_attention import patchify, unpatchify, visible_tokens
+from maskclip.relative_mask_attention import patchify, visible_tokens
 from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
 TEXT = dict(context_length=4, vocab_size=10, width=8, heads=1, layers=1)
@@ -242,11 +242,11 @@ def test_trained_parameters_of_the_paper_size():
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def test_patches_and_back():
+def test_patches_in_reading_order():
     x = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8)
     patches = patchify(x, 4)
     assert torch.equal(patches[1, 2, 1], x[1, 2, :4, 4:].flatten())
-    assert torch.equal(unpatchify(patches, 4, (8, 8)), x)
+    assert torch.equal(patches[0, 1, 2], x[0, 1, 4:, :4].flatten())
 
 
 def test_a_patch_is_visible_if_one_pixel_is():
@@ -371,14 +371,15 @@ def test_no_tensor_of_masks_x_patches_x_channels(monkeypatch):
 
 
 def test_pieces_of_several_images_and_of_one(monkeypatch):
-    queries, keys = torch.zeros(5, 4, 8), torch.zeros(5, 6, 8)
-    for budget in (1, 4 * 48, 4 * 48 * 3, 4 * 48 * 9, 4 * 48 * 1000):
+    queries, keys = torch.randn(5, 4, 8), torch.randn(5, 6, 8)
+    one = keys[0].numel() * 4
+    for budget in (1, one, one * 3, one * 9, one * 1000):
         monkeypatch.setitem(rma_module.CACHE_BYTES, "cpu", budget)
-        seen = torch.zeros(5, 4)
-        for i, m in rma_module._pieces(queries, keys):
-            seen[i, m] += 1
-            assert seen[i, m].numel() * 4 * 48 <= max(budget, 4 * 48)
-        assert (seen == 1).all()
+        seen = torch.zeros(5, 4, 6, 8)
+        for i, m, product in rma_module._products(queries, keys):
+            assert product.numel() * 4 <= max(budget, one)
+            seen[i, m] += product
+        torch.testing.assert_close(seen, queries[:, :, None] * keys[:, None])
 
 
 def test_checkpointing_keeps_less_and_changes_nothing():
