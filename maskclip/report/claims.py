@@ -94,7 +94,8 @@ def _figures(a: float, b: float, kind: str, value: float | None = None, half: fl
     plus = f" ± {half:.2f}" if half == half else ""
     if kind == "ratio":
         return f"{a:.3g} / {b:.3g} = {a / b if value is None else value:.2f}{plus}"
-    return f"{a:.3g} vs {b:.3g} ({a - b if value is None else value:+.2f}{plus})"
+    digits = 1 if max(abs(a), abs(b)) >= 10 else 2
+    return f"{a:.{digits}f} vs {b:.{digits}f} ({a - b if value is None else value:+.2f}{plus})"
 
 
 def _beats(table: int, a: str, b: str, *columns: str) -> tuple[Comparison, ...]:
@@ -233,7 +234,7 @@ def _verdict(outcomes: list[Outcome], costs: bool = False) -> tuple[str, str]:
         remarks.append("one measurement")
     elif measured and max(o.seeds for o in measured) == 1:
         remarks.append("one seed")
-    elif constant := [o.label for o in measured if o.half == 0]:
+    elif constant := [o.label for o in measured if o.half < 1e-9]:
         remarks.append("same in every seed" + ("" if len(constant) == len(outcomes) else f": {', '.join(constant)}"))
     return verdict, "; ".join(remarks)
 

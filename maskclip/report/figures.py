@@ -65,9 +65,12 @@ def _mean(results: Results, table: int, row: str, column: str) -> float:
     return interval(study_values(results, table, row, column))[0]
 
 
-def _any(results: Results, table: int) -> bool:
-    spec = TABLES[table]
-    return any(len(study_values(results, table, row, column)) for row in spec.rows for column in spec.columns)
+def _measured(results: Results, need: int | str) -> bool:
+    """Whether there is anything of a table (its number) or of one of Results' frames (its name)."""
+    if isinstance(need, str):
+        return not getattr(results, need).empty
+    cells = ((row, column) for row in TABLES[need].rows for column in TABLES[need].columns)
+    return any(len(study_values(results, need, *cell)) for cell in cells)
 
 
 def _versus(results: Results, table: int, column: str) -> str:
@@ -129,10 +132,8 @@ def _table_chart(results: Results, panels: Sequence[tuple[str, int, Sequence[str
     return figure
 
 
-def semantic(results: Results) -> Figure | None:
+def semantic(results: Results) -> Figure:
     """Table 2: mIoU on the four semantic sets."""
-    if not _any(results, 2):
-        return None
     columns = list(TABLES[2].columns)
     means = pd.DataFrame({c: {row: _mean(results, 2, row, c) for row in _FOUR} for c in columns})
     means = means.dropna(axis=1, how="all")
@@ -141,28 +142,22 @@ def semantic(results: Results) -> Figure | None:
                         f"MaskCLIP comes first on {first} of {len(means.columns)} semantic sets", "Table 2", _FOUR)
 
 
-def panoptic(results: Results) -> Figure | None:
+def panoptic(results: Results) -> Figure:
     """Table 3: PQ, SQ and RQ, all classes, things, stuff."""
-    if not _any(results, 3):
-        return None
     panels = [(f"{q}: {name} quality (%)", 3, _FOUR, [q, f"{q}th", f"{q}st"], _GROUPS)
               for q, name in (("PQ", "panoptic"), ("SQ", "segmentation"), ("RQ", "recognition"))]
     return _table_chart(results, panels, f"Panoptic quality: {_versus(results, 3, 'PQ')}", "Table 3, A-150", _FOUR)
 
 
-def instance(results: Results) -> Figure | None:
+def instance(results: Results) -> Figure:
     """Table 4: AP, AP50, AP75 on ADE20K and LVIS."""
-    if not _any(results, 4):
-        return None
     metrics = ["AP", "AP50", "AP75"]
     panels = [(f"{name} (%)", 4, _FOUR, [f"{name} {m}" for m in metrics], metrics) for name in ("ADE20K", "LVIS")]
     return _table_chart(results, panels, f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}", "Table 4", _FOUR)
 
 
-def split(results: Results) -> Figure | None:
+def split(results: Results) -> Figure:
     """Table 5: AP50 of trained-on (base) and never trained-on (target) classes."""
-    if not _any(results, 5):
-        return None
     columns = list(TABLES[5].columns)
     target, base = (_mean(results, 5, "MaskCLIP", f"generalized {group}") for group in ("target", "base"))
     reached = f"{target / base:.0%} of the trained ones' AP50" if base > 0 else "no measured share of the others' AP50"
@@ -195,10 +190,8 @@ def ablations(results: Results) -> Figure | None:
     return _table_chart(results, panels, message, "Tables 8 and 9, A-150", [refinement[0], *layers[:-1], "MaskCLIP"])
 
 
-def efficiency(results: Results) -> Figure | None:
+def efficiency(results: Results) -> Figure:
     """Table 6: FLOPs and time on a logarithmic scale."""
-    if not _any(results, 6):
-        return None
     rows = list(TABLES[6].rows)
     figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.8), sharey=True)
     for axes, (column, metric) in zip(panels, (("TFLOPs", "tflops"), ("seconds", "time_s"))):
@@ -224,7 +217,7 @@ def efficiency(results: Results) -> Figure | None:
 
 def seed_spread(results: Results) -> Figure | None:
     """Every seed's PQ and mIoU, one line a seed: is the order of the methods the same each time?"""
-    if len(results.seeds) < 2 or not _any(results, 3) or not _any(results, 2):
+    if len(results.seeds) < 2:
         return None
     figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 4.2))
     same = 0
@@ -243,37 +236,31 @@ def seed_spread(results: Results) -> Figure | None:
     return figure
 
 
-def attributes(results: Results) -> Figure | None:
+def attributes(results: Results) -> Figure:
     """C18: words that differ in one attribute, told apart without having been trained on."""
-    if results.attributes.empty:
-        return None
     table = results.attributes.assign(seed=results.attributes.get("seed", 0))
+    accuracy = table.groupby(["pair", "word", "seed"], sort=False, as_index=False).accuracy.mean()
     figure, axes = plt.subplots(figsize=(WIDTH, 4.0))
-    position, ticks, names = 0.0, [], []
-    for _, of_pair in table.groupby("pair", sort=False):
-        start, chance = position, 100 / of_pair.word.nunique()
-        for word, of_word in of_pair.groupby("word", sort=False):
-            mean, half = interval(of_word.groupby("seed").accuracy.mean())
-            axes.bar(position, mean, 0.84, color=PALETTE["MaskCLIP"], zorder=2)
-            if half == half:
-                axes.errorbar(position, mean, half, color=INK, elinewidth=1.3, capsize=3, zorder=3)
-            ticks.append(position)
-            names.append(str(word).replace(" ", "\n"))
-            position += 1
-        axes.plot([start - 0.5, position - 0.5], [chance] * 2, color="#d55e00", linewidth=1.8, linestyle="--", zorder=4)
-        position += 0.6
-    axes.set_xticks(ticks, names, fontsize=min(11.5, 110 / len(ticks)))
-    axes.set(ylim=(0, 100), ylabel="accuracy (%)")
-    axes.tick_params(axis="x", length=0)
-    _title(figure, f"Told apart without training on it: {table.groupby('pair').accuracy.mean().mean():.0f} % right",
+    sns.barplot(accuracy, x="word", y="accuracy", color=PALETTE["MaskCLIP"], saturation=1, errorbar=_limits,
+                capsize=0.15, err_kws={"color": INK, "linewidth": 1.3}, ax=axes)
+    start = 0
+    for words in accuracy.groupby("pair", sort=False).word.nunique():
+        axes.hlines(100 / words, start - 0.5, start + words - 0.5, color="#d55e00", linestyle="--", zorder=4)
+        start += words
+    axes.set(ylim=(0, 100), xlabel="", ylabel="accuracy (%)")
+    _title(figure, f"Told apart without training on it: {accuracy.groupby('pair').accuracy.mean().mean():.0f} % right",
            "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)")
     return figure
 
 
-def training_curves(results: Results) -> Figure | None:
+def _limits(values: pd.Series) -> tuple[float, float]:
+    """Where seaborn's error bars end."""
+    mean, half = interval(values)
+    return mean - np.nan_to_num(half), mean + np.nan_to_num(half)
+
+
+def training_curves(results: Results) -> Figure:
     """The training loss of every trained network, smoothed: the visual encoders left, the proposal networks right."""
-    if results.curves.empty:
-        return None
     curves = results.curves.assign(seed=results.curves.get("seed", 0))
     encoders = [m for m in METHODS if m in set(curves.method)]
     groups = {"visual encoder": encoders, "proposal network": sorted(set(curves.method) - set(encoders))}
@@ -298,10 +285,8 @@ def training_curves(results: Results) -> Figure | None:
     return figure
 
 
-def proposal_quality(results: Results) -> Figure | None:
+def proposal_quality(results: Results) -> Figure:
     """AR@100 and mean best IoU of the proposals for every group of ground-truth segments."""
-    if results.proposal_quality.empty:
-        return None
     table = results.proposal_quality
     dataset = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0]
     table, names = table[table.dataset == dataset], {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}
@@ -323,15 +308,12 @@ def proposal_quality(results: Results) -> Figure | None:
     return figure
 
 
-def mini_clip(results: Results) -> Figure | None:
+def mini_clip(results: Results) -> Figure:
     """Zero-shot top-1 accuracy of CLIP on single things, by attribute."""
-    if results.mini_clip.empty:
-        return None
     accuracy = results.mini_clip.groupby("attribute", sort=False).accuracy.mean()
     figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.36 * len(accuracy)))
-    bars = axes.barh(range(len(accuracy)), accuracy, 0.66, color=PALETTE["MaskCLIP"], zorder=2)
-    axes.bar_label(bars, fmt="%.1f", padding=-38, color="white")
-    axes.set(xlim=(0, 100), xlabel="zero-shot top-1 (%)")
+    axes.bar_label(axes.barh(range(len(accuracy)), accuracy, 0.66, color=PALETTE["MaskCLIP"]), fmt="%.1f", padding=5)
+    axes.set(xlim=(0, 105), xlabel="zero-shot top-1 (%)")
     _horizontal(axes, [str(name) for name in accuracy.index])
     _title(figure, f"mini CLIP names {accuracy.iloc[0]:.1f} % right ({accuracy.index[0]})",
            "renderings never trained on, all thing names to choose from")
@@ -375,34 +357,33 @@ def comparisons(judgements: list[Judgement]) -> Figure | None:
     return figure
 
 
-FIGURES: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
-    "table2_semantic": (semantic, "Semantic segmentation (Table 2)."),
-    "table3_panoptic": (panoptic, "Panoptic, segmentation and recognition quality (Table 3)."),
-    "table4_instance": (instance, "Instance segmentation across data sets (Table 4)."),
-    "table5_split": (split, "Instance segmentation on the COCO split (Table 5)."),
-    "table6_efficiency": (efficiency, "What the features of 100 masks cost (Table 6)."),
-    "table7_ground_truth": (ground_truth, "Ground-truth masks as proposals (Table 7)."),
-    "tables8_9_ablations": (ablations, "Mask refinement (Table 8) and RMA layers (Table 9)."),
-    "seeds": (seed_spread, "The spread over seeds."),
-    "attributes": (attributes, "Fine distinctions in the user's words (C18, in the spirit of Figs. 5 and 7)."),
-    "training_curves": (training_curves, "Training of both stages."),
-    "proposal_quality": (proposal_quality, "Quality of the class-agnostic proposals."),
-    "mini_clip": (mini_clip, "What the mini CLIP can name."),
+# name -> how to draw it, what it needs (a table's number or a frame of Results), its caption
+FIGURES: dict[str, tuple[Callable[[Results], Figure | None], int | str, str]] = {
+    "table2_semantic": (semantic, 2, "Semantic segmentation (Table 2)."),
+    "table3_panoptic": (panoptic, 3, "Panoptic, segmentation and recognition quality (Table 3)."),
+    "table4_instance": (instance, 4, "Instance segmentation across data sets (Table 4)."),
+    "table5_split": (split, 5, "Instance segmentation on the COCO split (Table 5)."),
+    "table6_efficiency": (efficiency, 6, "What the features of 100 masks cost (Table 6)."),
+    "table7_ground_truth": (ground_truth, 7, "Ground-truth masks as proposals (Table 7)."),
+    "tables8_9_ablations": (ablations, 8, "Mask refinement (Table 8) and RMA layers (Table 9)."),
+    "seeds": (seed_spread, 3, "The spread over seeds."),
+    "attributes": (attributes, "attributes", "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
+    "training_curves": (training_curves, "curves", "Training of both stages."),
+    "proposal_quality": (proposal_quality, "proposal_quality", "Quality of the class-agnostic proposals."),
+    "mini_clip": (mini_clip, "mini_clip", "What the mini CLIP can name."),
 }
 
 
 def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
     """Draw every chart there are results for into `folder`; name -> (file, caption)."""
     set_style()
-    drawn = {}
-    captions = {"claims": "The comparisons behind the claims."} | {name: text for name, (_, text) in FIGURES.items()}
-    for name, caption in captions.items():
-        path = folder / f"{name}.png"
-        figure = comparisons(judgements) if name == "claims" else FIGURES[name][0](results)
-        if figure is None:
-            path.unlink(missing_ok=True)  # a chart of former results would be shown as if it were of these
+    drawn = {"claims": (comparisons(judgements), "The comparisons behind the claims.")}
+    drawn |= {name: (draw(results) if _measured(results, need) else None, caption)
+              for name, (draw, need, caption) in FIGURES.items()}
+    for name, (figure, _) in drawn.items():
+        if figure is None:  # a chart of former results would be shown as if it were of these
+            (folder / f"{name}.png").unlink(missing_ok=True)
             continue
-        write_atomically(path, figure.savefig)
+        write_atomically(folder / f"{name}.png", figure.savefig)
         plt.close(figure)
-        drawn[name] = (path, caption)
-    return drawn
+    return {name: (folder / f"{name}.png", caption) for name, (figure, caption) in drawn.items() if figure is not None}

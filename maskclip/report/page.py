@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import platform
 import subprocess
 from collections.abc import Hashable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 from PIL import Image
 
 from . import claims
@@ -90,6 +92,9 @@ def run_facts(results: Results) -> dict[str, str]:
     else:
         versions = {"python": platform.python_version()} | {p: v for p in _PACKAGES if (v := _version(p))}
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if "machine" not in facts:
+        gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+        facts["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{gpu}"
     if "commit" not in facts and (commit := _commit()):
         facts["commit"] = commit
     return facts

@@ -71,8 +71,9 @@ class Results:
         """
         proposals = proposals or ("maskrcnn" if method == "maskclip_maskrcnn" else "mask2former")
         table = self.scores
-        chosen = table[(table.method == method) & table.proposals.str.startswith(proposals)
-                       & (table.dataset == dataset) & (table.metric == metric)]
+        chosen = table[(table.method == method) & (table.dataset == dataset) & (table.metric == metric)]
+        exact = chosen[chosen.proposals == proposals]  # else a variant, such as mask2former_base for the COCO split
+        chosen = exact if len(exact) else chosen[chosen.proposals.str.startswith(f"{proposals}_")]
         return chosen.set_index("seed")["value"].sort_index()
 
     def cost(self, method: str, metric: str) -> pd.Series:
@@ -153,12 +154,9 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError(f"{path} is not valid JSON; delete it and run its stage again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold one JSON object, not a {type(content).__name__}")
-    return content
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} is not a JSON object; delete it and run its stage again") from None
 
 
 def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
