@@ -20,8 +20,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from .checkpoint import write_atomically
-
 LONGEST = 1600  # pixels: pictures are not enlarged beyond
 SHADES = (1.0, 0.8, 1.2, 0.9, 1.1)
 
@@ -150,12 +148,6 @@ def comparison(
             left += wide + gap
         top -= heights[r] + gap
     return figure
-
-
-def save_picture(path: str | Path, picture: np.ndarray) -> None:
-    """uint8 [H, W, 3] to a file (PNG or JPEG by its name), whole or absent."""
-    kind = "JPEG" if Path(path).suffix.lower() in (".jpg", ".jpeg") else "PNG"
-    write_atomically(path, lambda partial: Image.fromarray(picture).save(partial, format=kind))
 
 
 def _write_names(drawn: Image.Image, marks: Sequence[tuple[np.ndarray, str, np.ndarray]], scale: float) -> None:
