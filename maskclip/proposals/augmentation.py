@@ -16,11 +16,13 @@ from maskclip.proposals.proposals import resize_image
 
 @dataclass
 class Example:
-    """One training image: `image [3, h, w]` in 0 to 255, `masks [n, h, w]` of 0 and 1, `classes [n]` (class index)."""
+    """One training image: `image [3, h, w]` in 0 to 255, `masks [n, h, w]` of 0 and 1, `classes [n]` (class index);
+    `number` is its place among all examples of a training."""
 
     image: Tensor
     masks: Tensor
     classes: Tensor
+    number: int = 0
 
 
 def augment(sample: Any, config: TrainingConfig, rng: np.random.Generator) -> Example:
@@ -94,4 +96,6 @@ class StepExamples(Dataset):
             self._epoch = epoch
             self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
         rng = np.random.default_rng([self.seed, 1, number])
-        return augment(self.dataset[int(self._order[position])], self.config, rng)
+        example = augment(self.dataset[int(self._order[position])], self.config, rng)
+        example.number = number
+        return example

@@ -76,12 +76,13 @@ def normalize(images: Tensor) -> Tensor:
 class Mask2FormerSource:
     """A Mask2Former as a proposal source; the class head of a class-aware one serves as objectness only.
 
-    Mask logits come at a fourth of the size at which the network sees the image. Objectness is 1 - p(no object).
+    Mask logits come at a fourth of the size at which the network sees the image. Objectness is 1 - p(no object); of a
+    network without a class head, as the authors', the mean probability inside the mask, 0 where there is no inside.
     """
 
-    def __init__(self, model: nn.Module, short_side: int = 800, long_side: int = 1333) -> None:
+    def __init__(self, model: nn.Module, short_side: int = 800, long_side: int = 1333, class_head: bool = True) -> None:
         self.model = model.eval()
-        self.short_side, self.long_side = short_side, long_side
+        self.short_side, self.long_side, self.class_head = short_side, long_side, class_head
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
@@ -95,7 +96,11 @@ class Mask2FormerSource:
             padded = functional.pad(pixels, (0, -width % 32, 0, -height % 32))
             output = self.model(pixel_values=padded)
             logits = output.masks_queries_logits[..., : height // 4, : width // 4].float()
-            objectness = 1 - output.class_queries_logits.float().softmax(-1)[..., -1]
+            if self.class_head:
+                objectness = 1 - output.class_queries_logits.float().softmax(-1)[..., -1]
+            else:
+                inside = (logits > 0).float()
+                objectness = (logits.sigmoid() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
             for position, index in enumerate(group):
                 proposals[index] = Proposals(logits[position].cpu(), objectness[position].cpu())
         return [proposals[index] for index in range(len(images))]

@@ -40,6 +40,9 @@ class ResNetPyramid(nn.Module):
         self.body = ResNetBackbone(resnet_config(backbone))
         set_normalization(self.body, backbone.normalization)
         load_backbone_weights(self.body, backbone.weights)
+        if backbone.weights is not None:  # R50-FPN-1x keeps the stem and the first stage as ImageNet left them
+            for parameter in [*self.body.embedder.parameters(), *self.body.encoder.stages[0].parameters()]:
+                parameter.requires_grad_(False)
         self.pyramid = FeaturePyramidNetwork(list(backbone.widths), config.fpn_dim, LastLevelMaxPool())
         self.out_channels = config.fpn_dim
 

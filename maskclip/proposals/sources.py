@@ -7,60 +7,68 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from maskclip.config import from_mapping
 from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig
-from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
-from maskclip.proposals.mask_rcnn import MaskRCNNSource, build_mask_rcnn
+from maskclip.proposals.detectron2 import Detectron2Source
+from maskclip.proposals.mask2former import Mask2FormerSource
+from maskclip.proposals.mask_rcnn import MaskRCNNSource
 from maskclip.proposals.proposals import ProposalSource
+from maskclip.proposals.training import build_network
 
 
 def load_source(path: str | Path, device: str | torch.device = "cpu") -> ProposalSource:
-    """A proposal source from a folder with `record.json` (what `train_proposals` and `maskclip.convert` write), or any
-    Mask2Former of Hugging Face transformers, class-aware ones included, by local folder or hub name.
+    """A proposal source: a folder with `record.json` (of `train_proposals`), a safetensors file (of
+    `maskclip.convert`), or any Mask2Former of Hugging Face transformers, class-aware ones included,
+    by local folder or hub name.
 
     Raises:
         FileNotFoundError: there is nothing of that name.
         ValueError: the record or the weights are cut off, or the weights are of another architecture.
     """
-    folder = Path(path)
-    if not (folder / "record.json").is_file():
+    path = Path(path)
+    if not path.is_file() and not (path / "record.json").is_file():
         return _pretrained(str(path), device)
-    record = read_record(folder)
+    weights = path if path.is_file() else path / "network.safetensors"
+    record = read_record(path)
     config_type = {"mask2former": Mask2FormerConfig, "mask_rcnn": MaskRCNNConfig}.get(record.get("network", ""))
     if config_type is None:
-        raise ValueError(
-            f"{folder / 'record.json'} names the network {record.get('network')!r}, which is not known here"
-        )
-    given = record.get("config", {})
-    given["backbone"] = {**given.get("backbone", {}), "weights": None}  # all weights are in the file
-    config: Any = from_mapping(config_type, given, f"{folder / 'record.json'}: config")
-    if record.get("implementation") == "detectron2":
-        from maskclip.proposals.detectron2 import load_detectron2_source
-
-        return load_detectron2_source(folder, config, device)
-    model: Any = (build_mask2former if config_type is Mask2FormerConfig else build_mask_rcnn)(config, record["classes"])
-    load_weights(model, folder / "network.safetensors")
+        raise ValueError(f"{path} is of the network {record.get('network')!r}, which is not known here")
+    given = record["config"]
+    given["backbone"]["weights"] = None  # all weights are in the file
+    config: Any = from_mapping(config_type, given, f"the record of {path}")
+    model: Any = build_network(config, max(1, record["classes"]))
+    load_weights(model, weights)
     model = model.to(device)
     if config_type is Mask2FormerConfig:
-        return Mask2FormerSource(model, config.short_side, config.long_side)
-    return MaskRCNNSource(model, config.short_side, config.long_side, config.mask_stride)
+        return Mask2FormerSource(model, config.short_side, config.long_side, class_head=record["classes"] > 0)
+    source = Detectron2Source if record["implementation"] == "detectron2" else MaskRCNNSource
+    return source(model, config.short_side, config.long_side, config.mask_stride)
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """The `record.json` of a trained network."""
-    path = Path(folder) / "record.json"
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record of a trained or converted network: `record.json` in its folder, or inside its safetensors file."""
+    path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); train the network again") from None
+        if path.is_dir():
+            text = (path / "record.json").read_text(encoding="utf-8")
+        else:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {})["record"]
+        return json.loads(text)
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path} is cut off or damaged ({error}); train or convert it again") from None
+    except KeyError:
+        raise ValueError(
+            f"{path} has no record of what it is; convert released weights with maskclip.convert"
+        ) from None
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill `model` from a safetensors file, every key in its place.
+    """Fill `model` from a safetensors file, every key in its place; a released encoder in the same file is passed over.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -72,6 +80,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); train or fetch it again") from None
+    state = {key: value for key, value in state.items() if not key.startswith("maskclip.visual.")}
     own = model.state_dict()
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     wrong += [key for key in state if key not in own]

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from maskclip.checkpoint import load_checkpoint, save_checkpoint, write_atomically
-from maskclip.proposals.augmentation import Example, StepExamples
+from maskclip.proposals.augmentation import StepExamples
 from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
+from maskclip.proposals.detectron2 import build_detectron2, detectron2_batches, detectron2_loss
 from maskclip.proposals.mask2former import build_mask2former, mask2former_loss
 from maskclip.proposals.mask_rcnn import build_mask_rcnn, mask_rcnn_loss
 
@@ -65,10 +66,6 @@ def train_proposals(
         raise ValueError(f"{network} cannot be trained with a {type(config).__name__}; give it its own config")
     if len(dataset) == 0:
         raise ValueError(f"the data set {dataset.name} has no images to train on")
-    if isinstance(config, MaskRCNNConfig) and config.implementation == "detectron2":
-        from maskclip.proposals.detectron2 import train_detectron2
-
-        return train_detectron2(dataset, config, out_dir, seed)
     out_dir, training = Path(out_dir), config.training
     classes = len(dataset.categories) if class_aware else 1
     record = training_record(network, dataset, config, seed, classes)
@@ -87,14 +84,14 @@ def train_proposals(
     steps = range(first, training.steps)
     shown = progress and accelerator.is_main_process
     bar = tqdm(steps, desc=network, initial=first, total=training.steps, disable=not shown)
-    for step, examples in zip(bar, _batches(dataset, training, seed, first, accelerator)):
+    for step, examples in zip(bar, _batches(dataset, config, seed, first, accelerator)):
         # drawn anew for each step and process, so that the points and boxes sampled do not depend on the past
         torch.manual_seed(int(np.random.SeedSequence([seed, 2, step, accelerator.process_index]).generate_state(1)[0]))
         rate = learning_rate(step, training)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         with accelerator.autocast():
-            losses = compute_losses(network, model, examples, class_aware)
+            losses = compute_losses(model, examples, config, class_aware)
         loss = losses["loss"]
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{network}: the loss is {loss.item()} at step {step}; lower the learning rate")
@@ -123,18 +120,27 @@ def build_network(config: NetworkConfig, classes: int) -> nn.Module:
     """The network of a config, with fresh weights (or its backbone's pretrained ones)."""
     if isinstance(config, Mask2FormerConfig):
         return build_mask2former(config, classes)
+    if config.implementation == "detectron2":
+        return build_detectron2(config, classes)
+    if config.implementation != "torchvision":
+        raise ValueError(f"implementation is {config.implementation!r}; it must be 'torchvision' or 'detectron2'")
     return build_mask_rcnn(config, classes)
 
 
-def compute_losses(network: str, model: nn.Module, examples: list[Example], class_aware: bool) -> dict[str, Tensor]:
+def compute_losses(
+    model: nn.Module, examples: list[Any], config: NetworkConfig, class_aware: bool
+) -> dict[str, Tensor]:
     """The losses of one batch by name; "loss" is their sum, which is minimized."""
-    device = next(model.parameters()).device
-    images = [example.image.to(device) for example in examples]
-    masks = [example.masks.to(device) for example in examples]
-    classes = [example.classes.to(device) * int(class_aware) for example in examples]
-    if network == "mask2former":
-        return {"loss": mask2former_loss(model, images, masks, classes)}
-    losses = mask_rcnn_loss(model, images, masks, classes)
+    if isinstance(config, MaskRCNNConfig) and config.implementation == "detectron2":
+        losses = detectron2_loss(model, examples, class_aware)
+    else:
+        device = next(model.parameters()).device
+        images = [example.image.to(device) for example in examples]
+        masks = [example.masks.to(device) for example in examples]
+        classes = [example.classes.to(device) * int(class_aware) for example in examples]
+        if isinstance(config, Mask2FormerConfig):
+            return {"loss": mask2former_loss(model, images, masks, classes)}
+        losses = mask_rcnn_loss(model, images, masks, classes)
     return {"loss": torch.stack(list(losses.values())).sum(), **{name: loss.detach() for name, loss in losses.items()}}
 
 
@@ -158,7 +164,9 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.O
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            in_backbone = "pixel_level_module.encoder" in path or path.startswith("backbone.body")
+            in_backbone = "pixel_level_module.encoder" in path or path.startswith(
+                ("backbone.body", "backbone.bottom_up")
+            )
             factor = training.backbone_factor if in_backbone else 1.0
             decay = 0.0 if isinstance(module, undecayed) or name == "level_embed" else training.weight_decay
             groups.setdefault((factor, decay), []).append(parameter)
@@ -248,9 +256,10 @@ def _resume(
 
 
 def _batches(
-    dataset: Any, training: TrainingConfig, seed: int, first: int, accelerator: Accelerator
-) -> Iterator[list[Example]]:
+    dataset: Any, config: NetworkConfig, seed: int, first: int, accelerator: Accelerator
+) -> Iterator[list[Any]]:
     """This process's share of each step's batch, from step `first` on."""
+    training = config.training
     if training.batch % accelerator.num_processes:
         raise ValueError(f"a batch of {training.batch} does not divide among {accelerator.num_processes} processes")
     share = training.batch // accelerator.num_processes
@@ -259,10 +268,8 @@ def _batches(
         list(range(step * training.batch + start, step * training.batch + start + share))
         for step in range(first, training.steps)
     ]
-    yield from DataLoader(
-        StepExamples(dataset, training, seed),
-        batch_sampler=numbers,
-        num_workers=training.workers,
-        collate_fn=list,
-        persistent_workers=False,
-    )
+    examples = StepExamples(dataset, training, seed)
+    if isinstance(config, MaskRCNNConfig) and config.implementation == "detectron2":
+        yield from detectron2_batches(examples, config, numbers)
+    else:
+        yield from DataLoader(examples, batch_sampler=numbers, num_workers=training.workers, collate_fn=list)
