@@ -69,7 +69,7 @@ def _write_claims(judgements: list[Judgement], out: Path) -> None:
         r"% needs \usepackage{booktabs,longtable}", r"\small",
         r"\begin{longtable}{lp{.25\linewidth}p{.26\linewidth}p{.26\linewidth}l}", r"\toprule",
         r"& Claim & Paper & Study & Verdict \\", r"\midrule", r"\endhead", body, r"\bottomrule",
-        rf"\caption{{{latex_escape(RULE)}}}", r"\label{tab:claims}", r"\end{longtable}", ""]))
+        rf"\caption{{{latex_escape(RULE)}}}", r"\label{tab:claims} \\", r"\end{longtable}", ""]))
 
 
 def _write_for_dvc(results: Results, tables: dict[int, Table], judgements: list[Judgement], out: Path) -> None:
