@@ -99,6 +99,11 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
     print(f"{executed}: {seconds:.0f} s, peak memory {peak:.1f} GB")
 
 
+def _is_output(record: logging.LogRecord) -> bool:
+    """What cells print, without papermill's own frame around it and the names of figures."""
+    return bool(record.getMessage().strip()) and not record.getMessage().startswith(("Executing ", "Ending ", "<Figure"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebook", type=Path)
@@ -106,7 +111,9 @@ def main() -> None:
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("papermill").setLevel(logging.INFO)
+    logger = logging.getLogger("papermill")
+    logger.setLevel(logging.INFO)
+    logger.addFilter(_is_output)
     warnings.filterwarnings("ignore", module="papermill|nbclient|zmq|jupyter_client")
     try:
         if not arguments.notebook.is_file():

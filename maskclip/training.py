@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from maskclip.checkpoint import load_checkpoint, save_checkpoint, write_atomically

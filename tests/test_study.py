@@ -51,7 +51,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dvc.lock").unlink(missing_ok=True)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["seeds"] = [3]
-    params["overrides"] = OVERRIDES
+    params["overrides"].update(OVERRIDES)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for command in (["init", "-q"], ["add", "-A"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
