@@ -41,8 +41,8 @@ def load_clip(
     """A CLIP by folder or by open_clip's name.
 
     Args:
-        name_or_path: a folder with `open_clip_config.json` and `open_clip_model.safetensors` (and the tokenizer's
-            merges, named in the configuration), such as `models/mini_clip`; or a name of open_clip's, such as `ViT-L-14-336`.
+        name_or_path: a folder with `open_clip_config.json`, `open_clip_model.safetensors` and, named in the first,
+            the tokenizer's merges, such as `models/mini_clip`; or a name of open_clip's, such as `ViT-L-14-336`.
         pretrained: for a name, one of open_clip's tags (`openai`, downloaded) or a local weights file.  None: random
             weights.
         device, dtype: where and in what precision the weights shall lie.

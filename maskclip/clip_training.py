@@ -35,12 +35,13 @@ class ClipTraining:
     """Settings of one run; `decay` is the last part of the steps, in which the learning rate falls linearly to zero."""
 
     seed: int = 0
-    steps: int = 1300
+    steps: int = 2800
     batch: int = 56  # whole pictures, single stickers and scenes
     crops: int = 96  # pictures of a quarter of the area, one sticker each
     lr: float = 1.5e-3  # of Muon (block matrices); AdamW (all else) takes half of it
     warmup: int = 30
-    crops_only: int = 300  # first steps, on twice as many crops and few whole pictures
+    sharpen: int = 325  # the step at which the logits' scale is raised to 30: by itself it climbs too slowly
+    crops_only: int = 600  # first steps, on twice as many crops and few whole pictures
     decay: float = 0.4
     weight_decay: float = 0.02
     image_size: int = 64
@@ -311,11 +312,13 @@ def train_clip(
         log, first, spent = state["log"], state["step"], state["seconds"]
 
     else:
-        spread_texts(model, tokenizer, np.random.default_rng([settings.seed, settings.steps]))
+        spread_texts(model, tokenizer, np.random.default_rng([settings.seed, 1300]))
     start, side = time.monotonic() - spent, settings.image_size
     recent: list[tuple[float, float]] = []
     for step in range(first, settings.steps):
         rng = np.random.default_rng([settings.seed, step])
+        if step == settings.sharpen:
+            model.logit_scale.data.fill_(np.log(30))
         early = step < settings.crops_only
         scenes = training_scenes(rng, settings.batch // 4 if early else settings.batch, min(7, 2 + step // 150))
         crops = crop_scenes(rng, 2 * settings.crops if early else settings.crops)

@@ -32,7 +32,7 @@ from maskclip.world.pictographs import PAIRS, THINGS
 from maskclip.world.scenes import DOMAINS, Scene, Sticker, paint, random_regions, random_stickers, to_uint8
 from maskclip.world.textures import STUFF, texture_bank
 
-VERSION = 1  # of the data's look; a change makes older folders stale
+VERSION = 2  # of the data's look; a change makes older folders stale
 BANK_SIZE = 192
 LEAST_AREA = 12  # pixels: what shows less is not annotated
 
@@ -93,7 +93,7 @@ def annotated_scene(
     stuff: Sequence[str],
     bank: torch.Tensor,
     things: tuple[int, int] = (2, 8),
-    sizes: tuple[float, float] = (0.14, 0.5),
+    sizes: tuple[float, float] = (0.17, 0.55),
     rare: float = 0.1,
 ) -> Annotated:
     """One picture: 1 to 3 stuff regions, stickers named from `likely` (with probability `rare`, from `rest`), at times
@@ -106,7 +106,7 @@ def annotated_scene(
     for _ in range(count):
         pool = rest if rest and rng.random() < rare else likely
         names.append(str(rng.choice(names)) if names and rng.random() < 0.15 else str(rng.choice(pool)))
-    most = min(sizes[1], 1.35 / max(1, count) ** 0.5)
+    most = min(sizes[1], 1.4 / max(1, count) ** 0.5)
     stickers = list(random_stickers(rng, names, (sizes[0], most), width / 128, height / 128))
     group = list(range(len(stickers)))
     crowded = rng.random() < 0.06

@@ -1,0 +1,206 @@
+"""Loading CLIPs, their text and image ends, and the contrastive training, against open_clip, PIL and torch."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from maskclip.clip import Clip, load_clip, preprocess, text_embeddings
+from maskclip.clip_training import (
+    ClipTraining,
+    Muon,
+    encode_crop,
+    encode_text,
+    learning_rate,
+    save_weights,
+    train_clip,
+    write_model_folder,
+)
+from maskclip.world import STUFF, THINGS
+
+MINI = Path(__file__).parents[1] / "models" / "mini_clip"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mini CLIP of the same form with two layers and random weights."""
+    path = tmp_path_factory.mktemp("clip") / "tiny_clip"
+    write_model_folder(path)
+    config = json.loads((path / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["layers"] = config["model_cfg"]["text_cfg"]["layers"] = 2
+    (path / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    save_weights(open_clip.model.CLIP(**config["model_cfg"]), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(folder: Path) -> Clip:
+    return load_clip(folder)
+
+
+def test_folder_loads_as_open_clip_loads_it(clip, folder):
+    theirs = open_clip.create_model(f"local-dir:{folder}")
+    assert all(torch.equal(a, b) for a, b in zip(clip.model.parameters(), theirs.parameters(), strict=True))
+    assert not clip.model.training and not any(p.requires_grad for p in clip.model.parameters())
+    assert (clip.image_size, clip.name, clip.mean.shape) == (64, "tiny_clip", (3, 1, 1))
+
+
+def test_text_embeddings(clip):
+    names = ["umbrella", "cat face", "brick wall"]
+    with torch.no_grad():
+        one = F.normalize(clip.model.encode_text(clip.tokenizer(names)), dim=-1)
+        two = F.normalize(clip.model.encode_text(clip.tokenizer([f"a {n}" for n in names])), dim=-1)
+    torch.testing.assert_close(text_embeddings(clip, names), one)
+    both = text_embeddings(clip, names, ("{}", "a {}"))
+    torch.testing.assert_close(both, F.normalize(one + two, dim=-1))
+    many = text_embeddings(clip, [*THINGS, *STUFF, *THINGS])  # more than one batch of texts
+    torch.testing.assert_close(many[: len(THINGS)], many[-len(THINGS) :])
+
+
+def test_every_word_of_the_world_is_one_token_and_any_text_can_be_read(clip):
+    for name in (*THINGS, *STUFF):
+        assert len(clip.tokenizer.encode(name)) == len(name.split())
+        assert clip.tokenizer.decode(clip.tokenizer.encode(name)).strip() == name
+    strange = "Zwölf Boxkämpfer, ☃ & 42 cats?"
+    assert clip.tokenizer.decode(clip.tokenizer.encode(strange)).replace(" ", "") == strange.lower().replace(" ", "")
+    assert text_embeddings(clip, [strange, "word " * 100]).isfinite().all()
+
+
+def test_preprocess_squashes_and_normalizes(clip):
+    image = np.random.default_rng(0).integers(0, 256, (100, 180, 3), np.uint8)
+    ours = preprocess(clip, image)
+    theirs = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR)) / 255
+    torch.testing.assert_close(
+        ours * clip.std + clip.mean, torch.tensor(theirs).permute(2, 0, 1).float(), atol=6e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_preprocess_refuses_what_is_no_picture(clip, image):
+    with pytest.raises(ValueError, match="uint8"):
+        preprocess(clip, image)
+
+
+def test_wrong_names_and_templates_are_refused(clip):
+    for names, templates in (([], ("{}",)), (["gear", " "], ("{}",)), (["gear"], ("a photo",)), (["gear"], ())):
+        with pytest.raises(ValueError):
+            text_embeddings(clip, names, templates)
+
+
+def test_loading_errors_say_what_is_wrong(folder, tmp_path):
+    with pytest.raises(ValueError, match="ViT-XXL"):
+        load_clip("ViT-XXL")
+    with pytest.raises(ValueError, match=r"nonsense.*openai"):
+        load_clip("ViT-B-32", pretrained="nonsense")
+    with pytest.raises(FileNotFoundError, match=r"weights\.pt"):
+        load_clip("ViT-B-32", pretrained=str(tmp_path / "weights.pt"))
+    with pytest.raises(FileNotFoundError, match="models/none"):
+        load_clip("models/none")
+    with pytest.raises(ValueError, match="own weights"):
+        load_clip(folder, pretrained="openai")
+    for file in ("open_clip_config.json", "open_clip_model.safetensors", "merges.txt.gz"):
+        broken = tmp_path / f"without {file}"
+        shutil.copytree(folder, broken)
+        (broken / file).unlink()
+        with pytest.raises(FileNotFoundError, match=file):
+            load_clip(broken)
+    cut = tmp_path / "cut"
+    shutil.copytree(folder, cut)
+    weights = cut / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="cannot load CLIP"):
+        load_clip(cut)
+
+
+def test_training_shortcuts_equal_open_clip(clip):
+    tokens = clip.tokenizer(["a gear", "a red umbrella and a blue cat face on grass"])
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(encode_text(clip.model, tokens), clip.model.encode_text(tokens, normalize=True))
+        whole = encode_crop(clip.model.visual, pictures, 0, 0)
+        torch.testing.assert_close(whole, clip.model.encode_image(pictures))
+
+
+def test_muon_steps_as_torchs_does():
+    torch.manual_seed(0)
+    start = [torch.randn(24, 8), torch.randn(24, 8), torch.randn(8, 40)]
+    ours, theirs = ([torch.nn.Parameter(m.clone()) for m in start] for _ in range(2))
+    muon = Muon(ours, weight_decay=0.1)
+    reference = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        muon.step(0.01)
+        reference.step()
+    for begin, p, q in zip(start, ours, theirs, strict=True):  # torch rounds the direction to bfloat16
+        moved, expected = p.detach() - begin, q.detach() - begin
+        assert F.cosine_similarity(moved.flatten(), expected.flatten(), dim=0) > 0.999
+        assert moved.norm() == pytest.approx(expected.norm(), rel=0.02)
+
+
+def test_learning_rate_warms_up_and_decays():
+    settings = ClipTraining(steps=100, warmup=10, decay=0.5, lr=1.0)
+    rates = [learning_rate(step, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == 1 and rates[-1] == pytest.approx(0.02)
+    assert rates[10:50] == [1.0] * 40
+
+
+def test_resumed_training_ends_like_an_undisturbed_one(folder, tmp_path, monkeypatch):
+    settings = ClipTraining(steps=3, batch=4, crops=2, crops_only=1, sharpen=1, checkpoint_every=2)
+    monkeypatch.setattr("maskclip.clip_training.texture_bank", lambda **_: _small_bank())
+    monkeypatch.setattr("maskclip.clip_training.spread_texts", lambda *_: None)
+    for name in ("straight", "resumed"):
+        shutil.copytree(folder, tmp_path / name)
+    train_clip(tmp_path / "straight", tmp_path / "work_a", settings)
+
+    class Killed(Exception):
+        pass
+
+    def kill(model: torch.nn.Module, folder: Path) -> None:
+        raise Killed
+
+    checkpoint = tmp_path / "work_b" / "clip_training.pt"
+    import maskclip.clip_training as training
+
+    real = training.loss_of
+    calls = iter(range(10))
+
+    def dies_in_the_third_step(*args):
+        if next(calls) == 2:
+            raise Killed
+        return real(*args)
+
+    monkeypatch.setattr(training, "loss_of", dies_in_the_third_step)
+    with pytest.raises(Killed):
+        train_clip(tmp_path / "resumed", tmp_path / "work_b", settings)
+    assert checkpoint.exists()
+    monkeypatch.setattr(training, "loss_of", real)
+    train_clip(tmp_path / "resumed", tmp_path / "work_b", settings)
+    one, other = (load_clip(tmp_path / n).model.state_dict() for n in ("straight", "resumed"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    before = load_clip(folder).model.state_dict()
+    assert any(not torch.equal(one[key], before[key]) for key in one)
+
+
+def _small_bank() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (len(STUFF), 1, 3, 192, 192), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.skipif(not (MINI / "open_clip_model.safetensors").exists(), reason="mini CLIP not trained yet")
+def test_the_committed_mini_clip_is_as_good_as_its_card_says():
+    from maskclip.world.naming import zero_shot
+
+    assert (MINI / "open_clip_model.safetensors").stat().st_size < 10e6
+    measured = json.loads((MINI / "measured.json").read_text())
+    claimed = next(r["accuracy"] for r in measured["zero_shot"] if r["attribute"] == "all")
+    accuracy = next(r["accuracy"] for r in zero_shot(load_clip(MINI), seed=77, per_name=1) if r["attribute"] == "all")
+    assert accuracy > claimed - 7  # 211 pictures: three standard errors at 90 % are 6 points
