@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # writing a table need not wait for torch
     import torch
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary_path)` fill a file next to `path`, then move it there in one step.
 
     A kill, a full disk or an exception leaves either the former file or none, never half of one.
