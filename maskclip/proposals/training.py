@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from maskclip.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from maskclip.proposals.augmentation import StepExamples
