@@ -101,7 +101,8 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
 
 def _is_output(record: logging.LogRecord) -> bool:
     """What cells print, without papermill's own frame around it and the names of figures."""
-    return bool(record.getMessage().strip()) and not record.getMessage().startswith(("Executing ", "Ending ", "<Figure"))
+    said = record.getMessage().strip()
+    return bool(said) and not said.startswith(("Executing ", "Ending ", "<Figure", "<Shown", "Input ", "Output "))
 
 
 def main() -> None:
