@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskclip.checkpoint import write_atomically
 from maskclip.clip import load_clip
 from maskclip.clip_baseline import clip_baseline
-from maskclip.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.visual_encoder import ImageFeatures, MaskCLIPVisualEncoder
 
 COLUMNS = ["method", "metric", "masks", "model", "resolution", "value"]
 METRICS = ("time_s", "tflops", "peak_gb")
@@ -102,6 +102,8 @@ def benchmark(
         raise ValueError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16")
     name = name or (type(model).__name__ if isinstance(model, nn.Module) else Path(model).name)
     bench = _Bench(_load(model, device, dtype, hollow=tuple(metrics) == ("tflops",)), masks, resolution, matched, seed)
+    if any(row.endswith("_again") for row in rows):
+        bench.features = bench.maskclip.encode_image(bench.image)  # paid for by the first set of masks
     values: list[tuple[str, str, int, float]] = []
 
     if "tflops" in metrics:
@@ -166,13 +168,7 @@ class _Bench:
             "training_step": self.training_step,
             "clip_baseline": lambda: clip_baseline(clip, self.image, self.logits[:, : self.baseline_masks]),
         }
-        self._features = None
-
-    @property
-    def features(self):
-        if self._features is None:
-            self._features = self.maskclip.encode_image(self.image)
-        return self._features
+        self.features: ImageFeatures  # for the steps that reuse it
 
     def masks_of(self, row: str) -> int:
         return 0 if row == "clip" else self.masks

@@ -1,0 +1,134 @@
+"""The benchmark counts what can be counted by hand, and says what it was asked."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from open_clip.model import CLIP
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskclip.benchmark import COLUMNS, ROWS, _Bench, as_table, benchmark, main
+from maskclip.visual_encoder import MaskCLIPVisualEncoder
+
+WIDTH, LAYERS, PATCH, GRID, HEADS, MASKS = 32, 4, 4, 4, 4, 12
+TOKENS = GRID * GRID + 1
+
+
+@pytest.fixture
+def clip():
+    torch.manual_seed(0)
+    vision = dict(image_size=GRID * PATCH, patch_size=PATCH, width=WIDTH, head_width=WIDTH // HEADS, layers=LAYERS)
+    return CLIP(12, vision, dict(context_length=4, vocab_size=10, width=8, heads=1, layers=1)).eval()
+
+
+def value(frame, method, metric, masks=MASKS):
+    chosen = frame[(frame.method == method) & (frame.metric == metric) & (frame.masks == masks)]
+    assert len(chosen) == 1
+    return chosen.value.item()
+
+
+def test_every_row_and_metric(clip):
+    frame = benchmark(clip, MASKS, repeats=1, matched=3, name="tiny")
+    assert list(frame.columns) == COLUMNS and set(frame.method) == set(ROWS)
+    assert set(frame.model) == {"tiny"} and set(frame.resolution) == {GRID * PATCH}
+    assert (frame.value > 0).all() and not frame.duplicated(["method", "metric", "masks"]).any()
+    for method in ROWS:
+        own = frame[frame.method == method]
+        expected = {"tflops"} if method in ("regionclip", "zegformer", "simseg") else {"time_s", "tflops", "peak_gb"}
+        assert set(own.metric) == expected
+    per_mask = value(frame, "clip_baseline", "time_s", 1)
+    assert value(frame, "clip_baseline", "time_s") == pytest.approx(MASKS * per_mask)
+    text = as_table(frame)
+    assert "tiny at 16 pixels" in text and "x CLIP" in text and all(label in text for label in ROWS.values())
+
+
+def test_flops_by_hand(clip):
+    frame = benchmark(clip, MASKS, metrics=["tflops"])
+    d, n, m = WIDTH, TOKENS, MASKS
+    one_layer = 2 * n * 12 * d * d + 4 * n * n * d
+    ends = 2 * (n - 1) * 3 * PATCH**2 * d + 2 * 12 * d
+    assert value(frame, "clip", "tflops", 0) * 1e12 == pytest.approx(LAYERS * one_layer + ends, rel=1e-6)
+    for method in ("clip_baseline", "regionclip", "zegformer", "simseg"):
+        assert value(frame, method, "tflops") == pytest.approx(m * value(frame, "clip", "tflops", 0))
+    # Mask tokens: queries, output projection, MLP, attention on n keys; CLIP's last layer gives keys and values only.
+    mask_tokens = LAYERS * (2 * m * 10 * d * d + 4 * m * n * d) + 2 * m * 12 * d
+    assert value(frame, "wo_rma_again", "tflops") * 1e12 == pytest.approx(mask_tokens, rel=1e-6)
+    image = LAYERS * one_layer + ends - 2 * 12 * d - (2 * n * 10 * d * d + 4 * n * n * d)
+    assert value(frame, "wo_rma", "tflops") * 1e12 == pytest.approx(image + mask_tokens, rel=1e-6)
+    # f_r is by far the most of RMA: one D x p * p product for each mask and patch.
+    extra = (value(frame, "maskclip_again", "tflops") - value(frame, "wo_rma_again", "tflops")) * 1e12
+    residual = LAYERS * 2 * m * (n - 1) * d * PATCH**2
+    assert residual < extra < 3 * residual
+
+
+def test_backward_of_the_streamed_refinement_is_counted(clip):
+    encoder = MaskCLIPVisualEncoder.from_open_clip(clip, (LAYERS,))
+    features = encoder.encode_image(torch.randn(1, 3, 16, 16))
+    result = encoder.encode_masks(features, torch.randn(1, MASKS, 16, 16))
+    with FlopCounterMode(display=False) as counter:
+        result.masks.sum().backward()
+    one_product = 2 * MASKS * (TOKENS - 1) * WIDTH * PATCH**2
+    assert counter.get_total_flops() == 2 * one_product  # for the queries and for the weights
+
+
+def test_empty_masks_need_no_crop(clip):
+    bench = _Bench(clip, 4, None, 2, 0)
+    bench.logits[0, 1] = -1
+    bench.logits[0, 2] = -1
+    bench.logits[0, 2, 4:8, 0:16] = 1
+    assert all(len(bench.crops(row)) == 3 for row in ("regionclip", "zegformer", "simseg"))
+    crop = bench.crops("regionclip")[1]
+    assert crop.shape == (3, 16, 16)
+    box = torch.nn.functional.interpolate(bench.image[:, :, 4:8], (16, 16), mode="bicubic", antialias=True)
+    torch.testing.assert_close(crop, box[0])
+
+
+def test_other_resolutions(clip):
+    frame = benchmark(clip, 3, resolution=24, rows=["clip", "maskclip"], metrics=["tflops"])
+    assert set(frame.resolution) == {24}
+
+
+def test_a_hollow_model_counts_as_the_whole(monkeypatch):
+    """FLOPs alone are counted on a model whose layers share their weights: they must be the true model's."""
+    import open_clip
+
+    vision = dict(image_size=16, patch_size=4, width=32, head_width=8, layers=3)
+    text = dict(context_length=4, vocab_size=10, width=8, heads=1, layers=1)
+    config = dict(embed_dim=12, vision_cfg=vision, text_cfg=text)
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: config)
+    rows = ["clip", "wo_rma", "wo_rma_again"]
+    hollow = benchmark("tiny", 5, rows=rows, metrics=["tflops"])
+    whole = benchmark(CLIP(12, vision, text), 5, rows=rows, metrics=["tflops"], name="tiny")
+    pd.testing.assert_frame_equal(hollow, whole)
+
+
+def test_command_line(clip, tmp_path, monkeypatch, capsys):
+    import maskclip.benchmark as module
+
+    monkeypatch.setattr(module, "_load", lambda *_, **__: clip)
+    out = tmp_path / "results" / "efficiency.csv"
+    arguments = ["--model", "tiny", "--masks", "5", "--repeats", "1", "--device", "cpu", "--rows", "clip", "wo_rma"]
+    main([*arguments, "--csv", str(out)])
+    frame = pd.read_csv(out)
+    assert list(frame.columns) == COLUMNS and set(frame.method) == {"clip", "wo_rma"} and set(frame.model) == {"tiny"}
+    assert "plain CLIP" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"rows has \['nonsense'\]"):
+        main(["--rows", "nonsense"])
+
+
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        (dict(rows=["fast"]), "rows has.*fast"),
+        (dict(metrics=["joules"]), "metrics has.*joules"),
+        (dict(masks=0), "masks is 0"),
+        (dict(repeats=0), "repeats is 0"),
+        (dict(matched=-1), "matched is -1"),
+        (dict(dtype="int8"), "dtype is 'int8'"),
+        (dict(model="ViT-none"), "ViT-none"),
+    ],
+)
+def test_bad_input_is_named(clip, change, names):
+    with pytest.raises(ValueError, match=names):
+        benchmark(**(dict(model=clip) | change))
