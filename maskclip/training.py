@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -120,6 +121,18 @@ def load_trained_weights(encoder: MaskCLIPVisualEncoder, path: str | Path) -> Ma
     return encoder
 
 
+def _decayed(encoder: MaskCLIPVisualEncoder, weight_decay: float) -> list[dict[str, Any]]:
+    """What trains, in two groups: norms are not decayed, as released."""
+    norms = {
+        id(value) for part in encoder.modules() if isinstance(part, torch.nn.LayerNorm) for value in part.parameters()
+    }
+    trained = [value for value in encoder.parameters() if value.requires_grad]
+    return [
+        {"params": [value for value in trained if id(value) not in norms], "weight_decay": weight_decay},
+        {"params": [value for value in trained if id(value) in norms], "weight_decay": 0.0},
+    ]
+
+
 def _batch_losses(
     encoder: MaskCLIPVisualEncoder, batch: Batch, text: Tensor, criterion: Mask2FormerLoss, training: MaskClipTraining
 ) -> dict[str, Tensor]:
@@ -169,7 +182,7 @@ def train_maskclip(
     text = text_embeddings(clip, [*names, "other"]).to(device)
     criterion = build_criterion(training, len(names)).to(device)
     optimizer = accelerator.prepare(
-        torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+        torch.optim.AdamW(_decayed(encoder, training.weight_decay), lr=training.learning_rate)
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / max(1, training.warmup_steps))

@@ -24,7 +24,7 @@ def test_the_paper_profile_is_the_papers() -> None:
     assert (training.learning_rate, training.batch, training.steps) == (1e-4, 8, 10_000)
     assert (training.class_weight, training.dice_weight, training.mask_weight) == (2, 5, 5)
     assert (training.points, training.no_object_weight, training.temperature) == (12_544, 0, 0.01)
-    assert study.clip.model == "ViT-L-14-336"
+    assert study.clip.model == "ViT-L-14-336-quickgelu"
     network = study.proposals.mask2former
     assert (network.queries, network.decoder_layers, network.points, network.training.crop) == (100, 9, 12_544, 1024)
     assert network.training.learning_rate == 1e-4
