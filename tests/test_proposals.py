@@ -284,6 +284,19 @@ def test_training_learns_and_class_aware_heads_are_ignored(tmp_path):
     assert proposals.scores.shape == (6,)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_three_stages_for_small_pictures(name, tmp_path):
+    backbone = dataclasses.replace(BACKBONE, widths=(8, 16, 16), depths=(1, 1, 1))
+    config = dataclasses.replace(
+        NETWORKS[name], backbone=backbone, training=dataclasses.replace(NETWORKS[name].training, steps=1)
+    )
+    if name == "mask_rcnn":
+        config = dataclasses.replace(config, anchor_sizes=(8, 16, 32, 64))
+    out = train_proposals(name, ToyScenes(), config, tmp_path, device="cpu", progress=False)
+    (proposals,) = load_source(out)([ToyScenes()[0].image])
+    assert proposals.mask_logits.shape[1:] == ((16, 20) if name == "mask2former" else (64, 80))
+
+
 def test_bad_training_arguments(tmp_path):
     with pytest.raises(ValueError, match="network is 'sam'"):
         train_proposals("sam", ToyScenes(), MASK2FORMER, tmp_path)

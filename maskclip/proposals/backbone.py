@@ -12,13 +12,13 @@ from maskclip.proposals.config import BackboneConfig
 
 
 def resnet_config(backbone: BackboneConfig) -> ResNetConfig:
-    """transformers' configuration of a ResNet that gives its four stages, at strides 4, 8, 16 and 32."""
+    """transformers' configuration of a ResNet that gives its stages, at strides 4, 8, 16 and (of four stages) 32."""
     return ResNetConfig(
         embedding_size=backbone.stem_width,
         hidden_sizes=list(backbone.widths),
         depths=list(backbone.depths),
         layer_type=backbone.block,
-        out_features=["stage1", "stage2", "stage3", "stage4"],  # type: ignore[call-arg]
+        out_features=[f"stage{stage + 1}" for stage in range(len(backbone.widths))],  # type: ignore[call-arg]
     )
 
 

@@ -16,6 +16,8 @@ class BackboneConfig:
     """A ResNet; ResNet-50 as both papers use it has ImageNet weights and frozen batch statistics.
 
     Attributes:
+        widths, depths: channels and blocks per stage: four, at strides 4 to 32, or three, at strides 4 to 16, for
+            pictures so small that stride 32 would see objects as single cells.
         block: "basic" (ResNet-18, -34) or "bottleneck" (ResNet-50 and larger).
         normalization: "frozen" (batch norm as a fixed affine map), "batch", or "group" (for training from nothing).
         weights: None (fresh), a local safetensors file, or a hub name such as "microsoft/resnet-50".
@@ -92,7 +94,7 @@ class MaskRCNNConfig:
     Attributes:
         implementation: "torchvision" or "detectron2".
         train_short_sides: one is drawn for each training image; `short_side` is for inference.
-        anchor_sizes: one per pyramid level, strides 4 to 64.
+        anchor_sizes: one per pyramid level: the stages of the backbone and one more.
         score_threshold, nms_threshold, detections: which boxes become proposals.
         mask_stride: mask logits come at this fraction of the size at which the network sees the image.
     """

@@ -47,6 +47,7 @@ def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2Forme
         class_weight=config.class_weight,
         mask_weight=config.mask_weight,
         dice_weight=config.dice_weight,
+        feature_strides=tuple(4 * 2**stage for stage in range(len(backbone.widths))),
         num_labels=classes,  # type: ignore[call-arg]  # every transformers config takes it
     )
     model = Mask2FormerForUniversalSegmentation(network)

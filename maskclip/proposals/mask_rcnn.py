@@ -32,7 +32,8 @@ from maskclip.proposals.proposals import (
 
 
 class ResNetPyramid(nn.Module):
-    """ResNet and feature pyramid: `[B, 3, H, W]` -> five maps of `fpn_dim` channels at strides 4, 8, 16, 32 and 64."""
+    """ResNet and feature pyramid: `[B, 3, H, W]` -> a map of `fpn_dim` channels per stage, strides 4, 8, ..., and one
+    of half the last's size."""
 
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class ResNetPyramid(nn.Module):
 def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> MaskRCNN:
     """torchvision's Mask R-CNN with fresh weights; `classes=1` is object / background, as in the paper."""
     backbone = ResNetPyramid(config)
-    levels = ["0", "1", "2", "3"]
+    levels = [str(stage) for stage in range(len(config.backbone.widths))]
     box_pool = MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2)
     mask_pool = MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2)
     width = config.fpn_dim
