@@ -188,8 +188,12 @@ def train_maskclip(
         optimizer, lambda step: min(1, (step + 1) / max(1, training.warmup_steps))
     )
 
-    identity = json.dumps([dataclasses.asdict(training), dataset.fingerprint(), names, clip.name, seed], sort_keys=True)
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    first = proposals[dataset.image_ids[0]].mask_logits
+    identity = [dataclasses.asdict(training), encoder.rma_layers, dataset.fingerprint(), names, seed]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    for content in (text, first):  # stands for CLIP's weights, and for the proposal network's
+        digest.update(content.float().cpu().numpy().tobytes())
+    fingerprint = digest.hexdigest()
     curve: list[dict[str, float]] = []
     checkpoint = out / "checkpoint.pt"
     if checkpoint.is_file():
@@ -240,10 +244,10 @@ def train_maskclip(
         bar.set_postfix(loss=f"{row['loss']:.2f}", refresh=False)
         if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:
             save()
-    save()
     if accelerator.is_main_process:
-        save_checkpoint(out / "encoder.pt", trained_weights(encoder))
         frame = pd.DataFrame(curve)
         write_atomically(out / "curve.csv", lambda path: frame.to_csv(path, index=False))
+        save_checkpoint(out / "encoder.pt", trained_weights(encoder))
+        checkpoint.unlink(missing_ok=True)  # a finished training is not gone on with
     accelerator.wait_for_everyone()
     return pd.DataFrame(curve)
