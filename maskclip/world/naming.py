@@ -53,18 +53,12 @@ def zero_shot(clip: Clip, seed: int = 1, per_name: int = 3) -> list[dict]:
             hits = right[np.array(values) == value]
             accuracy = 100 * float(hits.mean())
             rows.append({"attribute": attribute, "value": value, "accuracy": accuracy, "pictures": len(hits)})
-    told = []
-    for image, thing in zip(images, things, strict=True):
-        words = text_embeddings(clip, [f"a {colour} {thing.name}" for colour in COLOURS])
-        told.append(list(COLOURS)[int((words @ image).argmax())] == thing.colour)
-    rows.append(
-        {
-            "attribute": "naming the colour",
-            "value": "all",
-            "accuracy": 100 * float(np.mean(told)),
-            "pictures": len(told),
-        }
-    )
+    phrases = [f"a {colour} {name}" for name in THINGS for colour in COLOURS]
+    words = text_embeddings(clip, phrases).unflatten(0, (len(THINGS), len(COLOURS)))
+    chosen = [int((words[THINGS.index(t.name)] @ image).argmax()) for image, t in zip(images, things, strict=True)]
+    told = [list(COLOURS)[choice] == t.colour for choice, t in zip(chosen, things, strict=True)]
+    accuracy = 100 * float(np.mean(told))
+    rows.append({"attribute": "naming the colour", "value": "all", "accuracy": accuracy, "pictures": len(told)})
     return rows
 
 
