@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pandas as pd
@@ -145,7 +146,7 @@ def benchmark(
 class _Bench:
     """One image, its masks, the encoders, and what each row does with them."""
 
-    def __init__(self, clip: nn.Module, masks: int, resolution: int | None, matched: int, seed: int) -> None:
+    def __init__(self, clip: Any, masks: int, resolution: int | None, matched: int, seed: int) -> None:
         weight = clip.visual.conv1.weight
         generator = torch.Generator().manual_seed(seed)
         layers = len(clip.visual.transformer.resblocks)
@@ -263,7 +264,7 @@ def as_table(frame: pd.DataFrame) -> str:
     wide = frame.pivot_table(index=["method", "masks"], columns="metric", values="value", observed=True)
     wide = wide.reindex(columns=[m for m in METRICS if m in wide])
     if "time_s" in wide and ("clip", 0) in wide.index:
-        wide.insert(1, "x CLIP", wide["time_s"] / wide.loc[("clip", 0), "time_s"])
+        wide.insert(1, "x CLIP", wide["time_s"] / float(wide["time_s"][("clip", 0)]))
     wide.index = [f"{ROWS[method]}{f', {masks} masks' if masks else ''}" for method, masks in wide.index]
     header = f"{frame.model.iloc[0]} at {frame.resolution.iloc[0]} pixels"
     return header + "\n" + wide.to_string(float_format=lambda x: f"{x:.3f}", na_rep="-")

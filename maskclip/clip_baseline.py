@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,8 @@ def clip_baseline(
         raise ValueError("mask_logits holds values that are not finite")
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1 picture per pass")
-    visual = clip_model.visual
+    visual: Any = clip_model.visual
+    encode_image: Any = clip_model.encode_image
     mean = mean if mean is not None else getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
     std = std if std is not None else getattr(visual, "image_std", None) or OPENAI_DATASET_STD
     black = -torch.as_tensor(mean).to(images) / torch.as_tensor(std).to(images)
@@ -60,7 +62,7 @@ def clip_baseline(
         if crop:
             cut = [picture[(..., *_box(m))] for picture, m in zip(pictures, mask, strict=True)]
             pictures = torch.stack([_squash(picture, images.shape[-2:]) for picture in cut])
-        embeddings.append(clip_model.encode_image(pictures))
+        embeddings.append(encode_image(pictures))
     return torch.cat(embeddings).unflatten(0, mask_logits.shape[:2])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,16 +78,14 @@ class RelativeMaskAttention(nn.Module):
         self.image_key = nn.Linear(width, width)  # phi_Km
         self.residual = nn.Conv2d(width, patch * patch, 1) if refine else None  # f_r
 
-        convolutions = [self.mask_embedding] + ([self.residual] if refine else [])
-        projections = [self.image_key] + ([self.mask_query] if query_form == "linear" else [])
-        for layer in convolutions + projections:
-            nn.init.kaiming_normal_(layer.weight, generator=generator)
-            nn.init.zeros_(layer.bias)
-        for layer in convolutions:
-            nn.init.uniform_(layer.bias, generator=generator)
-        if zero_init and refine:
-            nn.init.zeros_(self.residual.weight)
-            nn.init.zeros_(self.residual.bias)
+        for layer in (self.mask_embedding, self.mask_query, self.image_key, self.residual):
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, generator=generator)
+                bias: Any = layer.bias
+                nn.init.uniform_(bias, generator=generator) if isinstance(layer, nn.Conv2d) else nn.init.zeros_(bias)
+        if zero_init and self.residual is not None:
+            for parameter in self.residual.parameters():
+                nn.init.zeros_(parameter)
 
     def mask_attention(self, mask_logits: Tensor, image_tokens: Tensor, visible: Tensor) -> Tensor:
         """Eq. 3: A'_{M,N} = sum_c (phi_Qm(T_MP) (*) phi_Km(T_IM))_c, per head, folded.
@@ -103,14 +102,15 @@ class RelativeMaskAttention(nn.Module):
             [B, H, M, N], not scaled, at least float32; of no meaning where not visible.
         """
         batch, tokens, _ = image_tokens.shape
+        f2_bias: Any = self.mask_embedding.bias
         dtype = torch.promote_types(mask_logits.dtype, torch.float32)
         with torch.autocast(mask_logits.device.type, enabled=False):
             weight = self.mask_embedding.weight.to(dtype).flatten(1)  # [D, p * p]
-            bias = self.mask_embedding.bias.to(dtype)
+            bias = f2_bias.to(dtype)
             keys = F.linear(image_tokens.to(dtype), self.image_key.weight.to(dtype), self.image_key.bias.to(dtype))
             keys = keys.view(batch, tokens, self.heads, -1)
-            gram = offset = None
-            if isinstance(self.mask_query, nn.LayerNorm):
+            normed = isinstance(self.mask_query, nn.LayerNorm)
+            if normed:
                 weight, bias = weight - weight.mean(0), bias - bias.mean()
                 gram = weight.T @ weight / self.width  # variance of W x + b = x^T gram x + 2 x^T cross + constant
                 cross, constant = bias @ weight / self.width, bias.square().mean() + self.mask_query.eps
@@ -130,8 +130,9 @@ class RelativeMaskAttention(nn.Module):
                 patches = patchify(logits.to(dtype), self.patch).transpose(1, 2).flatten(0, 1)
                 x = patches[seen].tanh()  # [patches seen, p * p]
                 score = torch.baddbmm(constant_score, torch.zeros_like(patches).index_put(seen, x), folded)  # B*N, m, H
-                if gram is not None:
+                if normed:
                     variance = (torch.addmm(2 * cross, x, gram) * x).sum(-1) + constant
+                    variance = variance.clamp_min(self.mask_query.eps)  # against rounding
                     scale = score.new_ones(score.shape[:2]).index_put(seen, variance.rsqrt())
                     score = score * scale[..., None] + offset
                 scores.append(score.view(batch, tokens, -1, self.heads).permute(0, 3, 2, 1))
@@ -206,7 +207,9 @@ class _StreamedResidual(torch.autograd.Function):
     """mask_logits + weight silu(queries (*) keys) + bias, patch by patch, a few masks at a time, again in backward."""
 
     @staticmethod
-    def forward(ctx, mask_logits, queries, keys, weight, bias, patch):
+    def forward(
+        ctx: Any, mask_logits: Tensor, queries: Tensor, keys: Tensor, weight: Tensor, bias: Tensor, patch: int
+    ) -> Tensor:
         ctx.save_for_backward(queries, keys, weight)
         ctx.patch, ctx.bias_dtype = patch, bias.dtype
         refined = torch.empty_like(mask_logits, memory_format=torch.contiguous_format)
@@ -219,7 +222,7 @@ class _StreamedResidual(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_refined):
+    def backward(ctx: Any, grad_refined: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, weight = ctx.saved_tensors
         grad_queries = torch.empty_like(queries)
         grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))

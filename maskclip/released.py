@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -53,9 +54,8 @@ def load_released_encoder(
         FileNotFoundError: no such file.
         ValueError: not a readable checkpoint; or missing, surplus or misshapen keys, each named.
     """
-    state = path_or_state_dict
-    if not isinstance(state, Mapping):
-        state = load_checkpoint(state)
+    given_as = path_or_state_dict
+    state: Mapping[str, Any] = given_as if isinstance(given_as, Mapping) else load_checkpoint(given_as)
     state = state.get("model", state)
     given = {key.split("visual.", 1)[1]: value for key, value in state.items() if ("." + key).find(".visual.") >= 0}
     encoder = MaskCLIPVisualEncoder.from_open_clip(clip_model, rma_layers)

@@ -9,8 +9,9 @@ joint space.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskclip.relative_mask_attention import RelativeMaskAttention, visible_tokens
+
+ViT = Any  # open_clip's vision transformer; Block, one of its layers: the parts of an nn.Module have no static types
+Block = Any
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class MaskCLIPVisualEncoder(nn.Module):
     `encoder.checkpointing = True` trades memory for time in training: activations are computed again in backward.
     """
 
-    def __init__(self, visual: nn.Module, rma: nn.ModuleDict) -> None:
+    visual: ViT
+
+    def __init__(self, visual: ViT, rma: nn.ModuleDict) -> None:
         super().__init__()
         self.visual = visual.requires_grad_(False).eval()
         self.rma = rma
@@ -108,11 +114,19 @@ class MaskCLIPVisualEncoder(nn.Module):
             raise ValueError(f"rma_layers is {tuple(layers)}; it must not name a layer twice")
         if query_form not in ("layernorm", "linear"):
             raise ValueError(f"query_form is {query_form!r}; it must be 'layernorm' (released) or 'linear' (paper)")
-        shape = visual.conv1.out_channels, blocks[0].attn.num_heads, visual.patch_size[0]
-        options = query_form, refine_masks, zero_init_refinement, generator
-        rma = nn.ModuleDict({str(n): RelativeMaskAttention(*shape, *options) for n in sorted(layers)})
+        width, heads, patch = visual.conv1.out_channels, blocks[0].attn.num_heads, visual.patch_size[0]
+        rma = nn.ModuleDict()
+        for n in sorted(layers):
+            rma[str(n)] = RelativeMaskAttention(
+                width, heads, patch, query_form, refine_masks, zero_init_refinement, generator
+            )
         weight = visual.conv1.weight  # RMA trains, so it is never kept in half precision
         return cls(visual, rma.to(weight.device, torch.promote_types(weight.dtype, torch.float32)))
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """CLIP's layers."""
+        return self.visual.transformer.resblocks
 
     @property
     def rma_layers(self) -> tuple[int, ...]:
@@ -145,7 +159,7 @@ class MaskCLIPVisualEncoder(nn.Module):
         """CLIP's pass over `images` [B, 3, S, S], once for all masks to come. No graph: CLIP is frozen."""
         self._check_images(images)
         layers = list(self._image_tokens(images))
-        class_token = self._layer(self.visual.transformer.resblocks[-1], layers[-1], layers[-1].class_token)
+        class_token = self._layer(self.blocks[-1], layers[-1], layers[-1].class_token)
         return ImageFeatures(layers, self._joint_space(class_token)[:, 0], images.shape[-1])
 
     def encode_masks(self, features: ImageFeatures, mask_logits: Tensor, valid: Tensor | None = None) -> MaskEncoding:
@@ -166,12 +180,12 @@ class MaskCLIPVisualEncoder(nn.Module):
         class_token = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
         tokens = torch.cat([class_token, tokens], dim=1) + self._positions(patches.shape[-1]).to(tokens.dtype)
         tokens = visual.ln_pre(tokens)
-        for number, block in enumerate(visual.transformer.resblocks, 1):
+        for number, block in enumerate(self.blocks, 1):
             normed = block.ln_1(tokens)
             keys, values = _project(block.attn, normed, "kv")
             layer = LayerFeatures(keys, values, normed[:, 1:] if str(number) in self.rma else None, tokens[:, :1])
             yield layer
-            if number < len(visual.transformer.resblocks):  # after the last layer, no image token matters
+            if number < len(self.blocks):  # after the last layer, no image token matters
                 tokens = self._layer(block, layer, tokens, normed)
 
     def _mask_tokens(self, layers: Iterable[LayerFeatures], mask_logits: Tensor, valid: Tensor | None) -> MaskEncoding:
@@ -179,9 +193,9 @@ class MaskCLIPVisualEncoder(nn.Module):
         if mask_logits.numel() == 0:  # no images or no masks
             empty = self.visual.class_embedding.new_zeros(*mask_logits.shape[:2], self.visual.output_dim)
             return MaskEncoding(empty, [mask_logits] * len(self.rma), mask_logits)
-        tokens, visible, refined, given = None, visible_tokens(mask_logits, self.patch), [], mask_logits
-        for (number, block), layer in zip(enumerate(self.visual.transformer.resblocks, 1), layers, strict=True):
-            if tokens is None:  # each mask class token starts as CLIP's class token
+        visible, refined, given = visible_tokens(mask_logits, self.patch), [], mask_logits
+        for number, (block, layer) in enumerate(zip(self.blocks, layers, strict=True), 1):
+            if number == 1:  # each mask class token starts as CLIP's class token
                 tokens = layer.class_token.expand(-1, mask_logits.shape[1], -1)
             if str(number) not in self.rma:
                 tokens = self._maybe_checkpoint(self._layer, block, layer, tokens, None, visible[:, None])
@@ -197,7 +211,7 @@ class MaskCLIPVisualEncoder(nn.Module):
 
     def _layer(
         self,
-        block: nn.Module,
+        block: Block,
         layer: LayerFeatures,
         tokens: Tensor,
         normed: Tensor | None = None,
@@ -212,7 +226,8 @@ class MaskCLIPVisualEncoder(nn.Module):
         self, number: int, layer: LayerFeatures, tokens: Tensor, mask_logits: Tensor, visible: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One CLIP layer with Relative Mask Attention (Fig. 2): new mask tokens, and refined masks."""
-        block, rma = self.visual.transformer.resblocks[number - 1], self.rma[str(number)]
+        block: Block = self.blocks[number - 1]
+        rma: Any = self.rma[str(number)]
         (queries,) = _project(block.attn, block.ln_1(tokens), "q")
         mask_attention = rma.mask_attention(mask_logits, layer.image_tokens, visible)
         keys, additive = rma.relative_attention(mask_attention, visible, layer.keys)
@@ -233,7 +248,7 @@ class MaskCLIPVisualEncoder(nn.Module):
         pictures = F.interpolate(pictures.float(), (grid, grid), mode="bicubic", antialias=True).to(positions.dtype)
         return torch.cat([positions[:1], pictures.flatten(2)[0].T])
 
-    def _maybe_checkpoint(self, function, *arguments):
+    def _maybe_checkpoint(self, function: Callable, *arguments: Any) -> Any:
         """With `encoder.checkpointing`, a layer keeps only its input for backward, and is computed again there."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *arguments, use_reentrant=False)
@@ -262,9 +277,9 @@ class MaskCLIPVisualEncoder(nn.Module):
         return mask_logits
 
 
-def _check_clip(clip_model: nn.Module) -> nn.Module:
+def _check_clip(clip_model: nn.Module) -> ViT:
     """The image tower of `clip_model`, if it is a plain ViT that answers with its class token."""
-    visual = getattr(clip_model, "visual", None)
+    visual: ViT = getattr(clip_model, "visual", None)
     missing = [n for n in ("conv1", "class_embedding", "positional_embedding", "ln_post") if not hasattr(visual, n)]
     if missing or not hasattr(getattr(visual, "transformer", None), "resblocks"):
         raise ValueError(
@@ -293,7 +308,7 @@ def _project(attention: nn.MultiheadAttention, normed: Tensor, which: str) -> li
     return [part.transpose(1, 2) for part in heads.unbind(2)]
 
 
-def _finish(block: nn.Module, tokens: Tensor, attended: Tensor) -> Tensor:
+def _finish(block: Block, tokens: Tensor, attended: Tensor) -> Tensor:
     """The rest of a CLIP layer after its attention [B, H, T, D / H]: output projection, MLP, both residual."""
     tokens = tokens + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
