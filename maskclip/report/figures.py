@@ -376,7 +376,12 @@ FIGURES: dict[str, tuple[Callable[[Results], Figure | None], int | str, str]] = 
 
 def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
     """Draw every chart there are results for into `folder`; name -> (file, caption)."""
-    set_style()
+    with plt.rc_context():  # the report's look is the report's alone
+        set_style()
+        return _draw(results, judgements, folder)
+
+
+def _draw(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
     drawn = {"claims": (comparisons(judgements), "The comparisons behind the claims.")}
     drawn |= {name: (draw(results) if _measured(results, need) else None, caption)
               for name, (draw, need, caption) in FIGURES.items()}
