@@ -17,9 +17,12 @@ Cutting and squashing cost no FLOPs by this count, so the three differ from the 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,11 +70,13 @@ def benchmark(
     matched: int = 15,
     seed: int = 0,
     name: str | None = None,
+    own_process: bool = True,
 ) -> pd.DataFrame:
     """Measure `rows` on one image with `masks` random masks, each of which touches about half of the patches.
 
     Times are medians over `repeats` interleaved rounds after one that does not count, so that a busy machine slows
-    every row alike. Peak memory is that of the whole process while the row runs (CUDA: torch's), model included.
+    every row alike. Peak memory is that of a whole process while the row runs (CUDA: torch's), model and Python
+    included; the CLIP Baseline's is at one picture per pass.
 
     Args:
         model: an open_clip name (random weights), a folder such as `models/mini_clip`, or an open_clip model.
@@ -86,6 +91,8 @@ def benchmark(
             included.
         seed: of weights, image and masks.
         name: how the model is called in the result; None: by its own name.
+        own_process: measure the peak memory of a model given by name in a process of its own, so that neither what this
+            one holds nor how its allocator is set plays a part. It loads the model once more.
     Returns:
         tidy table with `COLUMNS`: method, metric (time_s | tflops | peak_gb), masks, model, resolution, value (seconds,
         1e12 FLOPs, GiB). The CLIP Baseline comes per mask (masks = 1) and for all, its time scaled up from 4 where
@@ -101,13 +108,15 @@ def benchmark(
             raise ValueError(f"{what} is {value}; it must be at least {least}")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16")
+    own_process = own_process and "peak_gb" in metrics and device == "cpu" and not isinstance(model, nn.Module)
+    measured = [metric for metric in metrics if not (own_process and metric == "peak_gb")]
     name = name or (type(model).__name__ if isinstance(model, nn.Module) else Path(model).name)
-    bench = _Bench(_load(model, device, dtype, hollow=tuple(metrics) == ("tflops",)), masks, resolution, matched, seed)
+    bench = _Bench(_load(model, device, dtype, hollow=measured == ["tflops"]), masks, resolution, matched, seed)
     if any(row.endswith("_again") for row in rows):
         bench.features = bench.maskclip.encode_image(bench.image)  # paid for by the first set of masks
     values: list[tuple[str, str, int, float]] = []
 
-    if "tflops" in metrics:
+    if "tflops" in measured:
         clip_flops = _count(bench.steps["clip"])
         for row in rows:
             if row in (*_CROPS, "clip_baseline"):  # so many passes of the same cost, which need not all be counted
@@ -120,27 +129,46 @@ def benchmark(
                 values.append((row, "tflops", bench.masks_of(row), flops))
 
     timed = [row for row in rows if row not in _CROPS]
-    if timed and set(metrics) & {"time_s", "peak_gb"}:
+    if timed and set(measured) & {"time_s", "peak_gb"}:
         times: dict[str, list[float]] = {row: [] for row in timed}
         peaks = dict.fromkeys(timed, 0.0)
-        for round_ in range(repeats + 1 if "time_s" in metrics else 1):
+        for round_ in range(repeats + 1 if "time_s" in measured else 1):
             for row in timed:
                 _reset_peak(device)
                 seconds = _time(bench.steps[row], device)
-                peaks[row] = max(peaks[row], _peak_gib(device))
+                if round_ == 0:
+                    peaks[row] = _peak_gib(device)
                 if round_ > 0:
                     times[row].append(seconds / (bench.baseline_masks if row == "clip_baseline" else 1))
                 elif row == "clip_baseline":
                     bench.baseline_masks = masks if seconds * masks < _PATIENCE else min(masks, 4)
         for row in timed:
-            if "time_s" in metrics:
+            if "time_s" in measured:
                 median = statistics.median(times[row])
                 if row == "clip_baseline":
                     values.append((row, "time_s", 1, median))
                 values.append((row, "time_s", bench.masks_of(row), median * (masks if row == "clip_baseline" else 1)))
-            if "peak_gb" in metrics:
+            if "peak_gb" in measured:
                 values.append((row, "peak_gb", bench.masks_of(row), peaks[row]))
-    return pd.DataFrame([(r, metric, m, name, bench.size, v) for r, metric, m, v in values], columns=COLUMNS)
+    frame = pd.DataFrame([(r, metric, m, name, bench.size, v) for r, metric, m, v in values], columns=COLUMNS)
+    if timed and own_process:
+        options = dict(model=model, masks=masks, resolution=bench.size, dtype=dtype, matched=matched, seed=seed)
+        frame = pd.concat([frame, _peaks_of_a_process(options, timed).assign(model=name)], ignore_index=True)
+    return frame
+
+
+def _peaks_of_a_process(options: dict[str, Any], rows: list[str]) -> pd.DataFrame:
+    """This module's command line for peak memory alone, with the system's own way of handing memory back."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    with tempfile.TemporaryDirectory() as folder:
+        csv = Path(folder) / "peaks.csv"
+        command = [sys.executable, "-m", "maskclip.benchmark", "--device", "cpu", "--metrics", "peak_gb", "--csv", csv]
+        command += [text for key, value in options.items() for text in (f"--{key}", value)]
+        command += ["--rows", *rows, "--threads", torch.get_num_threads()]
+        done = subprocess.run([str(x) for x in command], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"measuring peak memory failed: {done.stderr.strip() or done.returncode}")
+        return pd.read_csv(csv)
 
 
 class _Bench:
@@ -254,8 +282,12 @@ def _reset_peak(device: str) -> None:
 def _peak_gib(device: str) -> float:
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    try:  # a child's ru_maxrss begins with its parent's, and is not reset
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def as_table(frame: pd.DataFrame) -> str:
@@ -289,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if threads:
         torch.set_num_threads(threads)
     try:
-        frame = benchmark(**options)
+        frame = benchmark(**options, own_process=False)  # it is one
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     print(as_table(frame))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
 from open_clip.model import CLIP
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskclip.benchmark import COLUMNS, ROWS, _Bench, as_table, benchmark, main
+from maskclip.benchmark import COLUMNS, ROWS, _Bench, _peak_gib, as_table, benchmark, main
 from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
+MINI_CLIP = Path(__file__).parents[1] / "models" / "mini_clip"
 WIDTH, LAYERS, PATCH, GRID, HEADS, MASKS = 32, 4, 4, 4, 4, 12
 TOKENS = GRID * GRID + 1
 
@@ -101,6 +104,23 @@ def test_a_hollow_model_counts_as_the_whole(monkeypatch):
     hollow = benchmark("tiny", 5, rows=rows, metrics=["tflops"])
     whole = benchmark(CLIP(12, vision, text), 5, rows=rows, metrics=["tflops"], name="tiny")
     pd.testing.assert_frame_equal(hollow, whole)
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
+    import maskclip.benchmark as module
+
+    seen = []
+    run = module.subprocess.run
+    monkeypatch.setattr(module.subprocess, "run", lambda *a, **k: seen.append((a[0], k["env"])) or run(*a, **k))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "8000000000")
+    ballast = torch.ones(2**28)  # 1 GiB here must not count there
+    frame = benchmark(MINI_CLIP, 3, rows=["clip", "simseg"], metrics=["tflops", "peak_gb"], name="mini")
+    ((command, environment),) = seen
+    assert command[1:3] == ["-m", "maskclip.benchmark"] and not any(key.startswith("MALLOC_") for key in environment)
+    assert set(frame.metric) == {"tflops", "peak_gb"} and set(frame.model) == {"mini"} and set(frame.resolution) == {64}
+    assert 0.1 < value(frame, "clip", "peak_gb", 0) < 1.5 < _peak_gib("cpu") and ballast.any()
+    with pytest.raises(RuntimeError, match=r"peak memory failed.*no-such"):
+        module._peaks_of_a_process(dict(model="no-such"), ["clip"])
 
 
 def test_command_line(clip, tmp_path, monkeypatch, capsys):
