@@ -47,7 +47,13 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write a dictionary of tensors and plain values to `path` atomically."""
     import torch
 
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    def write(temporary: Path) -> None:
+        with temporary.open(
+            "wb"
+        ) as file:  # given a name, torch would write that into the file: same state, other bytes
+            torch.save(state, file)
+
+    write_atomically(path, write)
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -145,8 +145,8 @@ class MaskCLIPVisualEncoder(nn.Module):
         Args:
             images: [B, 3, S, S], CLIP-normalized; S a multiple of the patch (positions are interpolated to it).
             mask_logits: [B, M, S, S], finite; a pixel belongs to its mask where the logit is at least 0.
-            valid: bool [B, M], False for padding where images have different numbers of masks; their embeddings are 0,
-                their logits stay, and no gradient comes from them. None: all valid.
+            valid: bool [B, M], False for padding where images have different numbers of masks. Whatever lies there
+                counts as 0; embeddings and logits are 0 there, and no gradient comes from it. None: all valid.
         Raises:
             ValueError: a shape, type or value that does not fit, named.
         """
@@ -201,10 +201,11 @@ class MaskCLIPVisualEncoder(nn.Module):
                 tokens = self._maybe_checkpoint(self._layer, block, layer, tokens, None, visible[:, None])
                 continue
             tokens, mask_logits = self._maybe_checkpoint(self._rma_layer, number, layer, tokens, mask_logits, visible)
-            visible = visible_tokens(mask_logits, self.patch)
             refined.append(mask_logits)
+            if number < len(self.blocks):
+                visible = visible_tokens(mask_logits, self.patch)
         embeddings = self._joint_space(tokens)
-        if valid is not None:
+        if valid is not None and not valid.all():
             embeddings = embeddings.masked_fill(~valid[..., None], 0)
             refined = [torch.where(valid[..., None, None], logits, given) for logits in refined]
         return MaskEncoding(embeddings, refined, refined[-1] if refined else given)
@@ -271,7 +272,8 @@ class MaskCLIPVisualEncoder(nn.Module):
         if valid is not None:
             if valid.dtype != torch.bool or tuple(valid.shape) != shape[:2]:
                 raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}; it must be bool [B, M], {shape[:2]}")
-            mask_logits = mask_logits.masked_fill(~valid[..., None, None], 0)
+            if not valid.all():
+                mask_logits = mask_logits.masked_fill(~valid[..., None, None], 0)
         if mask_logits.numel() and not torch.stack(torch.aminmax(mask_logits.detach())).isfinite().all():
             raise ValueError("mask_logits holds values that are not finite; every valid mask must be finite logits")
         return mask_logits

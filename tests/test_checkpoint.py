@@ -17,6 +17,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert state["step"] == 5 and state["weight"].tolist() == [0, 1, 2]
 
 
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.pt", "b.pt"):
+        save_checkpoint(tmp_path / name, {"weight": torch.arange(3.0)})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
 def test_a_failed_write_keeps_the_former_file_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("whole")
