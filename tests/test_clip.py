@@ -196,7 +196,6 @@ def _small_bank() -> torch.Tensor:
     return torch.randint(0, 256, (len(STUFF), 1, 3, 192, 192), generator=generator, dtype=torch.uint8)
 
 
-@pytest.mark.skipif(not (MINI / "open_clip_model.safetensors").exists(), reason="mini CLIP not trained yet")
 def test_the_committed_mini_clip_is_as_good_as_its_card_says():
     from maskclip.world.naming import zero_shot
 
