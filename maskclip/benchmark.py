@@ -76,7 +76,7 @@ def benchmark(
 
     Times are medians over `repeats` interleaved rounds after one that does not count, so that a busy machine slows
     every row alike. Peak memory is that of a whole process while the row runs (CUDA: torch's), model and Python
-    included; the CLIP Baseline's is at one picture per pass.
+    included, text tower not (a model given by name is built without); the CLIP Baseline's is at one picture per pass.
 
     Args:
         model: an open_clip name (random weights), a folder such as `models/mini_clip`, or an open_clip model.
@@ -232,17 +232,20 @@ def random_masks(masks: int, size: int, generator: torch.Generator | None = None
 
 
 def _load(model: str | Path | nn.Module, device: str, dtype: str, hollow: bool) -> nn.Module:
+    """The CLIP to measure.  One given by name comes without its text tower, which no row needs, and with random
+    weights; a hollow one has the same weights in all layers."""
     if isinstance(model, nn.Module):
         return model.to(device, getattr(torch, dtype)).eval()
-    config = open_clip.get_model_config(str(model)) if hollow and not Path(model).is_dir() else None
-    if config is None:
+    config = None if Path(model).is_dir() else open_clip.get_model_config(str(model))
+    if config is None or not isinstance(config["vision_cfg"].get("layers"), int):  # a folder, or no ViT: told there
         return load_clip(model, device=device, dtype=getattr(torch, dtype)).model
-    layers, vision = config["vision_cfg"]["layers"], config["vision_cfg"] | {"layers": 1}
+    layers = config["vision_cfg"]["layers"]
+    vision = config["vision_cfg"] | ({"layers": 1} if hollow else {})
     text = dict(context_length=1, vocab_size=1, width=8, heads=1, layers=1)
     clip = open_clip.model.CLIP(config["embed_dim"], vision, text, config.get("quick_gelu", False))
-    blocks = clip.visual.transformer.resblocks
-    clip.visual.transformer.resblocks = nn.ModuleList([blocks[0]] * layers)
-    return clip.to(device, getattr(torch, dtype)).eval()
+    if hollow:
+        clip.visual.transformer.resblocks = nn.ModuleList([clip.visual.transformer.resblocks[0]] * layers)
+    return clip.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,24 +28,24 @@ from maskclip.checkpoint import load_checkpoint, save_checkpoint
 from maskclip.world import COLOURS, DOMAINS, STUFF, THINGS, Scene, paint, texture_bank
 from maskclip.world.scenes import random_regions, random_stickers
 
+STRETCH = 0.25  # more than in the data sets, whose pictures are squashed into a square
 TEMPLATES = ("{}", "{}", "{}", "a {}", "a picture of a {}", "a drawing of a {}")
 
 
 @dataclass(frozen=True)
 class ClipTraining:
-    """Settings of one run; `decay` is the last part of the steps, in which the learning rate falls linearly to zero."""
+    """Settings of one run; `lr` warms up, stays, and falls linearly to zero over the last `decay` steps."""
 
-    seed: int = 0
-    steps: int = 2800
-    batch: int = 56  # whole pictures, single stickers and scenes
-    crops: int = 96  # pictures of a quarter of the area, one sticker each
-    lr: float = 1.5e-3  # of Muon (block matrices); AdamW (all else) takes half of it
-    warmup: int = 30
-    sharpen: int = 325  # the step at which the logits' scale is raised to 30: by itself it climbs too slowly
-    crops_only: int = 600  # first steps, on twice as many crops and few whole pictures
-    decay: float = 0.4
+    seed: int = 1
+    steps: int = 3000
+    batch: int = 40  # whole pictures a step: single stickers, scenes, stuff alone
+    crops: int = 40  # smaller pictures a step, one sticker each
+    lr: float = 2e-3  # of Muon (block matrices); AdamW (all else) takes a quarter of it
+    warmup: int = 50
+    decay: int = 2000
     weight_decay: float = 0.02
     image_size: int = 64
+    crop_size: int = 48
     checkpoint_every: int = 50
 
 
@@ -114,17 +115,17 @@ def spoken(name: str, rng: np.random.Generator) -> str:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def training_scenes(rng: np.random.Generator, count: int, most: int = 7) -> list[Scene]:
+def training_scenes(rng: np.random.Generator, count: int, most: int = 5) -> list[Scene]:
     """A third single stickers, the rest scenes of 2 to `most`, a few of stuff alone, in all styles."""
     scenes = []
     for i in range(count):
         part = i / count
         stuff, centres = random_regions(rng, STUFF, 1 if part < 0.2 else int(rng.integers(1, 4)))
         if part < 0.33:
-            things = random_stickers(rng, [str(rng.choice(THINGS))], (0.35, 1.0))
+            things = random_stickers(rng, [str(rng.choice(THINGS))], (0.35, 1.0), stretch=STRETCH)
         elif part < 0.95:
             names = [str(n) for n in rng.choice(THINGS, int(rng.integers(2, most + 1)), replace=False)]
-            things = random_stickers(rng, names, (0.2, min(0.7, 1.3 / len(names) ** 0.5)))
+            things = random_stickers(rng, names, (0.22, min(0.7, 1.3 / len(names) ** 0.5)), stretch=STRETCH)
         else:
             things = ()
         scenes.append(Scene(str(rng.choice(DOMAINS)), stuff, centres, things, int(rng.integers(2**31))))
@@ -132,11 +133,11 @@ def training_scenes(rng: np.random.Generator, count: int, most: int = 7) -> list
 
 
 def crop_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
-    """One sticker each, filling most of a small picture."""
+    """One sticker each, filling half of a small picture or all of it."""
     scenes = []
     for _ in range(count):
         stuff, centres = random_regions(rng, STUFF, 1 if rng.random() < 0.7 else 2)
-        things = random_stickers(rng, [str(rng.choice(THINGS))], (0.5, 1.05))
+        things = random_stickers(rng, [str(rng.choice(THINGS))], (0.5, 1.05), stretch=STRETCH)
         scenes.append(Scene(str(rng.choice(DOMAINS)), stuff, centres, things, int(rng.integers(2**31))))
     return scenes
 
@@ -198,7 +199,7 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
 def encode_crop(visual: nn.Module, pictures: Tensor, top: int, left: int) -> Tensor:
     """open_clip's ViT on a small picture, placed at patch row `top` and column `left` of a whole one: [B, C].
 
-    Crops of 4 x 4 patches cost a quarter of a whole picture and teach the same names (as local crops do elsewhere).
+    Crops of 6 x 6 patches cost half of a whole picture and teach the same names (as local crops do elsewhere).
     """
     x = visual.conv1(pictures)
     rows, columns = x.shape[2:]
@@ -213,8 +214,8 @@ def loss_of(
     model: nn.Module, tokenizer: Callable, batches: Sequence[tuple[list[Scene], Tensor]], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Softmax over the whole vocabulary for every picture, and for some over captions whose wrong ones differ in a
-    colour only.  `batches`: whole pictures, then crops.  Returns the loss and the share of single things in whole
-    pictures whose name ranks first."""
+    colour only.  `batches`: whole pictures, then crops.  Returns the loss and the share of single things whose name
+    ranks first."""
     (scenes, pictures), (crops, small) = batches
     whole = model.encode_image((pictures - 0.5) / 0.25)
     top, left = (int(v) for v in rng.integers(0, [g - small.shape[2] // 8 + 1 for g in model.visual.grid_size]))
@@ -224,7 +225,7 @@ def loss_of(
     logits = scale * image @ encode_text(model, tokenizer([spoken(n, rng) for n in (*THINGS, *STUFF)])).T
     names_loss = -(targets * logits.log_softmax(1)).sum(1).mean()
     with torch.no_grad():
-        single = torch.tensor([i for i, s in enumerate(scenes) if len(s.things) == 1])
+        single = torch.tensor([i for i, s in enumerate([*scenes, *crops]) if len(s.things) == 1])
         right = (logits[single, : len(THINGS)].argmax(1) == targets[single, : len(THINGS)].argmax(1)).float().mean()
 
     everything = [*scenes, *crops]
@@ -239,7 +240,7 @@ def loss_of(
     return names_loss + 0.25 * F.cross_entropy(both, torch.arange(len(few))), right
 
 
-def spread_texts(model: nn.Module, tokenizer: Callable, rng: np.random.Generator, steps: int = 150) -> None:
+def spread_texts(model: nn.Module, tokenizer: Callable, rng: np.random.Generator, steps: int = 300) -> None:
     """Teach the text tower alone to tell the names apart, however they are put (contrastive, text against text).
 
     At the start all texts point almost the same way: pictures and words then wait for one another, and little is
@@ -258,8 +259,7 @@ def spread_texts(model: nn.Module, tokenizer: Callable, rng: np.random.Generator
 
 def learning_rate(step: int, settings: ClipTraining) -> float:
     """Warm-up, constant, linear decay to zero."""
-    left = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
-    return settings.lr * min(1.0, (step + 1) / settings.warmup, left)
+    return settings.lr * min(1.0, (step + 1) / settings.warmup, (settings.steps - step) / settings.decay)
 
 
 def keep_freed_memory() -> None:
@@ -273,11 +273,16 @@ def keep_freed_memory() -> None:
 
 
 def train_clip(
-    folder: Path, work: Path, settings: ClipTraining, progress: Callable[[dict], None] | None = None
+    folder: Path,
+    work: Path,
+    settings: ClipTraining,
+    progress: Callable[[dict], None] | None = None,
+    start: Path | None = None,
 ) -> list[dict]:
     """Train the model described by `folder` and leave its weights there; checkpoints and the log go to `work`.
 
-    A second call after a kill resumes from the last checkpoint.  Returns the log: step, loss, accuracy, lr, seconds.
+    `start` is a safetensors file of weights to begin with; None begins with random ones.  A second call after a kill
+    resumes from the last checkpoint.  Returns the log: step, loss, accuracy, lr, seconds.
     """
     keep_freed_memory()
     torch.set_flush_denormal(True)
@@ -293,7 +298,7 @@ def train_clip(
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "resblocks" in n)]
     muon, adamw = (
         Muon(matrices, settings.weight_decay),
-        torch.optim.AdamW(others, settings.lr / 2, (0.9, 0.98), weight_decay=0.01),
+        torch.optim.AdamW(others, settings.lr / 4, (0.9, 0.98), weight_decay=0.01),
     )
 
     bank = texture_bank(seed=settings.seed + 1000, variants=16, size=192)
@@ -310,25 +315,23 @@ def train_clip(
         for momentum, saved in zip(muon.momenta, state["muon"], strict=True):
             momentum.copy_(saved)
         log, first, spent = state["log"], state["step"], state["seconds"]
-
+    elif start is not None:
+        model.load_state_dict({name: tensor.float() for name, tensor in load_file(start).items()})
     else:
         spread_texts(model, tokenizer, np.random.default_rng([settings.seed, 1300]))
-    start, side = time.monotonic() - spent, settings.image_size
+        model.logit_scale.data.fill_(np.log(20))  # by itself it climbs too slowly
+    start, side, small = time.monotonic() - spent, settings.image_size, settings.crop_size
     recent: list[tuple[float, float]] = []
     for step in range(first, settings.steps):
         rng = np.random.default_rng([settings.seed, step])
-        if step == settings.sharpen:
-            model.logit_scale.data.fill_(np.log(30))
-        early = step < settings.crops_only
-        scenes = training_scenes(rng, settings.batch // 4 if early else settings.batch, min(7, 2 + step // 150))
-        crops = crop_scenes(rng, 2 * settings.crops if early else settings.crops)
-        batches = [(scenes, paint(scenes, bank, side, side)[0]), (crops, paint(crops, bank, side // 2, side // 2)[0])]
+        scenes, crops = training_scenes(rng, settings.batch), crop_scenes(rng, settings.crops)
+        batches = [(scenes, paint(scenes, bank, side, side)[0]), (crops, paint(crops, bank, small, small)[0])]
         loss, right = loss_of(model, tokenizer, batches, rng)
         model.zero_grad()
         loss.backward()
         lr = learning_rate(step, settings)
         for group in adamw.param_groups:
-            group["lr"] = lr / 2
+            group["lr"] = lr / 4
         adamw.step()
         muon.step(lr)
         recent.append((loss.item(), right.item()))
@@ -355,8 +358,6 @@ def train_clip(
 
 def save_weights(model: nn.Module, folder: Path) -> None:
     """The weights in half precision, under the name open_clip's `local-dir:` looks for."""
-    from safetensors.torch import save_file
-
     half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     temporary = folder / "open_clip_model.safetensors.tmp"
     save_file(half, temporary)

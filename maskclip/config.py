@@ -100,6 +100,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Efficiency:
+    """What Table 6 and Sec. 4.3 measure: an open_clip name (its weights do not matter for cost), and how many masks."""
+
+    model: str
+    masks: int = at_least(1)
+
+
+@dataclass(frozen=True)
 class Study:
     """One profile, whole."""
 
@@ -108,6 +116,7 @@ class Study:
     proposals: Proposals
     maskclip: MaskClipTraining
     evaluation: Evaluation
+    efficiency: Efficiency
 
 
 def _check(value: Any, kind: Any, where: str, minimum: float | None) -> Any:

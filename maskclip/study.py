@@ -62,11 +62,13 @@ METHODS = {
 }
 
 
-# Whose pictures each proposal network is asked for; the base network serves the COCO split alone.
+# Whose pictures each proposal network is asked for; the base network serves the COCO split alone, the class-aware one
+# the comparison of proposals.
 PROPOSAL_SETS = {
     "mask2former": ("coco_train", "coco_val", "a847", "p59", "lvis", "a150"),
     "mask_rcnn": ("coco_train", "coco_val", "a847", "p59", "lvis", "a150"),
     "mask2former_base": ("coco_split_train", "coco_val"),
+    "mask2former_class_aware": ("coco_val", "a150"),
 }
 
 
@@ -122,9 +124,10 @@ class Run:
     def _store(self, network: str, dataset: Dataset) -> Path:
         return self.folder / network / "stored" / f"{dataset.name}.proposals"
 
-    def train_proposals(self, name: str, network: str, training_set: str) -> Path:
-        """Train a class-agnostic proposal network into runs/<seed>/<name>/, which is returned."""
-        launch(_train_proposals, (self.seed, name, network, training_set, self.params_path), self.params["processes"])
+    def train_proposals(self, name: str, network: str, training_set: str, class_aware: bool = False) -> Path:
+        """Train a proposal network, class-agnostic unless told, into runs/<seed>/<name>/, which is returned."""
+        arguments = (self.seed, name, network, training_set, class_aware, self.params_path)
+        launch(_train_proposals, arguments, self.params["processes"])
         return self.folder / name
 
     def store_proposals(self, name: str, dataset: Dataset) -> Path:
@@ -243,11 +246,12 @@ def _train(seed: int, method: str, params: str) -> None:
     train_maskclip(run.new_encoder(method), run.clip, dataset, proposals, run.study.maskclip, run.folder / method, seed)
 
 
-def _train_proposals(seed: int, name: str, network: str, training_set: str, params: str) -> None:
+def _train_proposals(seed: int, name: str, network: str, training_set: str, class_aware: bool, params: str) -> None:
     run = Run(seed, params)
     config = getattr(run.study.proposals, network)
     device = "cpu" if run.device == "cpu" else None
-    train_proposals(network, run.dataset(training_set), config, run.folder / name, seed, device=device)
+    dataset = run.dataset(training_set)
+    train_proposals(network, dataset, config, run.folder / name, seed, class_aware=class_aware, device=device)
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:

@@ -52,8 +52,11 @@ def _picture(path: Path) -> Path:
 
 def results_of(*rows: tuple) -> Results:
     """Results from (method, dataset, metric, proposals, values by seed)."""
-    table = [(method, proposals, dataset, metric, value, seed, "mini")
-             for method, dataset, metric, proposals, values in rows for seed, value in enumerate(values)]
+    table = [
+        (method, proposals, dataset, metric, value, seed, "mini")
+        for method, dataset, metric, proposals, values in rows
+        for seed, value in enumerate(values)
+    ]
     return Results(pd.DataFrame(table, columns=SCORE_COLUMNS))
 
 
@@ -101,8 +104,13 @@ def test_interval_is_scipys():
     ([15.0, 15.1], [], "undecided"),
 ])  # fmt: skip
 def test_verdict(with_refinement, without, verdict):
-    judged = verdict_of(results_of(("maskclip", "a150", "PQ", "mask2former", with_refinement),
-                                   ("wo_refinement", "a150", "PQ", "mask2former", without)), "C14")
+    judged = verdict_of(
+        results_of(
+            ("maskclip", "a150", "PQ", "mask2former", with_refinement),
+            ("wo_refinement", "a150", "PQ", "mask2former", without),
+        ),
+        "C14",
+    )
     assert judged.verdict == verdict
     assert ("one seed" in judged.remark) == (len(with_refinement) == len(without) == 1)
     assert ("not measured" in judged.remark) == (not without)
@@ -110,8 +118,13 @@ def test_verdict(with_refinement, without, verdict):
 
 def test_comparison_is_paired_by_seed():
     """Seeds differ by 20 points, the methods by 1 in each: unpaired intervals would reach far across 0."""
-    judged = verdict_of(results_of(("maskclip", "a150", "PQ", "mask2former", [11.0, 21.1, 30.9]),
-                                   ("wo_refinement", "a150", "PQ", "mask2former", [10.0, 20.0, 30.0])), "C14")
+    judged = verdict_of(
+        results_of(
+            ("maskclip", "a150", "PQ", "mask2former", [11.0, 21.1, 30.9]),
+            ("wo_refinement", "a150", "PQ", "mask2former", [10.0, 20.0, 30.0]),
+        ),
+        "C14",
+    )
     outcome = judged.outcomes[0]
     test = stats.ttest_rel([11.0, 21.1, 30.9], [10.0, 20.0, 30.0])
     assert judged.verdict == "agrees" and test.pvalue < 0.05
@@ -130,15 +143,21 @@ def test_one_failing_set_is_enough_to_disagree():
 
 @pytest.mark.parametrize(("target", "verdict"), [(20.0, "agrees"), (30.0, "does not agree"), (5.0, "does not agree")])
 def test_about_half_has_two_sides(target, verdict):
-    judged = verdict_of(results_of(
-        ("maskclip_split", "coco_split", "AP50_generalized_target", "mask2former_base", [target, target + 0.1]),
-        ("maskclip_split", "coco_split", "AP50_generalized_base", "mask2former_base", [40.0, 40.1])), "C9")
+    judged = verdict_of(
+        results_of(
+            ("maskclip_split", "coco_split", "AP50_generalized_target", "mask2former_base", [target, target + 0.1]),
+            ("maskclip_split", "coco_split", "AP50_generalized_base", "mask2former_base", [40.0, 40.1]),
+        ),
+        "C9",
+    )
     assert judged.verdict == verdict
 
 
 def test_ground_truth_masks_are_not_the_own_ones():
-    results = results_of(("maskclip", "a150", "PQ", "mask2former", [15.0, 15.1]),
-                         ("maskclip", "a150", "PQ", "ground_truth", [36.0, 36.4]))
+    results = results_of(
+        ("maskclip", "a150", "PQ", "mask2former", [15.0, 15.1]),
+        ("maskclip", "a150", "PQ", "ground_truth", [36.0, 36.4]),
+    )
     assert results.score("maskclip", "a150", "PQ").tolist() == [15.0, 15.1]
     assert verdict_of(results, "C12").verdict == "agrees"
 
@@ -146,8 +165,9 @@ def test_ground_truth_masks_are_not_the_own_ones():
 def test_distinctions_are_judged_against_chance():
     """Always saying the same word gives 100 % and 0 %: chance, not a distinction."""
     results = results_of(("maskclip", "a150", "PQ", "mask2former", [15.0, 15.1]))
-    results.attributes = pd.DataFrame([("hearts", "filled", 100.0, 0), ("hearts", "empty", 0.0, 0)],
-                                      columns=["pair", "word", "accuracy", "seed"])
+    results.attributes = pd.DataFrame(
+        [("hearts", "filled", 100.0, 0), ("hearts", "empty", 0.0, 0)], columns=["pair", "word", "accuracy", "seed"]
+    )
     assert verdict_of(results, "C18").verdict == "undecided"
     results.attributes.accuracy = [90.0, 60.0]
     assert verdict_of(results, "C18").verdict == "agrees"
@@ -155,11 +175,18 @@ def test_distinctions_are_judged_against_chance():
 
 def test_costs_prefer_the_papers_model():
     results = results_of(("maskclip", "a150", "PQ", "mask2former", [15.0]))
-    rows = [("clip_baseline", "tflops", "mini", 1.0), ("maskclip", "tflops", "mini", 0.5),
-            ("clip_baseline", "tflops", "ViT-L-14-336", 40.0), ("maskclip", "tflops", "ViT-L-14-336", 0.5),
-            ("clip_baseline", "time_s", "mini", 1.0), ("wo_rma", "time_s", "mini", 0.1)]
-    results.efficiency = pd.DataFrame([(*r[:2], 100, r[2], 336, r[3]) for r in rows],
-                                      columns=["method", "metric", "masks", "model", "resolution", "value"])
+    rows = [
+        ("clip_baseline", "tflops", "mini", 1.0),
+        ("maskclip", "tflops", "mini", 0.5),
+        ("clip_baseline", "tflops", "ViT-L-14-336", 40.0),
+        ("maskclip", "tflops", "ViT-L-14-336", 0.5),
+        ("clip_baseline", "time_s", "mini", 1.0),
+        ("wo_rma", "time_s", "mini", 0.1),
+    ]
+    results.efficiency = pd.DataFrame(
+        [(*r[:2], 100, r[2], 336, r[3]) for r in rows],
+        columns=["method", "metric", "masks", "model", "resolution", "value"],
+    )
     flops, seconds = verdict_of(results, "C10"), verdict_of(results, "C11")
     assert flops.outcomes[0].mean == 80 and "ViT-L-14-336" in flops.remark
     assert seconds.outcomes[0].mean == pytest.approx(10) and "mini" in seconds.remark
@@ -236,7 +263,10 @@ def test_report_files(reports: Path):
             assert (reports / "tables" / f"table{number}.{suffix}").stat().st_size > 100
     claims = pd.read_csv(reports / "claims.csv")
     assert list(claims.claim) == [f"C{i}" for i in range(1, 19)] and set(claims.verdict) <= {
-        "agrees", "does not agree", "undecided"}
+        "agrees",
+        "does not agree",
+        "undecided",
+    }
     assert claims.set_index("claim").loc["C16", "reason"] == "Looked for, and <found>."
     metrics = json.loads((reports / "metrics.json").read_text())
     table3 = pd.read_csv(reports / "tables" / "table3.csv").set_index(["method", "numbers"])
@@ -253,7 +283,8 @@ def test_first_results_alone_make_a_report(tmp_path: Path):
     folder = tmp_path / "results" / "4"
     folder.mkdir(parents=True)
     pd.DataFrame([("wo_rma", "mask2former", "a150_semantic", "mIoU", 12.34, 4, "mini")], columns=SCORE_COLUMNS).to_csv(
-        folder / "baselines.csv", index=False)
+        folder / "baselines.csv", index=False
+    )
     stale = tmp_path / "reports" / "figures" / "table3_panoptic.png"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of former results")

@@ -22,6 +22,7 @@ OVERRIDES = {
         "mask_rcnn": {"training": {"steps": 6, "checkpoint_every": 2}},
     },
     "maskclip": {"steps": 5, "checkpoint_every": 1, "points": 128},
+    "efficiency": {"model": "ViT-B-32", "masks": 20},
 }
 METHODS = {
     "maskclip", "maskclip_maskrcnn", "wo_refinement", "layers_1_7_13_19", "layers_3_9_15_21", "layers_21_22_23_24",

@@ -84,10 +84,12 @@ def literal_encoder(visual, rma, image, masks):
             blocked[:, j] = ~(torch.sigmoid(masks[:, y : y + p, z : z + p]) >= 0.5).flatten(1).any(1)
         # Eq. 1
         true, false = torch.ones, torch.zeros
-        mask = torch.cat([
-            torch.cat([false(n + 1, n + 1), true(n + 1, m)], dim=1),
-            torch.cat([blocked.float(), false(m, 1), true(m, m)], dim=1),
-        ]).bool()
+        mask = torch.cat(
+            [
+                torch.cat([false(n + 1, n + 1), true(n + 1, m)], dim=1),
+                torch.cat([blocked.float(), false(m, 1), true(m, m)], dim=1),
+            ]
+        ).bool()
         normed = block.ln_1(x)
         w_q, w_k, w_v = block.attn.in_proj_weight.chunk(3)
         b_q, b_k, b_v = block.attn.in_proj_bias.chunk(3)
@@ -327,9 +329,7 @@ def test_a_graph_for_matched_masks_alone_gives_the_gradients_of_the_full_graph()
         padded[i, : len(m)] = logits[i, m]
     part = encoder.encode_masks(features, padded, valid)
     assert not part.embeddings[~valid].any() and all(not level[~valid].any() for level in part.mask_logits)
-    losses = [
-        loss_of(part.embeddings[i, v], [level[i, v] for level in part.mask_logits]) for i, v in enumerate(valid)
-    ]
+    losses = [loss_of(part.embeddings[i, v], [level[i, v] for level in part.mask_logits]) for i, v in enumerate(valid)]
     sum(losses).backward()
     for name, gradient in gradients(encoder).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-12)

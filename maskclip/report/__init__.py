@@ -15,12 +15,24 @@ from .page import render_page
 from .results import METHODS, Results, interval, read_results
 from .tables import TABLES, Table, build_table, latex_escape, markdown_row, paper_numbers, to_csv, to_latex, to_markdown
 
-__all__ = ["Results", "build_report", "build_table", "interval", "judge_claims", "paper_numbers", "read_results",
-           "set_style"]
+__all__ = [
+    "Results",
+    "build_report",
+    "build_table",
+    "interval",
+    "judge_claims",
+    "paper_numbers",
+    "read_results",
+    "set_style",
+]
 
 
-def build_report(results_dir: str | Path, reports_dir: str | Path, seeds: Sequence[int] | None = None,
-                 reasons: str | Path | None = None) -> Path:
+def build_report(
+    results_dir: str | Path,
+    reports_dir: str | Path,
+    seeds: Sequence[int] | None = None,
+    reasons: str | Path | None = None,
+) -> Path:
     """Write everything there is to say about `results_dir` into `reports_dir`; return the HTML page's path.
 
     Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png;
@@ -65,20 +77,42 @@ def _write_claims(judgements: list[Judgement], out: Path) -> None:
     lines = [markdown_row(list(table.columns)), markdown_row(["---"] * len(table.columns)), *map(markdown_row, rows)]
     _write(out / "claims.md", "\n".join([f"**{agree} of {len(judgements)} claims agree.**", "", *lines, "", RULE, ""]))
     body = "\n".join(" & ".join(map(latex_escape, (r[0], r[1], r[2], r[3], r[5]))) + r" \\" for r in rows)
-    _write(out / "claims.tex", "\n".join([
-        r"% needs \usepackage{booktabs,longtable}", r"\small",
-        r"\begin{longtable}{lp{.25\linewidth}p{.26\linewidth}p{.26\linewidth}l}", r"\toprule",
-        r"& Claim & Paper & Study & Verdict \\", r"\midrule", r"\endhead", body, r"\bottomrule",
-        rf"\caption{{{latex_escape(RULE)}}}", r"\label{tab:claims} \\", r"\end{longtable}", ""]))
+    _write(
+        out / "claims.tex",
+        "\n".join(
+            [
+                r"% needs \usepackage{booktabs,longtable}",
+                r"\small",
+                r"\begin{longtable}{lp{.25\linewidth}p{.26\linewidth}p{.26\linewidth}l}",
+                r"\toprule",
+                r"& Claim & Paper & Study & Verdict \\",
+                r"\midrule",
+                r"\endhead",
+                body,
+                r"\bottomrule",
+                rf"\caption{{{latex_escape(RULE)}}}",
+                r"\label{tab:claims} \\",
+                r"\end{longtable}",
+                "",
+            ]
+        ),
+    )
 
 
 def _write_for_dvc(results: Results, tables: dict[int, Table], judgements: list[Judgement], out: Path) -> None:
     """metrics.json (table -> row -> column -> mean) and one plain CSV per plot."""
-    metrics: dict[str, dict] = {"claims": {"agree": sum(j.verdict == AGREES for j in judgements)}
-                                | {j.claim.name: j.verdict for j in judgements}}
+    metrics: dict[str, dict] = {
+        "claims": {"agree": sum(j.verdict == AGREES for j in judgements)}
+        | {j.claim.name: j.verdict for j in judgements}
+    }
     for number, table in tables.items():
-        study = {line.label: {column: round(cell.mean, 4) for column, cell in zip(table.spec.columns, line.cells)
-                              if cell.seeds} for line in table.lines if line.source == "study"}
+        study = {
+            line.label: {
+                column: round(cell.mean, 4) for column, cell in zip(table.spec.columns, line.cells) if cell.seeds
+            }
+            for line in table.lines
+            if line.source == "study"
+        }
         metrics[f"table{number}"] = {label: cells for label, cells in study.items() if cells}
         plain = pd.DataFrame([{"method": label, **cells} for label, cells in study.items()])
         _write_csv(out / "plots" / f"table{number}.csv", plain)

@@ -104,8 +104,10 @@ def _beats(table: int, a: str, b: str, *columns: str) -> tuple[Comparison, ...]:
 
 def _chain(table: int, column: str, *rows: str) -> tuple[Comparison, ...]:
     """Each row above the next one."""
-    return tuple(Comparison(f"{_SHORT.get(a, a)} > {_SHORT.get(b, b)}", table, (a, column), (b, column))
-                 for a, b in pairwise(rows))
+    return tuple(
+        Comparison(f"{_SHORT.get(a, a)} > {_SHORT.get(b, b)}", table, (a, column), (b, column))
+        for a, b in pairwise(rows)
+    )
 
 
 _CB, _WO, _MR, _MC = "CLIP Baseline", "MaskCLIP w/o RMA", "MaskCLIP (Mask R-CNN)", "MaskCLIP"
@@ -115,35 +117,62 @@ _ORDER = (_MC, _MR, _WO, _CB)
 _GT, _LAST, _SPREAD = "MaskCLIP + GT masks", "21, 22, 23, 24", "6, 12, 18, 24"
 
 CLAIMS: tuple[Claim, ...] = (
-    Claim("C1", "Without training, mask class tokens (w/o RMA) beat the CLIP Baseline on all four mIoU sets.",
-          _beats(2, _WO, _CB, *_SETS)),
+    Claim(
+        "C1",
+        "Without training, mask class tokens (w/o RMA) beat the CLIP Baseline on all four mIoU sets.",
+        _beats(2, _WO, _CB, *_SETS),
+    ),
     Claim("C2", "MaskCLIP beats MaskCLIP w/o RMA on all four mIoU sets.", _beats(2, _MC, _WO, *_SETS)),
     Claim("C3", "Mask2Former proposals beat Mask R-CNN proposals on all four mIoU sets.", _beats(2, _MC, _MR, *_SETS)),
     Claim("C4", "PQ: MaskCLIP > MaskCLIP (Mask R-CNN) > w/o RMA > CLIP Baseline.", _chain(3, "PQ", *_ORDER)),
     Claim("C5", "SQ: the same order.", _chain(3, "SQ", *_ORDER)),
     Claim("C6", "RQ: the same order.", _chain(3, "RQ", *_ORDER)),
-    Claim("C7", "Instance AP on ADE20K: both trained models beat both untrained ones.",
-          tuple(c for a in (_MC, _MR) for b in (_WO, _CB) for c in _chain(4, "ADE20K AP", a, b))),
+    Claim(
+        "C7",
+        "Instance AP on ADE20K: both trained models beat both untrained ones.",
+        tuple(c for a in (_MC, _MR) for b in (_WO, _CB) for c in _chain(4, "ADE20K AP", a, b)),
+    ),
     Claim("C8", "LVIS AP: MaskCLIP > MaskCLIP (Mask R-CNN) > w/o RMA > CLIP Baseline.", _chain(4, "LVIS AP", *_ORDER)),
-    Claim("C9", "COCO split, generalized: target classes, never trained on, reach about half of the base AP50 "
-          "(read as 0.35 to 0.65).",
-          (Comparison("target / base", 5, (_MC, "generalized target"), (_MC, "generalized base"), "ratio",
-                      0.35, 0.65),)),
-    Claim("C10", "Mask tokens need over 30 times fewer FLOPs than one CLIP pass per mask.",
-          (Comparison("CLIP Baseline / MaskCLIP", 6, (_CB, "TFLOPs"), (_MC, "TFLOPs"), "ratio", 30),)),
-    Claim("C11", "They are at least 4 times faster for 100 masks.",
-          (Comparison("CLIP Baseline / w/o RMA, seconds", 6, (_CB, "seconds"), (_WO, "seconds"), "ratio", 4),)),
-    Claim("C12", "Ground-truth masks more than double PQ.",
-          (Comparison("PQ, ground truth / own masks", 7, (_GT, "PQ"), (_MC, "PQ"), "ratio", 2),)),
-    Claim("C13", "Ground-truth masks raise mIoU by about a third (read as 1.2 to 1.5 times).",
-          (Comparison("mIoU, ground truth / own masks", 7, (_GT, "mIoU"), (_MC, "mIoU"), "ratio", 1.2, 1.5),)),
+    Claim(
+        "C9",
+        "COCO split, generalized: target classes, never trained on, reach about half of the base AP50 "
+        "(read as 0.35 to 0.65).",
+        (Comparison("target / base", 5, (_MC, "generalized target"), (_MC, "generalized base"), "ratio", 0.35, 0.65),),
+    ),
+    Claim(
+        "C10",
+        "Mask tokens need over 30 times fewer FLOPs than one CLIP pass per mask.",
+        (Comparison("CLIP Baseline / MaskCLIP", 6, (_CB, "TFLOPs"), (_MC, "TFLOPs"), "ratio", 30),),
+    ),
+    Claim(
+        "C11",
+        "They are at least 4 times faster for 100 masks.",
+        (Comparison("CLIP Baseline / w/o RMA, seconds", 6, (_CB, "seconds"), (_WO, "seconds"), "ratio", 4),),
+    ),
+    Claim(
+        "C12",
+        "Ground-truth masks more than double PQ.",
+        (Comparison("PQ, ground truth / own masks", 7, (_GT, "PQ"), (_MC, "PQ"), "ratio", 2),),
+    ),
+    Claim(
+        "C13",
+        "Ground-truth masks raise mIoU by about a third (read as 1.2 to 1.5 times).",
+        (Comparison("mIoU, ground truth / own masks", 7, (_GT, "mIoU"), (_MC, "mIoU"), "ratio", 1.2, 1.5),),
+    ),
     Claim("C14", "Mask refinement raises PQ.", _chain(8, "PQ", _MC, "MaskCLIP w/o MR")),
     Claim("C15", "Mask refinement raises SQ.", _chain(8, "SQ", _MC, "MaskCLIP w/o MR")),
     Claim("C16", "RMA in layers 6, 12, 18, 24 beats 21 to 24 (PQ).", _chain(9, "PQ", _SPREAD, _LAST)),
-    Claim("C17", "Those beat 3, 9, 15, 21 and 1, 7, 13, 19: the last layer matters (PQ).",
-          (*_chain(9, "PQ", _LAST, "3, 9, 15, 21"), *_chain(9, "PQ", _LAST, "1, 7, 13, 19"))),
-    Claim("C18", "Fine distinctions the user names (filled / empty) are told apart though never trained on "
-          "(read as: accuracy, averaged over the words, above chance).", ()),
+    Claim(
+        "C17",
+        "Those beat 3, 9, 15, 21 and 1, 7, 13, 19: the last layer matters (PQ).",
+        (*_chain(9, "PQ", _LAST, "3, 9, 15, 21"), *_chain(9, "PQ", _LAST, "1, 7, 13, 19")),
+    ),
+    Claim(
+        "C18",
+        "Fine distinctions the user names (filled / empty) are told apart though never trained on "
+        "(read as: accuracy, averaged over the words, above chance).",
+        (),
+    ),
 )
 
 
@@ -191,8 +220,14 @@ def _compare(comparison: Comparison, results: Results) -> Outcome:
     return _outcome(comparison.label, comparison.kind, paper, pair, comparison.low, comparison.high)
 
 
-def _outcome(label: str, kind: str, paper: tuple[float, float] | None, pair: pd.DataFrame,
-             low: float = 0.0, high: float = float("inf")) -> Outcome:
+def _outcome(
+    label: str,
+    kind: str,
+    paper: tuple[float, float] | None,
+    pair: pd.DataFrame,
+    low: float = 0.0,
+    high: float = float("inf"),
+) -> Outcome:
     mean, half = interval(pair["value"])
     left, right = (mean - half, mean + half) if half == half else (mean, mean)
     if len(pair) == 0:
@@ -228,8 +263,11 @@ def _verdict(outcomes: list[Outcome], costs: bool = False) -> tuple[str, str]:
     if measured and verdict != AGREES and len(states) > 1:
         remarks.append(f"{states.count('holds')} of {len(states)} hold")
     if "missing" in states:
-        remarks.append("not measured" if not measured else
-                       "not measured: " + ", ".join(o.label for o in outcomes if o.state == "missing"))
+        remarks.append(
+            "not measured"
+            if not measured
+            else "not measured: " + ", ".join(o.label for o in outcomes if o.state == "missing")
+        )
     if costs and measured:
         remarks.append("one measurement")
     elif measured and max(o.seeds for o in measured) == 1:
@@ -241,19 +279,42 @@ def _verdict(outcomes: list[Outcome], costs: bool = False) -> tuple[str, str]:
 
 def claims_table(judgements: list[Judgement]) -> pd.DataFrame:
     """The claims table as text: one row per claim."""
-    return pd.DataFrame([{
-        "claim": j.claim.name, "text": j.claim.text,
-        "paper": "; ".join(f"{o.label}: {o.paper_figures}" for o in j.outcomes),
-        "study": "; ".join(f"{o.label}: {o.study_figures}" for o in j.outcomes),
-        "seeds": max((o.seeds for o in j.outcomes), default=0), "verdict": j.verdict, "remark": j.remark,
-        "reason": j.reason} for j in judgements])
+    return pd.DataFrame(
+        [
+            {
+                "claim": j.claim.name,
+                "text": j.claim.text,
+                "paper": "; ".join(f"{o.label}: {o.paper_figures}" for o in j.outcomes),
+                "study": "; ".join(f"{o.label}: {o.study_figures}" for o in j.outcomes),
+                "seeds": max((o.seeds for o in j.outcomes), default=0),
+                "verdict": j.verdict,
+                "remark": j.remark,
+                "reason": j.reason,
+            }
+            for j in judgements
+        ]
+    )
 
 
 def comparisons_table(judgements: list[Judgement]) -> pd.DataFrame:
     """Every comparison in numbers: means of both sides, the comparison's mean, its 95 % interval, its state."""
-    return pd.DataFrame([{
-        "claim": j.claim.name, "comparison": o.label, "kind": o.kind,
-        "paper_a": o.paper[0] if o.paper else None, "paper_b": o.paper[1] if o.paper else None,
-        "a": o.study.a.mean() if o.seeds else None, "b": o.study.b.mean() if o.seeds else None,
-        "value": o.mean, "low": o.mean - o.half, "high": o.mean + o.half, "seeds": o.seeds, "state": o.state}
-        for j in judgements for o in j.outcomes])
+    return pd.DataFrame(
+        [
+            {
+                "claim": j.claim.name,
+                "comparison": o.label,
+                "kind": o.kind,
+                "paper_a": o.paper[0] if o.paper else None,
+                "paper_b": o.paper[1] if o.paper else None,
+                "a": o.study.a.mean() if o.seeds else None,
+                "b": o.study.b.mean() if o.seeds else None,
+                "value": o.mean,
+                "low": o.mean - o.half,
+                "high": o.mean + o.half,
+                "seeds": o.seeds,
+                "state": o.state,
+            }
+            for j in judgements
+            for o in j.outcomes
+        ]
+    )

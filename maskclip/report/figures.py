@@ -28,12 +28,24 @@ from .tables import TABLES, paper_numbers, study_values
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 # Okabe and Ito's palette, told apart by colour-blind eyes as well; grey for the baseline, blue for the paper's method.
 PALETTE = {
-    "CLIP Baseline": "#a3a8b0", "MaskCLIP w/o RMA": "#e69f00", "MaskCLIP (Mask R-CNN)": "#56b4e9",
-    "MaskCLIP": "#0072b2", "MaskCLIP + GT masks": "#009e73", "MaskCLIP w/o MR": "#cc79a7",
-    "MaskCLIP (COCO split)": "#009e73", "1, 7, 13, 19": "#f4c9a8", "3, 9, 15, 21": "#e89a5c",
-    "21, 22, 23, 24": "#d55e00", "6, 12, 18, 24": "#0072b2",
-    "RegionCLIP": "#d7dade", "ZegFormer": "#d7dade", "SimSeg": "#d7dade",
-    "mask2former": "#0072b2", "mask_rcnn": "#56b4e9", "mask2former_base": "#009e73",
+    "CLIP Baseline": "#a3a8b0",
+    "MaskCLIP w/o RMA": "#e69f00",
+    "MaskCLIP (Mask R-CNN)": "#56b4e9",
+    "MaskCLIP": "#0072b2",
+    "MaskCLIP + GT masks": "#009e73",
+    "MaskCLIP w/o MR": "#cc79a7",
+    "MaskCLIP (COCO split)": "#009e73",
+    "1, 7, 13, 19": "#f4c9a8",
+    "3, 9, 15, 21": "#e89a5c",
+    "21, 22, 23, 24": "#d55e00",
+    "6, 12, 18, 24": "#0072b2",
+    "RegionCLIP": "#d7dade",
+    "ZegFormer": "#d7dade",
+    "SimSeg": "#d7dade",
+    "mask2former": "#0072b2",
+    "mask_rcnn": "#56b4e9",
+    "mask2former_base": "#009e73",
+    "mask2former_class_aware": "#cc79a7",
 }
 _SPARE = ("#cc79a7", "#e69f00", "#d55e00", "#a3a8b0", "#f0e442")  # for what has no colour of its own yet
 _PALE = "#80b8d8"  # MaskCLIP's blue, for classes never trained on
@@ -45,13 +57,37 @@ WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the
 
 def set_style() -> None:
     """The report's look: white ground, light horizontal grid, type large enough for a slide."""
-    sns.set_theme(context="notebook", style="whitegrid", rc={
-        "figure.facecolor": "white", "figure.dpi": 100, "savefig.dpi": 160, "savefig.bbox": "tight",
-        "figure.constrained_layout.use": True, "font.size": 12, "axes.titlesize": 13, "axes.titlelocation": "left",
-        "axes.titlecolor": MUTED, "axes.labelsize": 12, "xtick.labelsize": 11.5, "ytick.labelsize": 11,
-        "legend.fontsize": 11, "legend.frameon": False, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
-        "ytick.color": MUTED, "axes.edgecolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.spines.left": False, "axes.grid.axis": "y", "grid.color": GRID, "axes.axisbelow": True})
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        rc={
+            "figure.facecolor": "white",
+            "figure.dpi": 100,
+            "savefig.dpi": 160,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "font.size": 12,
+            "axes.titlesize": 13,
+            "axes.titlelocation": "left",
+            "axes.titlecolor": MUTED,
+            "axes.labelsize": 12,
+            "xtick.labelsize": 11.5,
+            "ytick.labelsize": 11,
+            "legend.fontsize": 11,
+            "legend.frameon": False,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": MUTED,
+            "axes.edgecolor": MUTED,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.spines.left": False,
+            "axes.grid.axis": "y",
+            "grid.color": GRID,
+            "axes.axisbelow": True,
+        },
+    )
 
 
 def _title(figure: Figure, message: str, detail: str) -> None:
@@ -79,8 +115,14 @@ def _versus(results: Results, table: int, column: str) -> str:
     return ", ".join(f"{row} {_mean(results, table, row, column):.1f}" for row in rows) or "not measured"
 
 
-def _bars(axes: Axes, results: Results, table: int, rows: Sequence[str], columns: Sequence[str],
-          labels: Sequence[str] | None = None) -> None:
+def _bars(
+    axes: Axes,
+    results: Results,
+    table: int,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: Sequence[str] | None = None,
+) -> None:
     """Grouped bars of the study with 95 % intervals and every seed as a dot; the paper's numbers as diamonds."""
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
@@ -103,11 +145,25 @@ def _bars(axes: Axes, results: Results, table: int, rows: Sequence[str], columns
 
 def _legend(figure: Figure, rows: Sequence[str], *more: Artist) -> None:
     """Below the chart: a patch per row, and the paper's diamond."""
-    paper = Line2D([], [], marker="D", linestyle="", markersize=7, markerfacecolor="white", markeredgecolor=INK,
-                   label="the paper (real data)")
+    paper = Line2D(
+        [],
+        [],
+        marker="D",
+        linestyle="",
+        markersize=7,
+        markerfacecolor="white",
+        markeredgecolor=INK,
+        label="the paper (real data)",
+    )
     handles = [*more, *(Patch(color=PALETTE[row], label=row) for row in rows), paper]
-    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(handles),
-                  columnspacing=1.5, handlelength=1.2)
+    figure.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=len(handles),
+        columnspacing=1.5,
+        handlelength=1.2,
+    )
 
 
 def _horizontal(axes: Axes, names: Sequence[str]) -> None:
@@ -118,8 +174,13 @@ def _horizontal(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(visible=True, axis="x", color=GRID)
 
 
-def _table_chart(results: Results, panels: Sequence[tuple[str, int, Sequence[str], Sequence[str], Sequence[str]]],
-                 message: str, source: str, legend: Sequence[str]) -> Figure:
+def _table_chart(
+    results: Results,
+    panels: Sequence[tuple[str, int, Sequence[str], Sequence[str], Sequence[str]]],
+    message: str,
+    source: str,
+    legend: Sequence[str],
+) -> Figure:
     """Panels of grouped bars, each (title, table, rows, columns, labels), side by side."""
     figure, all_axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.3), squeeze=False)
     for axes, (title, table, rows, columns, labels) in zip(all_axes[0], panels):
@@ -138,14 +199,21 @@ def semantic(results: Results) -> Figure:
     means = pd.DataFrame({c: {row: _mean(results, 2, row, c) for row in _FOUR} for c in columns})
     means = means.dropna(axis=1, how="all")
     first = int((means.idxmax() == "MaskCLIP").sum())
-    return _table_chart(results, [("mIoU (%)", 2, _FOUR, columns, columns)],
-                        f"MaskCLIP comes first on {first} of {len(means.columns)} semantic sets", "Table 2", _FOUR)
+    return _table_chart(
+        results,
+        [("mIoU (%)", 2, _FOUR, columns, columns)],
+        f"MaskCLIP comes first on {first} of {len(means.columns)} semantic sets",
+        "Table 2",
+        _FOUR,
+    )
 
 
 def panoptic(results: Results) -> Figure:
     """Table 3: PQ, SQ and RQ, all classes, things, stuff."""
-    panels = [(f"{q}: {name} quality (%)", 3, _FOUR, [q, f"{q}th", f"{q}st"], _GROUPS)
-              for q, name in (("PQ", "panoptic"), ("SQ", "segmentation"), ("RQ", "recognition"))]
+    panels = [
+        (f"{q}: {name} quality (%)", 3, _FOUR, [q, f"{q}th", f"{q}st"], _GROUPS)
+        for q, name in (("PQ", "panoptic"), ("SQ", "segmentation"), ("RQ", "recognition"))
+    ]
     return _table_chart(results, panels, f"Panoptic quality: {_versus(results, 3, 'PQ')}", "Table 3, A-150", _FOUR)
 
 
@@ -162,8 +230,13 @@ def split(results: Results) -> Figure:
     target, base = (_mean(results, 5, "MaskCLIP", f"generalized {group}") for group in ("target", "base"))
     reached = f"{target / base:.0%} of the trained ones' AP50" if base > 0 else "no measured share of the others' AP50"
     panel = ("AP50 (%)", 5, ["MaskCLIP"], columns, [column.replace(" ", "\n") for column in columns])
-    return _table_chart(results, [panel], f"Classes never trained on reach {reached}",
-                        "Table 5, message: generalized; pale: target classes", ["MaskCLIP"])
+    return _table_chart(
+        results,
+        [panel],
+        f"Classes never trained on reach {reached}",
+        "Table 5, message: generalized; pale: target classes",
+        ["MaskCLIP"],
+    )
 
 
 def ground_truth(results: Results) -> Figure | None:
@@ -231,8 +304,11 @@ def seed_spread(results: Results) -> Figure | None:
         axes.set_title(name)
         axes.margins(x=0.08, y=0.12)
         same += len(frame.rank(axis=1).drop_duplicates()) == 1
-    _title(figure, f"The order of the methods is the same in every seed on {same} of 2 measures",
-           f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2")
+    _title(
+        figure,
+        f"The order of the methods is the same in every seed on {same} of 2 measures",
+        f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2",
+    )
     return figure
 
 
@@ -241,15 +317,27 @@ def attributes(results: Results) -> Figure:
     table = results.attributes.assign(seed=results.attributes.get("seed", 0))
     accuracy = table.groupby(["pair", "word", "seed"], sort=False, as_index=False).accuracy.mean()
     figure, axes = plt.subplots(figsize=(WIDTH, 4.0))
-    sns.barplot(accuracy, x="word", y="accuracy", color=PALETTE["MaskCLIP"], saturation=1, errorbar=_limits,
-                capsize=0.15, err_kws={"color": INK, "linewidth": 1.3}, ax=axes)
+    sns.barplot(
+        accuracy,
+        x="word",
+        y="accuracy",
+        color=PALETTE["MaskCLIP"],
+        saturation=1,
+        errorbar=_limits,
+        capsize=0.15,
+        err_kws={"color": INK, "linewidth": 1.3},
+        ax=axes,
+    )
     start = 0
     for words in accuracy.groupby("pair", sort=False).word.nunique():
         axes.hlines(100 / words, start - 0.5, start + words - 0.5, color="#d55e00", linestyle="--", zorder=4)
         start += words
     axes.set(ylim=(0, 100), xlabel="", ylabel="accuracy (%)")
-    _title(figure, f"Told apart without training on it: {accuracy.groupby('pair').accuracy.mean().mean():.0f} % right",
-           "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)")
+    _title(
+        figure,
+        f"Told apart without training on it: {accuracy.groupby('pair').accuracy.mean().mean():.0f} % right",
+        "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)",
+    )
     return figure
 
 
@@ -279,9 +367,12 @@ def training_curves(results: Results) -> Figure:
         axes.legend(fontsize=10)
     shown = "maskclip" if "maskclip" in ends else next(iter(ends))
     seeds = len(curves.seed.unique())
-    _title(figure, f"Training {METHODS.get(shown, shown)}: the loss goes from {ends[shown]}",
-           "encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed"
-           + (f"; mean of {seeds} seeds, band: their range" if seeds > 1 else ""))
+    _title(
+        figure,
+        f"Training {METHODS.get(shown, shown)}: the loss goes from {ends[shown]}",
+        "encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed"
+        + (f"; mean of {seeds} seeds, band: their range" if seeds > 1 else ""),
+    )
     return figure
 
 
@@ -295,35 +386,43 @@ def proposal_quality(results: Results) -> Figure:
     spare = iter(_SPARE * 9)
     figure, panels = plt.subplots(1, len(metrics), figsize=(WIDTH, 4.0), squeeze=False)
     for axes, metric in zip(panels[0], metrics):
-        sns.barplot(table[table.metric == metric], x="group", y="value", hue="source", order=groups, hue_order=sources,
-                    palette={s: PALETTE.get(s) or next(spare) for s in sources}, saturation=1, errorbar=None, gap=0.08,
-                    ax=axes, legend=axes is panels[0][-1])
+        sns.barplot(
+            table[table.metric == metric],
+            x="group",
+            y="value",
+            hue="source",
+            order=groups,
+            hue_order=sources,
+            palette={s: PALETTE.get(s) or next(spare) for s in sources},
+            saturation=1,
+            errorbar=None,
+            gap=0.08,
+            ax=axes,
+            legend=axes is panels[0][-1],
+        )
         axes.set(xlabel="", ylabel="", ylim=(0, 1), title=names.get(metric, metric))
     sns.move_legend(panels[0][-1], "upper left", bbox_to_anchor=(1.01, 1), title="proposals", alignment="left")
     of_first = table[(table.metric == metrics[0]) & (table.source == sources[0])].groupby("group").value.mean()
-    message = "How good the proposals are" if not {"novel", "trained"} <= set(of_first.index) else (
-        f"Proposals, {names.get(metrics[0], metrics[0])}: {of_first.novel:.2f} on categories never trained on, "
-        f"{of_first.trained:.2f} on trained ones")
+    message = (
+        "How good the proposals are"
+        if not {"novel", "trained"} <= set(of_first.index)
+        else (
+            f"Proposals, {names.get(metrics[0], metrics[0])}: {of_first.novel:.2f} on categories never trained on, "
+            f"{of_first.trained:.2f} on trained ones"
+        )
+    )
     _title(figure, message, f"{sources[0]}; data set {dataset}; by group of annotated segments")
-    return figure
-
-
-def mini_clip(results: Results) -> Figure:
-    """Zero-shot top-1 accuracy of CLIP on single things, by attribute."""
-    accuracy = results.mini_clip.groupby("attribute", sort=False).accuracy.mean()
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.36 * len(accuracy)))
-    axes.bar_label(axes.barh(range(len(accuracy)), accuracy, 0.66, color=PALETTE["MaskCLIP"]), fmt="%.1f", padding=5)
-    axes.set(xlim=(0, 105), xlabel="zero-shot top-1 (%)")
-    _horizontal(axes, [str(name) for name in accuracy.index])
-    _title(figure, f"mini CLIP names {accuracy.iloc[0]:.1f} % right ({accuracy.index[0]})",
-           "renderings never trained on, all thing names to choose from")
     return figure
 
 
 def comparisons(judgements: list[Judgement]) -> Figure | None:
     """Every difference the claims speak of, relative to its second side: the study's interval, the paper's diamond."""
-    shown = [(j.claim, o) for j in judgements for o in j.outcomes
-             if o.kind == "difference" and o.state != "missing" and o.study.b.mean() > 0]
+    shown = [
+        (j.claim, o)
+        for j in judgements
+        for o in j.outcomes
+        if o.kind == "difference" and o.state != "missing" and o.study.b.mean() > 0
+    ]
     if not shown:
         return None
     figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.3 * len(shown)), layout="none")
@@ -332,16 +431,38 @@ def comparisons(judgements: list[Judgement]) -> Figure | None:
     for y, (claim, outcome) in enumerate(shown):
         if claim is not before:
             measures = sorted({comparison.a[1] for comparison in claim.comparisons})
-            axes.text(-0.42, y, f"{claim.name}  {measures[0] if len(measures) == 1 else 'mIoU'}", transform=beside,
-                      va="center", fontsize=11.5, fontweight="bold")
+            axes.text(
+                -0.42,
+                y,
+                f"{claim.name}  {measures[0] if len(measures) == 1 else 'mIoU'}",
+                transform=beside,
+                va="center",
+                fontsize=11.5,
+                fontweight="bold",
+            )
             axes.plot([-0.42, 1], [y - 0.5] * 2, transform=beside, color=GRID, clip_on=False)
             before = claim
         scale = 100 / outcome.study.b.mean()
-        axes.errorbar(outcome.mean * scale, y, xerr=np.nan_to_num(outcome.half) * scale, fmt="o", markersize=7,
-                      color=_STATES[outcome.state], elinewidth=2.4, zorder=4)
+        axes.errorbar(
+            outcome.mean * scale,
+            y,
+            xerr=np.nan_to_num(outcome.half) * scale,
+            fmt="o",
+            markersize=7,
+            color=_STATES[outcome.state],
+            elinewidth=2.4,
+            zorder=4,
+        )
         if outcome.paper:
-            axes.scatter((outcome.paper[0] / outcome.paper[1] - 1) * 100, y, s=40, marker="D", facecolor="white",
-                         edgecolor=INK, zorder=3)
+            axes.scatter(
+                (outcome.paper[0] / outcome.paper[1] - 1) * 100,
+                y,
+                s=40,
+                marker="D",
+                facecolor="white",
+                edgecolor=INK,
+                zorder=3,
+            )
     _horizontal(axes, [outcome.label for _, outcome in shown])
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("symlog", linthresh=20)
@@ -352,8 +473,11 @@ def comparisons(judgements: list[Judgement]) -> Figure | None:
     holds = sum(outcome.state == "holds" for _, outcome in shown)
     _legend(figure, [], *(Line2D([], [], marker="o", linestyle="", color=c, label=s) for s, c in _STATES.items()))
     several = ", with its 95 % interval over seeds" if max(outcome.seeds for _, outcome in shown) > 1 else "; one seed"
-    _title(figure, f"{holds} of {len(shown)} comparisons come out as the paper says",
-           f"every difference behind C1 to C8 and C14 to C17{several}")
+    _title(
+        figure,
+        f"{holds} of {len(shown)} comparisons come out as the paper says",
+        f"every difference behind C1 to C8 and C14 to C17{several}",
+    )
     return figure
 
 
@@ -370,7 +494,6 @@ FIGURES: dict[str, tuple[Callable[[Results], Figure | None], int | str, str]] = 
     "attributes": (attributes, "attributes", "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
     "training_curves": (training_curves, "curves", "Training of both stages."),
     "proposal_quality": (proposal_quality, "proposal_quality", "Quality of the class-agnostic proposals."),
-    "mini_clip": (mini_clip, "mini_clip", "What the mini CLIP can name."),
 }
 
 
@@ -383,8 +506,10 @@ def draw_figures(results: Results, judgements: list[Judgement], folder: Path) ->
 
 def _draw(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
     drawn = {"claims": (comparisons(judgements), "The comparisons behind the claims.")}
-    drawn |= {name: (draw(results) if _measured(results, need) else None, caption)
-              for name, (draw, need, caption) in FIGURES.items()}
+    drawn |= {
+        name: (draw(results) if _measured(results, need) else None, caption)
+        for name, (draw, need, caption) in FIGURES.items()
+    }
     for name, (figure, _) in drawn.items():
         if figure is None:  # a chart of former results would be shown as if it were of these
             (folder / f"{name}.png").unlink(missing_ok=True)

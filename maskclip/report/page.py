@@ -25,17 +25,30 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "acceler
 _LARGE = 700_000  # bytes; larger pictures are re-encoded, so that the report stays small enough to be mailed
 
 
-def render_page(results: Results, tables: dict[int, Table], judgements: list[claims.Judgement],
-                figures: dict[str, tuple[Path, str]]) -> str:
+def render_page(
+    results: Results, tables: dict[int, Table], judgements: list[claims.Judgement], figures: dict[str, tuple[Path, str]]
+) -> str:
     """The whole report as one HTML text without a single outside address to load from."""
-    environment = jinja2.Environment(loader=jinja2.FunctionLoader(_template), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
     environment.globals |= {"footnote": footnote, "embed": embed_picture}
     verdicts = [j.verdict for j in judgements]
     return environment.get_template("report.html").render(
-        results=results, tables=tables, judgements=judgements, figures=figures, rule=claims.RULE,
+        results=results,
+        tables=tables,
+        judgements=judgements,
+        figures=figures,
+        rule=claims.RULE,
         counts={v: verdicts.count(v) for v in (claims.AGREES, claims.UNDECIDED, claims.DISAGREES)},
-        headlines=headlines(results), facts=run_facts(results), times=stage_times(results))
+        headlines=headlines(results),
+        facts=run_facts(results),
+        times=stage_times(results),
+    )
 
 
 def _template(name: str) -> str:
@@ -57,6 +70,7 @@ def embed_picture(path: Path) -> str:
 
 def headlines(results: Results) -> list[dict[str, str]]:
     """The few numbers to remember; those that were not measured are left out."""
+
     def mean(table: int, row: str, column: str) -> float:
         return interval(study_values(results, table, row, column))[0]
 
@@ -67,13 +81,30 @@ def headlines(results: Results) -> list[dict[str, str]]:
     for table, column, name in ((3, "PQ", "PQ, A-150"), (2, "A-150", "mIoU, A-150")):
         best, base = mean(table, "MaskCLIP", column), mean(table, "CLIP Baseline", column)
         if best == best and base == base:
-            found.append({"value": f"{best:.1f}", "name": name, "detail":
-                          f"MaskCLIP; CLIP Baseline {base:.1f} (paper: {paper(table, 'MaskCLIP', column):.1f}, "
-                          f"{paper(table, 'CLIP Baseline', column):.1f})"})
-    ratios = ((6, ("CLIP Baseline", "TFLOPs"), ("MaskCLIP", "TFLOPs"), "fewer FLOPs for 100 masks",
-               "than one CLIP pass per mask"),
-              (7, ("MaskCLIP + GT masks", "PQ"), ("MaskCLIP", "PQ"), "PQ with ground-truth masks",
-               "over MaskCLIP on its own proposals"))
+            found.append(
+                {
+                    "value": f"{best:.1f}",
+                    "name": name,
+                    "detail": f"MaskCLIP; CLIP Baseline {base:.1f} (paper: {paper(table, 'MaskCLIP', column):.1f}, "
+                    f"{paper(table, 'CLIP Baseline', column):.1f})",
+                }
+            )
+    ratios = (
+        (
+            6,
+            ("CLIP Baseline", "TFLOPs"),
+            ("MaskCLIP", "TFLOPs"),
+            "fewer FLOPs for 100 masks",
+            "than one CLIP pass per mask",
+        ),
+        (
+            7,
+            ("MaskCLIP + GT masks", "PQ"),
+            ("MaskCLIP", "PQ"),
+            "PQ with ground-truth masks",
+            "over MaskCLIP on its own proposals",
+        ),
+    )
     for table, a, b, name, detail in ratios:
         value = mean(table, *a) / mean(table, *b) if mean(table, *b) else float("nan")
         if value == value:
@@ -85,8 +116,11 @@ def headlines(results: Results) -> list[dict[str, str]]:
 def run_facts(results: Results) -> dict[str, str]:
     """What ran: profile, seeds, what the run recorded of itself, versions, commit."""
     facts = {"profile": results.profile, "seeds": ", ".join(map(str, results.seeds))}
-    facts |= {str(key).replace("_", " "): ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-              for key, value in results.facts.items() if not isinstance(value, dict)}
+    facts |= {
+        str(key).replace("_", " "): ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in results.facts.items()
+        if not isinstance(value, dict)
+    }
     if "versions" in results.facts:
         versions = results.facts["versions"]
     else:

@@ -33,7 +33,6 @@ _OTHER_FILES = {
     "curves": ["step", "loss"],
     "proposal_quality": ["source", "dataset", "group", "metric", "value"],
     "attributes": ["pair", "word", "accuracy"],
-    "mini_clip": ["attribute", "accuracy"],
 }
 
 
@@ -50,7 +49,6 @@ class Results:
     curves: pd.DataFrame = field(default_factory=pd.DataFrame)
     proposal_quality: pd.DataFrame = field(default_factory=pd.DataFrame)
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
-    mini_clip: pd.DataFrame = field(default_factory=pd.DataFrame)
     times: pd.DataFrame = field(default_factory=pd.DataFrame)
     facts: dict[str, Any] = field(default_factory=dict)
     pictures: list[tuple[Path, str]] = field(default_factory=list)
@@ -81,8 +79,12 @@ class Results:
         if self.efficiency.empty:
             return pd.Series(dtype=float)
         table = self.efficiency
-        chosen = table[(table.method == method) & (table.metric == metric) & (table.masks == 100)
-                       & (table.model == self.cost_model(metric))]
+        chosen = table[
+            (table.method == method)
+            & (table.metric == metric)
+            & (table.masks == 100)
+            & (table.model == self.cost_model(metric))
+        ]
         return chosen.reset_index(drop=True)["value"]
 
     def cost_model(self, metric: str) -> str | None:
@@ -117,8 +119,11 @@ def read_results(results_dir: str | Path, seeds: Sequence[int] | None = None) ->
         raise FileNotFoundError(f"no results folder at {root}; run the study first (make study) or correct the path")
     scores: list[pd.DataFrame] = []
     others: dict[str, list[pd.DataFrame]] = {kind: [] for kind in _OTHER_FILES}
-    folders = [path for path in sorted(root.iterdir()) if path.name.isdigit() and path.is_dir()
-               and (seeds is None or int(path.name) in seeds)]
+    folders = [
+        path
+        for path in sorted(root.iterdir())
+        if path.name.isdigit() and path.is_dir() and (seeds is None or int(path.name) in seeds)
+    ]
     for path in [path for folder in (root, *folders) for path in sorted(folder.glob("*.csv"))]:
         kind = next((k for k in _OTHER_FILES if path.stem == k or path.stem.startswith(f"{k}_")), None)
         table = _read_csv(path, _OTHER_FILES[kind] if kind else SCORE_COLUMNS)
@@ -137,8 +142,13 @@ def read_results(results_dir: str | Path, seeds: Sequence[int] | None = None) ->
         facts |= _read_json(path)
     pictures = [picture for folder in (root, *folders[:1]) for picture in _pictures(folder / "figures")]
     times = _times(root.parent / "runs" / "times", seeds)
-    return Results(_clean_scores(pd.concat(scores, ignore_index=True)), times=times, facts=facts, pictures=pictures,
-                   **{kind: pd.concat(tables, ignore_index=True) for kind, tables in others.items() if tables})
+    return Results(
+        _clean_scores(pd.concat(scores, ignore_index=True)),
+        times=times,
+        facts=facts,
+        pictures=pictures,
+        **{kind: pd.concat(tables, ignore_index=True) for kind, tables in others.items() if tables},
+    )
 
 
 def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:

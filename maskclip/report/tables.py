@@ -79,43 +79,99 @@ _FOUR = ("clip_baseline", "wo_rma", "maskclip_maskrcnn", "maskclip")
 _PQ = {m: ("a150", m) for m in ("PQ", "PQth", "PQst", "SQ", "SQth", "SQst", "RQ", "RQth", "RQst")}
 _MASKS, _LABELS = "masks", "masks + labels"
 
-TABLES: dict[int, TableSpec] = {spec.number: spec for spec in (
-    TableSpec(2, "Open-vocabulary semantic segmentation, mIoU (%)",
-              {**dict.fromkeys(("ALIGN", "ALIGN w/ proposals", "LSeg+", "OpenSeg", "SimSeg")), **_own(*_FOUR)},
-              {name: (name.replace("-", "").lower(), "mIoU") for name in ("A-150", "A-847", "P-459", "P-59")},
-              notes_head="COCO training data",
-              notes={"ALIGN": "none", "ALIGN w/ proposals": _MASKS, "LSeg+": _LABELS, "OpenSeg": "masks + captions",
-                     "SimSeg": _LABELS, "CLIP Baseline": _MASKS, "MaskCLIP w/o RMA": _MASKS,
-                     "MaskCLIP (Mask R-CNN)": _LABELS, "MaskCLIP": _LABELS}),
-    TableSpec(3, "Open-vocabulary panoptic segmentation, ADE20K (A-150), in %", _own(*_FOUR), _PQ),
-    TableSpec(4, "Instance segmentation across data sets, AP (%)", _own(*_FOUR),
-              {f"{name} {metric}": (dataset, metric) for name, dataset in (("ADE20K", "a150"), ("LVIS", "lvis"))
-               for metric in ("AP", "AP50", "AP75")}),
-    TableSpec(5, "Instance segmentation, COCO split (48 base, 17 target classes in the paper), AP50 (%)",
-              {**dict.fromkeys(("Soft-Teacher", "Unbiased-Teacher", "XPM")), "MaskCLIP": ("maskclip_split", None)},
-              {f"{setting} {group}": ("coco_split", f"AP50_{setting}_{group}") for setting, group in
-               (("constrained", "base"), ("constrained", "target"), ("generalized", "base"),
-                ("generalized", "target"), ("generalized", "all"))},
-              remark="Target classes are never trained on."),
-    TableSpec(6, "Cost of the features of 100 masks of one image",
-              {"RegionCLIP": ("regionclip", None), "ZegFormer": ("zegformer", None), "SimSeg": ("simseg", None),
-               "CLIP Baseline": ("clip_baseline", None), "MaskCLIP w/o RMA": ("wo_rma", None),
-               "MaskCLIP": ("maskclip", None)},
-              {"TFLOPs": ("efficiency", "tflops"), "seconds": ("efficiency", "time_s"),
-               "peak GB": ("efficiency", "peak_gb")}, digits=2,
-              remark="Paper: TFLOPs of ViT-L/14 at 640x640, seconds on an RTX 3090 (Sec. 4.3)."),
-    TableSpec(7, "Ground-truth masks as proposals, ADE20K (A-150), in %",
-              {"OpenSeg": None, "MaskCLIP": ("maskclip", None), "OpenSeg + GT masks": None,
-               "MaskCLIP + GT masks": ("maskclip", "ground_truth")},
-              {"PQ": ("a150", "PQ"), "mIoU": ("a150", "mIoU")}),
-    TableSpec(8, "Mask refinement (MR), ADE20K (A-150), in %", _own("wo_refinement", "maskclip"),
-              {metric: _PQ[metric] for metric in ("PQ", "PQth", "PQst", "SQ", "SQth", "SQst")}),
-    TableSpec(9, "Which layers carry Relative Mask Attention, ADE20K (A-150), in %",
-              {**_own("layers_1_7_13_19", "layers_3_9_15_21", "layers_21_22_23_24"),
-               "6, 12, 18, 24": ("maskclip", None)},
-              {metric: _PQ[metric] for metric in ("PQ", "PQth", "PQst")},
-              remark="Layers as the paper counts them, of 24; a ViT of another depth has RMA at the same fractions."),
-)}
+TABLES: dict[int, TableSpec] = {
+    spec.number: spec
+    for spec in (
+        TableSpec(
+            2,
+            "Open-vocabulary semantic segmentation, mIoU (%)",
+            {**dict.fromkeys(("ALIGN", "ALIGN w/ proposals", "LSeg+", "OpenSeg", "SimSeg")), **_own(*_FOUR)},
+            {name: (name.replace("-", "").lower(), "mIoU") for name in ("A-150", "A-847", "P-459", "P-59")},
+            notes_head="COCO training data",
+            notes={
+                "ALIGN": "none",
+                "ALIGN w/ proposals": _MASKS,
+                "LSeg+": _LABELS,
+                "OpenSeg": "masks + captions",
+                "SimSeg": _LABELS,
+                "CLIP Baseline": _MASKS,
+                "MaskCLIP w/o RMA": _MASKS,
+                "MaskCLIP (Mask R-CNN)": _LABELS,
+                "MaskCLIP": _LABELS,
+            },
+        ),
+        TableSpec(3, "Open-vocabulary panoptic segmentation, ADE20K (A-150), in %", _own(*_FOUR), _PQ),
+        TableSpec(
+            4,
+            "Instance segmentation across data sets, AP (%)",
+            _own(*_FOUR),
+            {
+                f"{name} {metric}": (dataset, metric)
+                for name, dataset in (("ADE20K", "a150"), ("LVIS", "lvis"))
+                for metric in ("AP", "AP50", "AP75")
+            },
+        ),
+        TableSpec(
+            5,
+            "Instance segmentation, COCO split (48 base, 17 target classes in the paper), AP50 (%)",
+            {**dict.fromkeys(("Soft-Teacher", "Unbiased-Teacher", "XPM")), "MaskCLIP": ("maskclip_split", None)},
+            {
+                f"{setting} {group}": ("coco_split", f"AP50_{setting}_{group}")
+                for setting, group in (
+                    ("constrained", "base"),
+                    ("constrained", "target"),
+                    ("generalized", "base"),
+                    ("generalized", "target"),
+                    ("generalized", "all"),
+                )
+            },
+            remark="Target classes are never trained on.",
+        ),
+        TableSpec(
+            6,
+            "Cost of the features of 100 masks of one image",
+            {
+                "RegionCLIP": ("regionclip", None),
+                "ZegFormer": ("zegformer", None),
+                "SimSeg": ("simseg", None),
+                "CLIP Baseline": ("clip_baseline", None),
+                "MaskCLIP w/o RMA": ("wo_rma", None),
+                "MaskCLIP": ("maskclip", None),
+            },
+            {
+                "TFLOPs": ("efficiency", "tflops"),
+                "seconds": ("efficiency", "time_s"),
+                "peak GB": ("efficiency", "peak_gb"),
+            },
+            digits=2,
+            remark="Paper: TFLOPs of ViT-L/14 at 640x640, seconds on an RTX 3090 (Sec. 4.3).",
+        ),
+        TableSpec(
+            7,
+            "Ground-truth masks as proposals, ADE20K (A-150), in %",
+            {
+                "OpenSeg": None,
+                "MaskCLIP": ("maskclip", None),
+                "OpenSeg + GT masks": None,
+                "MaskCLIP + GT masks": ("maskclip", "ground_truth"),
+            },
+            {"PQ": ("a150", "PQ"), "mIoU": ("a150", "mIoU")},
+        ),
+        TableSpec(
+            8,
+            "Mask refinement (MR), ADE20K (A-150), in %",
+            _own("wo_refinement", "maskclip"),
+            {metric: _PQ[metric] for metric in ("PQ", "PQth", "PQst", "SQ", "SQth", "SQst")},
+        ),
+        TableSpec(
+            9,
+            "Which layers carry Relative Mask Attention, ADE20K (A-150), in %",
+            {**_own("layers_1_7_13_19", "layers_3_9_15_21", "layers_21_22_23_24"), "6, 12, 18, 24": ("maskclip", None)},
+            {metric: _PQ[metric] for metric in ("PQ", "PQth", "PQst")},
+            remark="Layers as the paper counts them, of 24; a ViT of another depth has RMA at the same fractions.",
+        ),
+    )
+}
 
 
 _NO_BEST = (5, 6, 7)  # nothing to win there: one row of ours, a cost, or masks given away
@@ -143,9 +199,14 @@ def build_table(results: Results, number: int) -> Table:
     """Table `number` (2 to 9): for each row a line of the paper's numbers and, unless cited, one of the study's."""
     spec, paper = TABLES[number], paper_numbers()
     study = {(row, column): study_values(results, number, row, column) for row in spec.rows for column in spec.columns}
-    best = {} if number in _NO_BEST else {
-        column: max((interval(study[row, column])[0] for row in spec.rows if len(study[row, column])), default=None)
-        for column in spec.columns}
+    best = (
+        {}
+        if number in _NO_BEST
+        else {
+            column: max((interval(study[row, column])[0] for row in spec.rows if len(study[row, column])), default=None)
+            for column in spec.columns
+        }
+    )
     lines = []
     for row, own in spec.rows.items():
         note = (spec.notes or {}).get(row, "")
@@ -155,8 +216,9 @@ def build_table(results: Results, number: int) -> Table:
         if own is not None:
             cells = (_study_cell(study[row, c], spec.digits, best.get(c)) for c in spec.columns)
             lines.append(Line(row, note, "study", tuple(cells)))
-    measured = {label: results.cost_model(metric) for label, (data, metric) in spec.columns.items()
-                if data == "efficiency"}
+    measured = {
+        label: results.cost_model(metric) for label, (data, metric) in spec.columns.items() if data == "efficiency"
+    }
     models = ", ".join(f"{label} with {model}" for label, model in measured.items() if model)
     return Table(spec, tuple(lines), " ".join(filter(None, [spec.remark, models and f"Study: {models}."])))
 
@@ -179,8 +241,11 @@ def to_csv(table: Table) -> str:
         values: list[object] = []
         for cell in line.cells:
             study = line.source == "study" and cell.seeds
-            values += ([f"{cell.mean:.4f}", f"{cell.half:.4f}" if cell.half == cell.half else "", cell.seeds] if study
-                       else ["" if cell.text == DASH else cell.text, "", ""])
+            values += (
+                [f"{cell.mean:.4f}", f"{cell.half:.4f}" if cell.half == cell.half else "", cell.seeds]
+                if study
+                else ["" if cell.text == DASH else cell.text, "", ""]
+            )
         writer.writerow([line.label, line.source, *values])
     return out.getvalue()
 
@@ -193,8 +258,12 @@ def to_markdown(table: Table) -> str:
     def text(cell: Cell) -> str:
         return f"**{cell.text}**" if cell.best else cell.text
 
-    lines = [f"**{table.caption}**", "", markdown_row(table.head),
-             markdown_row(["---"] * len(_row(table, table.lines[0])) + ["---:"] * len(table.spec.columns))]
+    lines = [
+        f"**{table.caption}**",
+        "",
+        markdown_row(table.head),
+        markdown_row(["---"] * len(_row(table, table.lines[0])) + ["---:"] * len(table.spec.columns)),
+    ]
     lines += [markdown_row([*_row(table, line), *map(text, line.cells)]) for line in table.lines]
     return "\n".join([*lines, "", footnote(table), ""])
 
@@ -220,9 +289,27 @@ def footnote(table: Table) -> str:
     return " ".join(filter(None, [table.remark, f"Study: {seeds}; {bold}{DASH}: not measured.", source]))
 
 
-_LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "×": r"$\times$",
-          "≥": r"$\geq$", ">": r"$>$", "<": r"$<$", "≈": r"$\approx$", "−": r"$-$", "→": r"$\to$"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    ">": r"$>$",
+    "<": r"$<$",
+    "≈": r"$\approx$",
+    "−": r"$-$",
+    "→": r"$\to$",
+}
 
 
 def latex_escape(text: str) -> str:
@@ -241,9 +328,21 @@ def to_latex(table: Table) -> str:
         cells = [rf"\textbf{{{latex_escape(c.text)}}}" if c.best else latex_escape(c.text) for c in line.cells]
         body.append(" & ".join([*map(latex_escape, _row(table, line)), *cells]) + r" \\")
     caption = f"{table.spec.title}. {footnote(table)}"
-    return "\n".join([
-        r"\begin{table}[t]", r"\centering", rf"\caption{{{latex_escape(caption)}}}",
-        rf"\label{{tab:{table.spec.number}}}",
-        *([r"\resizebox{\linewidth}{!}{%"] if wide else []), rf"\begin{{tabular}}{{{align}}}", r"\toprule",
-        " & ".join(map(latex_escape, table.head)) + r" \\", r"\midrule", *body, r"\bottomrule",
-        r"\end{tabular}" + ("}" if wide else ""), r"\end{table}", ""])
+    return "\n".join(
+        [
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{latex_escape(caption)}}}",
+            rf"\label{{tab:{table.spec.number}}}",
+            *([r"\resizebox{\linewidth}{!}{%"] if wide else []),
+            rf"\begin{{tabular}}{{{align}}}",
+            r"\toprule",
+            " & ".join(map(latex_escape, table.head)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}" + ("}" if wide else ""),
+            r"\end{table}",
+            "",
+        ]
+    )

@@ -81,8 +81,10 @@ def random_stickers(
     width: float = 1.0,
     height: float = 1.0,
     overlap: float = 0.35,
+    stretch: float = 0.12,
 ) -> tuple[Sticker, ...]:
-    """Stickers with these names at random places of a width x height picture, overlapping little, small in front."""
+    """Stickers with these names at random places of a width x height picture, overlapping little, small in front;
+    `stretch` is the most that the logarithm of their aspect may differ from 0."""
     placed: list[Sticker] = []
     edges = np.sort(np.exp(rng.uniform(np.log(sizes[0]), np.log(sizes[1]), len(names))))[::-1]
     for name, size in zip(names, edges, strict=True):
@@ -98,7 +100,7 @@ def random_stickers(
                 break
         placed.append(
             Sticker(name, str(rng.choice(list(COLOURS))), *best, float(size), float(rng.uniform(-20, 20)),
-                    float(np.exp(rng.uniform(-0.12, 0.12))), float(rng.random()), float(rng.random()))
+                    float(np.exp(rng.uniform(-stretch, stretch))), float(rng.random()), float(rng.random()))
         )  # fmt: skip
     return tuple(placed)
 
