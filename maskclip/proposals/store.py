@@ -3,8 +3,9 @@
 A file is a sequence of records, each a header (length, CRC-32) and a payload, then an index of (image id, offset) and a
 footer. Records are appended to `<path>.partial`; a killed run goes on after its last whole record.
 
-Logits are quantized to steps of 1/4 up to +-8, where the sigmoid is flat; the sign, which is the mask, survives
-exactly. A mask is then stored as differences along its rows, deflated: flat regions cost next to nothing.
+Logits are quantized in equal steps of tanh(logit / 4): by 1/4 near 0, more coarsely where the sigmoid is flat. The
+sign, which is the mask, survives exactly. A mask is then stored as differences along its rows, deflated: flat regions
+cost next to nothing.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ from tqdm import tqdm
 
 from maskclip.proposals.proposals import Proposals, ProposalSource
 
-MAGIC = b"MCPROP01"
+MAGIC = b"MCPROP02"
 HEADER = struct.Struct("<II")  # payload length, CRC-32
 FOOTER = struct.Struct("<QQ8s")  # index offset, index length, magic
-STEP, LIMIT = 0.25, 8.0
+LEVELS = 16  # on either side of 0
 
 
 def quantize(logits: np.ndarray) -> np.ndarray:
-    """Logits to int8, steps of 1/4 up to +-8: level n stands for (n - 1/2) / 4, so positive stays positive."""
-    return np.ceil(np.clip(logits, -LIMIT, LIMIT) / STEP).astype(np.int8)
+    """Logits to int8: level n, from -15 to 16, stands for 4 atanh((n - 1/2) / 16), so positive stays positive."""
+    return np.ceil(LEVELS * np.tanh(logits / 4)).clip(1 - LEVELS, LEVELS).astype(np.int8)
 
 
 def dequantize(levels: np.ndarray) -> np.ndarray:
-    """The inverse of `quantize`, to within 1/8."""
-    return (levels.astype(np.float32) - 0.5) * STEP
+    """The inverse of `quantize`, to within 1/32 in tanh(logit / 4); logits end at +-8.3."""
+    table = 4 * np.arctanh((np.arange(1 - LEVELS, LEVELS + 1) - 0.5) / LEVELS)
+    return table.astype(np.float32)[levels + (LEVELS - 1)]
 
 
 def encode(image_id: int | str, proposals: Proposals) -> bytes:
@@ -67,7 +69,7 @@ def proposal_key(network: str | Path, dataset: Any, limit: int | None = None) ->
 
     `network` is a folder that `train_proposals` or `maskclip.convert` wrote, a file, or any other name as it is.
     """
-    digest = hashlib.sha256(f"{STEP} {LIMIT} {dataset.fingerprint()} {limit}".encode())
+    digest = hashlib.sha256(f"{MAGIC!r} {dataset.fingerprint()} {limit}".encode())
     path = Path(network)
     files = [path / "record.json", path / "network.safetensors"] if path.is_dir() else [path]
     for file in files:

@@ -31,7 +31,7 @@ def zero_shot(clip: Clip, seed: int = 1, per_name: int = 3) -> list[dict]:
         outlined, other); and, as attribute `naming the colour`, whether 'a red umbrella' beats eleven other colours.
     """
     rng = np.random.default_rng([seed, 101])
-    bank = texture_bank(seed=10_000 + seed, variants=3, size=96)
+    bank = texture_bank(seed=10_000 + seed, variants=3, size=128)
     scenes = []
     for name in THINGS:
         for i in range(per_name):
@@ -39,7 +39,7 @@ def zero_shot(clip: Clip, seed: int = 1, per_name: int = 3) -> list[dict]:
             sticker = random_stickers(rng, [name], (0.45, 1.0))
             scenes.append(Scene(DOMAINS[i % len(DOMAINS)], stuff, centres, sticker, int(rng.integers(2**31))))
     parts = [scenes[i : i + 64] for i in range(0, len(scenes), 64)]
-    side = min(clip.image_size, 96)
+    side = min(clip.image_size, 128)
     pictures = [to_uint8(picture) for part in parts for picture in paint(part, bank, side, side)[0]]
     images, things = _embed(clip, pictures), [s.things[0] for s in scenes]
     best = (images @ text_embeddings(clip, THINGS).T).argmax(1).tolist()
