@@ -82,10 +82,10 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     for name, value in KEEP_BUFFERS.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress")  # tqdm's, of widgets that no file can show
+    quiet = {"log_output": True, "progress_bar": False, "extra_arguments": ["--log-level=ERROR"]}
     try:
-        papermill.execute_notebook(
-            str(notebook), str(running), parameters, kernel_name="python3", log_output=True, progress_bar=False
-        )
+        papermill.execute_notebook(str(notebook), str(running), parameters, kernel_name="python3", **quiet)
     except PapermillExecutionError as error:
         os.replace(running, failed)
         where = f"{notebook} failed in cell {error.exec_count} (see {failed})"

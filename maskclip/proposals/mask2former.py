@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,9 @@ from maskclip.proposals.proposals import (
     network_size,
     resize_image,
 )
+
+# transformers doubts every backbone but Swin; the paper's is a ResNet, and the released weights give equal masks
+logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)
 
 
 def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2FormerForUniversalSegmentation:
