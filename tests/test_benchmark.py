@@ -11,6 +11,7 @@ from open_clip.model import CLIP
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskclip.benchmark import COLUMNS, ROWS, _Bench, _peak_gib, as_table, benchmark, main
+from maskclip.clip import load_clip
 from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
 MINI_CLIP = Path(__file__).parents[1] / "models" / "mini_clip"
@@ -117,7 +118,8 @@ def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
     frame = benchmark(MINI_CLIP, 3, rows=["clip", "simseg"], metrics=["tflops", "peak_gb"], name="mini")
     ((command, environment),) = seen
     assert command[1:3] == ["-m", "maskclip.benchmark"] and not any(key.startswith("MALLOC_") for key in environment)
-    assert set(frame.metric) == {"tflops", "peak_gb"} and set(frame.model) == {"mini"} and set(frame.resolution) == {64}
+    assert set(frame.metric) == {"tflops", "peak_gb"} and set(frame.model) == {"mini"}
+    assert set(frame.resolution) == {load_clip(MINI_CLIP).image_size}
     assert 0.1 < value(frame, "clip", "peak_gb", 0) < 1.5 < _peak_gib("cpu") and ballast.any()
     with pytest.raises(RuntimeError, match=r"peak memory failed.*no-such"):
         module._peaks_of_a_process(dict(model="no-such"), ["clip"])
