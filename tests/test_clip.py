@@ -155,7 +155,7 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_resumed_training_ends_like_an_undisturbed_one(folder, tmp_path, monkeypatch):
-    settings = ClipTraining(steps=3, batch=4, crops=2, checkpoint_every=2)
+    settings = ClipTraining(steps=3, batch=4, crops=2, checkpoint_every=2, image_size=64, crop_size=48)
     monkeypatch.setattr("maskclip.clip_training.texture_bank", lambda **_: _small_bank())
     monkeypatch.setattr("maskclip.clip_training.spread_texts", lambda *_: None)
     for name in ("straight", "resumed"):
@@ -195,7 +195,7 @@ def test_training_begins_with_the_given_weights(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("maskclip.clip_training.texture_bank", lambda **_: _small_bank())
     shutil.copytree(folder, tmp_path / "further")
     start = folder / "open_clip_model.safetensors"
-    train_clip(tmp_path / "further", tmp_path / "work", ClipTraining(steps=0), start=start)
+    train_clip(tmp_path / "further", tmp_path / "work", ClipTraining(steps=0, image_size=64), start=start)
     one, other = (load_clip(f).model.state_dict() for f in (folder, tmp_path / "further"))
     assert all(torch.equal(one[key].half(), other[key].half()) for key in one)
 
