@@ -374,7 +374,8 @@ def test_store_gives_back_what_the_source_gave(tmp_path):
     for index, image_id in enumerate(scenes.image_ids):
         logits = _logits(scenes[index].image)
         assert (store[image_id].mask_logits > 0).equal(logits > 0)
-        torch.testing.assert_close(store[image_id].mask_logits, logits, atol=0.126, rtol=0)
+        near = (store[image_id].mask_logits / 4).tanh(), (logits / 4).tanh()
+        torch.testing.assert_close(*near, atol=1 / 32 + 1e-6, rtol=0)
         torch.testing.assert_close(store[image_id].scores, torch.linspace(0, 1, len(logits)))
     store_proposals(source, scenes, path, key, progress=False)
     assert source.asked == 11  # computed once
