@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from resuming import whole_and_resumed
 
 from maskclip.data import open_dataset
-from maskclip.proposals import StoredProposals, load_source, store_proposals, train_proposals
+from maskclip.proposals import StoredProposals, load_source, store_proposals
 from maskclip.proposals.augmentation import StepExamples
 from maskclip.proposals.config import BackboneConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.proposals.detectron2 import detectron2_config, to_detectron2
@@ -43,23 +44,7 @@ def test_without_detectron2_the_way_to_it_is_told(monkeypatch):
 
 def test_trained_killed_resumed_stored_and_read_again(coco, tmp_path, monkeypatch):
     pytest.importorskip("detectron2", reason="detectron2 is not installed (environment.yml installs it)")
-    import maskclip.proposals.training as training
-
-    whole = train_proposals("mask_rcnn", coco, CONFIG, tmp_path / "whole", 1, device="cpu", progress=False)
-    real = training.learning_rate
-
-    def stop(step, config):
-        if step == 3:
-            raise KeyboardInterrupt
-        return real(step, config)
-
-    monkeypatch.setattr(training, "learning_rate", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train_proposals("mask_rcnn", coco, CONFIG, tmp_path / "cut", 1, device="cpu", progress=False)
-    monkeypatch.undo()
-    cut = train_proposals("mask_rcnn", coco, CONFIG, tmp_path / "cut", 1, device="cpu", progress=False)
-    for file in ("network.safetensors", "curves.csv"):
-        assert (whole / file).read_bytes() == (cut / file).read_bytes()
+    whole, _ = whole_and_resumed("mask_rcnn", coco, CONFIG, tmp_path, monkeypatch, step=3)
     record = json.loads((whole / "record.json").read_text())
     assert record["implementation"] == "detectron2" and record["classes"] == 1
 

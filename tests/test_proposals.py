@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resuming import whole_and_resumed
 from torch.nn import functional
 
 from maskclip.proposals import (
@@ -32,7 +33,6 @@ from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former,
 from maskclip.proposals.mask_rcnn import MaskRCNNSource, boxes_of_masks, build_mask_rcnn, mask_rcnn_loss, paste_masks
 from maskclip.proposals.quality import match_greedily
 from maskclip.proposals.store import dequantize, encode, quantize
-from maskclip.proposals.training import learning_rate
 
 BACKBONE = BackboneConfig(8, (8, 16, 16, 32), (1, 1, 1, 1), "basic", "group")
 TRAINING = TrainingConfig(
@@ -218,25 +218,7 @@ def test_examples_follow_from_seed_and_number_alone():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_killed_and_resumed_is_bit_equal(name, tmp_path, monkeypatch):
     scenes = ToyScenes()
-    train_proposals(name, scenes, NETWORKS[name], tmp_path / "whole", 1, device="cpu", progress=False)
-
-    import maskclip.proposals.training as training
-
-    def stop(step, config):
-        if step == 5:
-            raise KeyboardInterrupt
-        return learning_rate(step, config)
-
-    monkeypatch.setattr(training, "learning_rate", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train_proposals(name, scenes, NETWORKS[name], tmp_path / "cut", 1, device="cpu", progress=False)
-    monkeypatch.undo()
-    assert (tmp_path / "cut" / "checkpoint.pt").is_file()
-    assert not (tmp_path / "cut" / "record.json").exists()
-    train_proposals(name, scenes, NETWORKS[name], tmp_path / "cut", 1, device="cpu", progress=False)
-    for file in ("network.safetensors", "curves.csv"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
-    assert not (tmp_path / "cut" / "checkpoint.pt").exists()
+    whole_and_resumed(name, scenes, NETWORKS[name], tmp_path, monkeypatch, step=5)
     source = load_source(tmp_path / "cut")
     assert len(source([scenes[0].image])) == 1
     before = (tmp_path / "cut" / "network.safetensors").stat().st_mtime_ns
