@@ -70,9 +70,9 @@ def test_examples_arrive_as_detectron2_takes_them(coco):
     assert torch.equal(instances.gt_boxes.tensor, boxes_of_masks(instances.gt_masks.tensor))
     masks = instances.gt_masks.tensor
     assert masks.flatten(1).any(1).all() and (masks.sum(0) <= 1).all(), "segments do not overlap"
-    if example.image.shape[1:] == item["image"].shape[1:]:  # its size already: only the channels change
-        assert torch.equal(item["image"].flip(0).byte(), example.image.byte())
-        np.testing.assert_array_equal(masks.numpy(), example.masks.numpy().astype(bool))
+    assert example.image.shape == item["image"].shape, "its size already: only the channels change"
+    assert torch.equal(item["image"].flip(0).byte(), example.image.byte())
+    np.testing.assert_array_equal(masks.numpy(), example.masks.numpy().astype(bool))
 
 
 def test_class_agnostic_heads(coco):
