@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 class Clip:
     """A frozen CLIP in eval mode with what is needed to feed it.  `mean` and `std` are [3, 1, 1]."""
 
-    model: nn.Module
+    model: Any  # an open_clip CLIP; the parts of an nn.Module have no static types
     tokenizer: Callable[[list[str]], Tensor]
     image_size: int
     mean: Tensor

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -177,7 +178,7 @@ class Muon:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         for group, momentum in zip(self.groups, self.momenta, strict=True):
-            grad = torch.stack([p.grad for p in group])
+            grad = torch.stack([p.grad for p in group])  # type: ignore[misc]  # after backward, each has one
             momentum.lerp_(grad, 1 - self.momentum)
             update = grad.lerp(momentum, self.momentum)  # Nesterov
             rows, columns = update.shape[1:]
@@ -191,7 +192,7 @@ class Muon:
                 p.mul_(1 - lr * self.weight_decay).add_(direction, alpha=-lr * 0.2 * max(rows, columns) ** 0.5)
 
 
-def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
+def encode_text(model: Any, tokens: Tensor) -> Tensor:
     """open_clip's `encode_text`, normalized, without computing the padding to the right of the longest text."""
     length = int(tokens.argmax(1).max()) + 1
     tokens = tokens[:, :length]
@@ -200,7 +201,7 @@ def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
     return F.normalize(x[torch.arange(len(tokens)), tokens.argmax(1)] @ model.text_projection, dim=-1)
 
 
-def encode_crop(visual: nn.Module, pictures: Tensor, top: int, left: int) -> Tensor:
+def encode_crop(visual: Any, pictures: Tensor, top: int, left: int) -> Tensor:
     """open_clip's ViT on a small picture, placed at patch row `top` and column `left` of a whole one: [B, C].
 
     Crops cost less than whole pictures and teach the same names (as local crops do elsewhere).
@@ -215,7 +216,7 @@ def encode_crop(visual: nn.Module, pictures: Tensor, top: int, left: int) -> Ten
 
 
 def loss_of(
-    model: nn.Module, tokenizer: Callable, batches: Sequence[tuple[list[Scene], Tensor]], rng: np.random.Generator
+    model: Any, tokenizer: Callable, batches: Sequence[tuple[list[Scene], Tensor]], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Softmax over the whole vocabulary for every picture, and for some over captions whose wrong ones differ in a
     colour only.  `batches`: whole pictures, then crops.  Returns the loss and the share of single things whose name
@@ -294,7 +295,7 @@ def train_clip(
     if not (folder / "open_clip_config.json").exists():
         write_model_folder(folder, settings.image_size)
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    model = open_clip.model.CLIP(**config)
+    model: Any = open_clip.model.CLIP(**config)
     tokenizer = open_clip.SimpleTokenizer(
         str(folder / "merges.txt.gz"), context_length=config["text_cfg"]["context_length"]
     )
@@ -324,7 +325,7 @@ def train_clip(
     else:
         spread_texts(model, tokenizer, np.random.default_rng([settings.seed, 1300]))
         model.logit_scale.data.fill_(np.log(20))  # by itself it climbs too slowly
-    start, side, small = time.monotonic() - spent, settings.image_size, settings.crop_size
+    began, side, small = time.monotonic() - spent, settings.image_size, settings.crop_size
     recent: list[tuple[float, float]] = []
     for step in range(first, settings.steps):
         rng = np.random.default_rng([settings.seed, step])
@@ -347,7 +348,7 @@ def train_clip(
                     "loss": float(mean_loss),
                     "accuracy": float(mean_right),
                     "lr": lr,
-                    "seconds": time.monotonic() - start,
+                    "seconds": time.monotonic() - began,
                 }
             )
             recent = []
@@ -355,7 +356,7 @@ def train_clip(
                 progress(log[-1])
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             state = {"model": model.state_dict(), "adamw": adamw.state_dict(), "muon": muon.momenta, "log": log}
-            save_checkpoint(checkpoint, {**state, "step": step + 1, "seconds": time.monotonic() - start})
+            save_checkpoint(checkpoint, {**state, "step": step + 1, "seconds": time.monotonic() - began})
     save_weights(model, folder)
     return log
 

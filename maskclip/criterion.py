@@ -32,7 +32,7 @@ class Targets:
 def build_criterion(training: MaskClipTraining, num_classes: int) -> Mask2FormerLoss:
     """Mask2Former's criterion at the study's weights; class `num_classes` is "other", the no-object text."""
     config = Mask2FormerConfig(
-        num_labels=num_classes,
+        num_labels=num_classes,  # type: ignore[call-arg]  # every transformers config takes it
         no_object_weight=training.no_object_weight,
         train_num_points=training.points,
         class_weight=training.class_weight,
@@ -82,14 +82,14 @@ def losses_of_matched_masks(
     matched_valid = pad_sequence([torch.ones(len(keep), dtype=torch.bool) for keep in chosen], batch_first=True)
     embeddings, layers = encode(matched, matched_valid.to(valid.device))
     logits = classify(embeddings, text, training.temperature).float()
-    count = criterion.get_num_masks(targets.labels, device=mask_logits.device)
+    count = criterion.get_num_masks(targets.labels, device=mask_logits.device)  # type: ignore[arg-type]  # a list, really
 
     losses = {"loss_ce": training.class_weight * _class_loss(criterion, logits, matched_valid, targets, matches[-1])}
     losses["loss_dice"] = losses["loss_bce"] = logits.new_zeros(())
     for masks, match in zip(layers, matches):
         if not masks.requires_grad:  # masks that are not refined have nothing to learn (Table 8, w/o MR)
             continue
-        part = criterion.loss_masks(masks.float(), targets.masks, match, count)
+        part = criterion.loss_masks(masks.float(), targets.masks, match, count)  # type: ignore[arg-type]  # as above
         losses["loss_dice"] = losses["loss_dice"] + training.dice_weight * part["loss_dice"]
         losses["loss_bce"] = losses["loss_bce"] + training.mask_weight * part["loss_mask"]
     return losses
@@ -111,7 +111,7 @@ def _match(criterion: Mask2FormerLoss, masks: Tensor, logits: Tensor, valid: Ten
 
 def _class_loss(criterion: Mask2FormerLoss, logits: Tensor, valid: Tensor, targets: Targets, match: Indices) -> Tensor:
     """Cross entropy over [B, M, K + 1]; masks matched to nothing count as "other", padding counts not at all."""
-    wanted = torch.full(logits.shape[:2], criterion.num_labels)
+    wanted = torch.full(logits.shape[:2], int(criterion.empty_weight.numel()) - 1)
     for image, (masks, labels) in enumerate(match):
         wanted[image, masks] = targets.labels[image].cpu()[labels]
     wanted[~valid] = -100

@@ -56,7 +56,9 @@ class SemanticTask:
         self.iou = MeanIoU(len(dataset.categories))
 
     def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:
-        self.iou.update(masks.semantic(), self.dataset.read(image_id).semantic)
+        annotated = self.dataset.read(image_id).semantic
+        assert annotated is not None, f"{self.dataset.name} is not a semantic set"
+        self.iou.update(masks.semantic(), annotated)
 
     def compute(self) -> dict[str, float]:
         return {"mIoU": self.iou.compute()["mIoU"]}

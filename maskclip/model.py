@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class NamedMasks:
         """Class index of every pixel, [H, W]."""
         return merge.semantic_map(self.class_probs, self.mask_logits, self.size)
 
-    def panoptic(self, isthing: Sequence[bool], **thresholds: float) -> tuple[np.ndarray, list[dict]]:
+    def panoptic(self, isthing: Sequence[bool], **thresholds: Any) -> tuple[np.ndarray, list[dict]]:
         """Segment ids [H, W], 0 void, and one record per segment; see `merge.panoptic_map`."""
         return merge.panoptic_map(self.class_probs, self.mask_logits, self.size, isthing, **thresholds)
 

@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def parse_parameters(notebook: Path, given: list[tuple[str, str]]) -> dict[str, 
     return parameters
 
 
+def seconds_before(running: Path) -> float:
+    """How long a killed attempt had run, by the copy it left behind: a resumed stage costs the sum of its attempts."""
+    if not running.is_file():
+        return 0.0
+    try:
+        began = nbformat.read(running, as_version=4).metadata["papermill"]["start_time"]
+    except (KeyError, ValueError, OSError):  # cut off while it was written
+        return 0.0
+    return max(0.0, running.stat().st_mtime - datetime.fromisoformat(began).timestamp())
+
+
 def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[str, Any]) -> None:
     """Execute `notebook` into `executed`; note time and peak memory in runs/times/.
 
@@ -77,7 +89,7 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
     executed.parent.mkdir(parents=True, exist_ok=True)
     running, failed = executed.with_suffix(".running.ipynb"), executed.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
-    start = time.monotonic()
+    start = time.monotonic() - seconds_before(running)
     # the notebooks import the library from where they are run, installed or not
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     for name, value in KEEP_BUFFERS.items():

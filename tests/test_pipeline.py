@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -34,6 +36,18 @@ def test_a_notebook_runs_with_its_parameters(tmp_path: Path) -> None:
     assert (tmp_path / "out.txt").read_text() == "3 7"
     assert (tmp_path / "runs/3/b.ipynb").is_file() and not list(tmp_path.glob("runs/3/*running*"))
     assert (tmp_path / "runs/times/3-b.csv").read_text().startswith("stage,seconds,peak_gb\n3-b,")
+
+
+def test_a_resumed_stage_costs_what_the_killed_attempt_cost_too(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "a.ipynb", "seed = 0")
+    left_behind = nbformat.read(path, as_version=4)
+    left_behind.metadata["papermill"] = {"start_time": "2026-01-01T10:00:00+00:00"}
+    nbformat.write(left_behind, tmp_path / "b.running.ipynb")
+    killed = datetime.fromisoformat("2026-01-01T10:05:00+00:00").timestamp()
+    os.utime(tmp_path / "b.running.ipynb", (killed, killed))
+    assert run(tmp_path, "a.ipynb", "b.ipynb").returncode == 0
+    seconds = float((tmp_path / "runs/times/b.csv").read_text().split(",")[-2])
+    assert 300 < seconds < 420
 
 
 def test_a_failing_cell_is_readable_and_its_copy_kept(tmp_path: Path) -> None:

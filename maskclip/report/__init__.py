@@ -123,5 +123,5 @@ def _write_for_dvc(results: Results, tables: dict[int, Table], judgements: list[
         _write_csv(out / "plots" / "training_loss.csv", loss[order].reset_index())
     if not results.proposal_quality.empty:
         keys = ["source", "dataset", "group", "metric"]
-        quality = results.proposal_quality.groupby(keys, sort=False, as_index=False).value.mean()
+        quality = results.proposal_quality.groupby(keys, sort=False).value.mean().reset_index()
         _write_csv(out / "plots" / "proposal_quality.csv", quality)

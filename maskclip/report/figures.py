@@ -298,9 +298,9 @@ def seed_spread(results: Results) -> Figure | None:
         frame = pd.DataFrame({row: study_values(results, table, row, column) for row in _FOUR})
         frame = frame.dropna(axis=1, how="all")
         axes.plot(range(frame.shape[1]), frame.to_numpy().T, color=MUTED, linewidth=1.2, alpha=0.7, zorder=2)
-        for x, row in enumerate(frame):
+        for x, row in enumerate(map(str, frame)):
             axes.scatter([x] * len(frame), frame[row], s=70, color=PALETTE[row], edgecolor="white", zorder=3)
-        axes.set_xticks(range(frame.shape[1]), [row.replace("MaskCLIP ", "MaskCLIP\n") for row in frame])
+        axes.set_xticks(range(frame.shape[1]), [row.replace("MaskCLIP ", "MaskCLIP\n") for row in map(str, frame)])
         axes.set_title(name)
         axes.margins(x=0.08, y=0.12)
         same += len(frame.rank(axis=1).drop_duplicates()) == 1

@@ -18,9 +18,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import contourpy
 import numpy as np
@@ -185,7 +186,7 @@ def _dump(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n")
 
 
-def _save(path: Path, array: np.ndarray, **options: int) -> None:
+def _save(path: Path, array: np.ndarray, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
 
@@ -271,7 +272,7 @@ class _Instances:
 
 def _indices(scene: Annotated, names: Sequence[str], kind: type, void: int) -> np.ndarray:
     """Semantic map of class indices."""
-    out = np.full(scene.image.shape[:2], void, kind)
+    out: np.ndarray = np.full(scene.image.shape[:2], void, kind)
     for name, mask in zip(scene.names, scene.masks, strict=True):
         if name in names:
             out[mask] = names.index(name)
@@ -303,7 +304,7 @@ def _write_coco(out: Path, seed: int, bank: torch.Tensor, train: int, val: int) 
     _dump(out / "annotations" / "split.json", {"base": v.base, "target": v.target})
 
 
-def _ade_scenes(seed: int, bank: torch.Tensor, count: int):
+def _ade_scenes(seed: int, bank: torch.Tensor, count: int) -> Iterator[tuple[str, Annotated, np.random.Generator]]:
     """The same pictures for the short and the long vocabulary."""
     v = vocabularies()
     rest = [n for n in THINGS if n not in v.a150]
@@ -381,7 +382,7 @@ def _write_lvis(out: Path, seed: int, bank: torch.Tensor, count: int) -> None:
         instances.add(entry, scene, frozenset(skip))
     for category in instances.categories:
         marked = [a for a in instances.annotations if a["category_id"] == category["id"]]
-        name = category["name"]
+        name = str(category["name"])
         category |= {"frequency": frequency[name], "synonyms": [name], "synset": f"{name.replace(' ', '_')}.n.01"}
         category |= {"def": "a pictograph", "instance_count": len(marked)}
         category |= {"image_count": len({a["image_id"] for a in marked})}

@@ -59,14 +59,14 @@ circled plus ⊕, circled times ⊗, empty set ∅
 
 
 def _parse(table: str) -> list[tuple[str, str]]:
-    entries = [entry.strip() for entry in table.replace("\n", " ").split(",")]
-    return [(name, glyphs) for name, _, glyphs in (entry.rpartition(" ") for entry in entries)]
+    entries = [entry.strip().rpartition(" ") for entry in table.replace("\n", " ").split(",")]
+    return [(name, glyphs) for name, _, glyphs in entries]
 
 
 PAIRS: tuple[str, ...] = tuple(name for name, _ in _parse(_PAIRS))
 GLYPHS: dict[str, str] = dict(_parse(_SINGLES))
-for _name, _both in _parse(_PAIRS):
-    GLYPHS[f"filled {_name}"], GLYPHS[f"outlined {_name}"] = _both
+for _name, (_filled, _outlined) in ((name, tuple(both)) for name, both in _parse(_PAIRS)):
+    GLYPHS[f"filled {_name}"], GLYPHS[f"outlined {_name}"] = _filled, _outlined
 THINGS: tuple[str, ...] = tuple(sorted(GLYPHS))
 
 

@@ -222,7 +222,7 @@ def paint(
         layer_of = np.concatenate([np.arange(len(s.things)) for s in scenes]).astype(int)
         options = [sprites().variants[t.name] for t in things]
         rows = np.array([o[int(t.variant * len(o))] for t, o in zip(things, options, strict=True)])
-        colours = torch.from_numpy(_inks(things, [scenes[b].domain for b in scene_of], sprites().solid[rows]))[
+        colours = torch.from_numpy(_inks(things, [scenes[int(b)].domain for b in scene_of], sprites().solid[rows]))[
             ..., None, None
         ]
         cover = _coverage(things, rows, height, width)

@@ -46,17 +46,19 @@ def _cells(rng: np.random.Generator, size: int, step: float) -> tuple[np.ndarray
     return np.take_along_axis(near, far.argmin(0)[None], 0)[0], (order[1] - order[0]) / 2
 
 
-def grass(rng, size, s):
+def grass(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     return _mix((0.16, 0.42, 0.12), (0.45, 0.72, 0.22), 0.5 + 0.28 * _noise(rng, size, s, (2.2, 0.5)))
 
 
-def water(rng, size, s):
+def water(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     y, _ = _grid(size)
     wave = np.sin(2 * np.pi * (y / (9 * s) + 0.35 * _noise(rng, size, 6 * s, (0.6, 2.0))))
     return _mix((0.08, 0.35, 0.62), (0.45, 0.75, 0.88), np.clip(0.35 + 0.4 * wave, 0, 1) ** 1.5)
 
 
-def _masonry(rng, size, height, width, gap, offset=0.5):
+def _masonry(
+    rng: np.random.Generator, size: int, height: float, width: float, gap: float, offset: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
     """Brick layout: per-pixel random tone of its brick, and whether it is mortar."""
     y, x = _grid(size)
     y, x = y + rng.uniform(0, height), x + rng.uniform(0, width)
@@ -67,42 +69,42 @@ def _masonry(rng, size, height, width, gap, offset=0.5):
     return tone, (y % height < gap) | ((across % 1) * width < gap)
 
 
-def brick_wall(rng, size, s):
+def brick_wall(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     tone, mortar = _masonry(rng, size, 10 * s, 22 * s, max(1.5, 1.8 * s))
     return np.where(
         mortar[..., None], (0.82, 0.78, 0.72), _shade((0.68, 0.27, 0.20), 0.12 * tone + 0.05 * _noise(rng, size, 0.7))
     )
 
 
-def sand(rng, size, s):
+def sand(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     return _shade((0.88, 0.76, 0.52), 0.05 * _noise(rng, size, 0.6) + 0.06 * _noise(rng, size, 7 * s, (0.5, 2.5)))
 
 
-def sky(rng, size, s):
+def sky(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     y, _ = _grid(size)
     cloud = np.clip(0.7 * _noise(rng, size, 11 * s, (0.6, 1.6)) - 0.1, 0, 1)
     base = _mix((0.30, 0.58, 0.92), (0.66, 0.84, 0.98), np.clip(y / size, 0, 1))
     return base * (1 - cloud[..., None]) + cloud[..., None] * np.array([0.98, 0.98, 1.0])
 
 
-def wooden_floor(rng, size, s):
+def wooden_floor(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     tone, gap = _masonry(rng, size, 14 * s, 60 * s, max(1.0, 1.2 * s), 0.37)
     grain = _noise(rng, size, 1.2 * s, (0.6, 8))
     return _shade((0.70, 0.47, 0.27), 0.10 * tone + 0.07 * grain - 0.45 * gap)
 
 
-def cobblestones(rng, size, s):
+def cobblestones(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     cell, edge = _cells(rng, size, 14 * s)
     tone = rng.standard_normal(cell.max() + 1)[cell]
     return _shade((0.56, 0.55, 0.55), 0.12 * tone + np.clip(edge / (4 * s), 0, 1) * 0.45 - 0.40)
 
 
-def snow(rng, size, s):
+def snow(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     glitter = rng.random((size, size)) > 0.985
     return _shade((0.90, 0.93, 0.97), 0.03 * _noise(rng, size, 9 * s) - 0.18 * glitter)
 
 
-def roof_tiles(rng, size, s):
+def roof_tiles(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     y, x = _grid(size)
     height, width = 12 * s, 14 * s
     y, x = y + rng.uniform(0, height), x + rng.uniform(0, width)
@@ -112,43 +114,43 @@ def roof_tiles(rng, size, s):
     return _shade((0.78, 0.40, 0.25), np.where(np.abs(arc) < 0.13, -0.55, np.where(arc > 0, -0.22, 0.12 - 0.2 * v)))
 
 
-def tiled_floor(rng, size, s):
+def tiled_floor(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     y, x = _grid(size)
     step = 13 * s
     dark = (np.floor((y + rng.uniform(0, step)) / step) + np.floor((x + rng.uniform(0, step)) / step)) % 2
     return _mix((0.93, 0.92, 0.88), (0.36, 0.45, 0.52), dark) * (1 + 0.02 * _noise(rng, size, 1)[..., None])
 
 
-def foliage(rng, size, s):
+def foliage(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     cell, edge = _cells(rng, size, 8 * s)
     tone = rng.standard_normal(cell.max() + 1)[cell]
     return _shade((0.13, 0.38, 0.17), 0.38 * tone + np.clip(edge / (2.5 * s), 0, 1) * 0.6 - 0.2)
 
 
-def lava(rng, size, s):
+def lava(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     _, edge = _cells(rng, size, 18 * s)
     glow = np.exp(-np.clip(edge + 1.2 * _noise(rng, size, 2 * s), 0, None) / (2.2 * s))
     return _mix((0.20, 0.07, 0.06), (1.0, 0.62, 0.10), glow)
 
 
-def straw(rng, size, s):
+def straw(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     strands = _noise(rng, size, 0.8 * s, (5, 0.6)) + _noise(rng, size, 0.8 * s, (0.6, 5))
     return _mix((0.62, 0.46, 0.14), (0.97, 0.86, 0.45), np.clip(0.5 + 0.28 * strands, 0, 1))
 
 
-def gravel(rng, size, s):
+def gravel(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     cell, edge = _cells(rng, size, 6 * s)
     palette = rng.uniform(0.45, 0.95, cell.max() + 1)[cell]
     return _shade((0.72, 0.69, 0.64), palette - 0.75 - 0.35 * (edge < 0.9))
 
 
-def striped_curtain(rng, size, s):
+def striped_curtain(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     _, x = _grid(size)
     phase = 2 * np.pi * (x / (12 * s) + 0.15 * _noise(rng, size, 12 * s, (3, 0.6)))
     return _mix((0.50, 0.12, 0.35), (0.93, 0.62, 0.72), 0.5 + 0.5 * np.sin(phase))
 
 
-def dotted_wallpaper(rng, size, s):
+def dotted_wallpaper(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     y, x = _grid(size)
     step = 12 * s
     y, x = y + rng.uniform(0, step), x + rng.uniform(0, step)
@@ -156,12 +158,12 @@ def dotted_wallpaper(rng, size, s):
     return _mix((0.95, 0.90, 0.78), (0.20, 0.55, 0.55), np.clip(0.30 * step - np.hypot(u, v) + 0.5, 0, 1))
 
 
-def marble(rng, size, s):
+def marble(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     vein = np.abs(_noise(rng, size, 9 * s) + 0.35 * _noise(rng, size, 3 * s))
     return _mix((0.62, 0.64, 0.70), (0.95, 0.94, 0.93), np.clip(vein * 2.2, 0, 1))
 
 
-def wire_fence(rng, size, s):
+def wire_fence(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     y, x = _grid(size)
     step = 12 * s
     a, b = (x + y + rng.uniform(0, step)) % step, (x - y + rng.uniform(0, step)) % step
