@@ -41,16 +41,20 @@ class ClipTraining:
     in the end: the defaults are of that last run (models/mini_clip/README.md has the others).
     """
 
-    seed: int = 2
-    steps: int = 1000
-    batch: int = 12  # whole pictures a step: single stickers, scenes, stuff alone
-    crops: int = 24  # smaller pictures a step, one sticker each
+    seed: int = 5
+    steps: int = 700
+    batch: int = 18  # whole pictures a step: single stickers, scenes, stuff alone
+    crops: int = 4  # smaller pictures a step, one sticker each
     lr: float = 1e-3  # of Muon (block matrices); AdamW (all else) takes a quarter of it
     warmup: int = 50
-    decay: int = 950
+    decay: int = 650
     weight_decay: float = 0.02
     image_size: int = 128
     crop_size: int = 64
+    most_things: int = 9  # in a scene
+    # of a caption's weight, where there are things; the rest is the stuff's. With less, small things in full scenes
+    # go by their background's name; with more, stuff is forgotten
+    things_share: float = 0.8
     checkpoint_every: int = 50
 
 
@@ -120,7 +124,7 @@ def spoken(name: str, rng: np.random.Generator) -> str:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def training_scenes(rng: np.random.Generator, count: int, most: int = 6) -> list[Scene]:
+def training_scenes(rng: np.random.Generator, count: int, most: int = 9) -> list[Scene]:
     """A third single stickers, the rest scenes of 2 to `most`, a few of stuff alone, in all styles."""
     scenes = []
     for i in range(count):
@@ -147,14 +151,14 @@ def crop_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
     return scenes
 
 
-def targets_of(scenes: Sequence[Scene]) -> Tensor:
-    """[B, things + stuff]: equal weight on the things present (three quarters in all), and on the stuff (the rest)."""
+def targets_of(scenes: Sequence[Scene], things_share: float = 0.8) -> Tensor:
+    """[B, things + stuff]: equal weight on the things present, `things_share` in all, and on the stuff the rest."""
     out = torch.zeros(len(scenes), len(THINGS) + len(STUFF))
     for row, scene in zip(out, scenes, strict=True):
         for t in scene.things:
-            row[_INDEX[t.name]] += 0.75 / len(scene.things)
+            row[_INDEX[t.name]] += things_share / len(scene.things)
         for name in scene.stuff:
-            row[_INDEX[name]] += (0.25 if scene.things else 1.0) / len(scene.stuff)
+            row[_INDEX[name]] += (1 - things_share if scene.things else 1.0) / len(scene.stuff)
     return out
 
 
@@ -216,7 +220,11 @@ def encode_crop(visual: Any, pictures: Tensor, top: int, left: int) -> Tensor:
 
 
 def loss_of(
-    model: Any, tokenizer: Callable, batches: Sequence[tuple[list[Scene], Tensor]], rng: np.random.Generator
+    model: Any,
+    tokenizer: Callable,
+    batches: Sequence[tuple[list[Scene], Tensor]],
+    rng: np.random.Generator,
+    things_share: float = 0.8,
 ) -> tuple[Tensor, Tensor]:
     """Softmax over the whole vocabulary for every picture, and for some over captions whose wrong ones differ in a
     colour only.  `batches`: whole pictures, then crops.  Returns the loss and the share of single things whose name
@@ -226,7 +234,7 @@ def loss_of(
     top, left = (int(v) for v in rng.integers(0, [g - small.shape[2] // 8 + 1 for g in model.visual.grid_size]))
     image = F.normalize(torch.cat([whole, encode_crop(model.visual, (small - 0.5) / 0.25, top, left)]), dim=-1)
     scale = model.logit_scale.exp().clamp(max=60)
-    targets = targets_of([*scenes, *crops])
+    targets = targets_of([*scenes, *crops], things_share)
     logits = scale * image @ encode_text(model, tokenizer([spoken(n, rng) for n in (*THINGS, *STUFF)])).T
     names_loss = -(targets * logits.log_softmax(1)).sum(1).mean()
     with torch.no_grad():
@@ -329,9 +337,9 @@ def train_clip(
     recent: list[tuple[float, float]] = []
     for step in range(first, settings.steps):
         rng = np.random.default_rng([settings.seed, step])
-        scenes, crops = training_scenes(rng, settings.batch), crop_scenes(rng, settings.crops)
+        scenes, crops = training_scenes(rng, settings.batch, settings.most_things), crop_scenes(rng, settings.crops)
         batches = [(scenes, paint(scenes, bank, side, side)[0]), (crops, paint(crops, bank, small, small)[0])]
-        loss, right = loss_of(model, tokenizer, batches, rng)
+        loss, right = loss_of(model, tokenizer, batches, rng, settings.things_share)
         model.zero_grad()
         loss.backward()
         lr = learning_rate(step, settings)

@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from resuming import whole_and_resumed
 from torch.nn import functional
 
+from maskclip.data import read_image
 from maskclip.proposals import (
     ProposalQuality,
     Proposals,
@@ -142,6 +144,25 @@ def test_any_sizes_and_each_image_alone(name):
 def test_what_is_no_rgb_image_is_refused(name, image):
     with pytest.raises(ValueError, match="uint8 RGB"):
         sources()[name]([image])
+
+
+def test_odd_picture_files_give_the_proposals_of_their_plain_twins(tmp_path):
+    source = sources()["mask2former"]
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    grey = rgb[..., 0]
+    turned = Image.Exif()
+    turned[0x0112] = 6  # shown after a quarter turn clockwise
+    odd = {
+        "grey16.png": (Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, 2), {}),
+        "cmyk.tif": (Image.fromarray(rgb).convert("CMYK"), rgb, {}),
+        "turned.png": (Image.fromarray(rgb), np.rot90(rgb, -1), {"exif": turned}),
+        "one.png": (Image.fromarray(rgb[:1, :1]), rgb[:1, :1], {}),
+    }
+    for name, (picture, plain, options) in odd.items():
+        picture.save(tmp_path / name, **options)
+        (found,) = source([read_image(tmp_path / name)])
+        (wanted,) = source([np.ascontiguousarray(plain)])
+        torch.testing.assert_close(found.mask_logits, wanted.mask_logits, atol=1e-4, rtol=1e-4)
 
 
 def test_no_proposals_is_an_answer():
