@@ -1,8 +1,8 @@
 """The miniature's stand-in for ImageNet weights: a ResNet trained on labelled pictures of every drawing style.
 
 The paper's proposal networks begin with a backbone that ImageNet's labelled photographs have taught. The miniature's
-Mask R-CNN begins with one that learned, inside a Mask2Former *with* class labels, from pictures drawn for this alone: no picture of
-the study's data sets is among them, and no thing or stuff that the study's training set does not name.
+Mask R-CNN begins with one that learned, inside a Mask2Former *with* class labels, from pictures drawn for this alone:
+no picture of the study's data sets is among them, and no thing or stuff that the study's training set does not name.
 """
 
 from __future__ import annotations
