@@ -133,8 +133,11 @@ def main() -> None:
             raise ValueError(f"there is no notebook {arguments.notebook}")
         parameters = parse_parameters(arguments.notebook, arguments.parameter)
         run_notebook(arguments.notebook, arguments.executed, parameters)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a full disk, a folder that may not be written
+        place = error.filename or arguments.executed.parent
+        sys.exit(f"error: {place}: {error.strerror}; make room there, or allow writing, and run again: it goes on")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,14 @@ def test_a_missing_notebook_is_one_sentence(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "error: there is no notebook no.ipynb\n")
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    notebook(tmp_path / "a.ipynb", "seed = 0")
+    (tmp_path / "file").touch()
+    done = run(tmp_path, "a.ipynb", "file/b.ipynb")
+    assert done.returncode == 1 and done.stderr.startswith("error: file: ") and "run again" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_the_studys_notebooks_are_clean_and_parameterized(path: Path) -> None:
     assert declared_parameters(path)
