@@ -334,6 +334,15 @@ def test_quantization_keeps_the_mask_and_is_near(values):
     assert (np.abs(np.tanh(back / 4) - np.tanh(logits / 4)) <= 1 / 32 + 1e-6).all()
 
 
+def test_the_least_positive_logit_stays_positive():
+    torch.set_flush_denormal(True)  # as training does, for the whole process
+    try:
+        least = np.array([np.finfo(np.float32).tiny], dtype=np.float32)
+        assert dequantize(quantize(least)) > 0 > dequantize(quantize(-least))
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_a_photographs_hundred_masks_take_under_200_kilobytes():
     """2,000 images of 100 masks then take under 400 MB; masks as a network at a short side of 800 gives them."""
     rng, (height, width) = np.random.default_rng(0), (200, 300)

@@ -34,7 +34,8 @@ LEVELS = 16  # on either side of 0
 
 def quantize(logits: np.ndarray) -> np.ndarray:
     """Logits to int8: level n, from -15 to 16, stands for 4 atanh((n - 1/2) / 16), so positive stays positive."""
-    return np.ceil(LEVELS * np.tanh(logits / 4)).clip(1 - LEVELS, LEVELS).astype(np.int8)
+    levels = np.ceil(LEVELS * np.tanh(logits / 4)).clip(1 - LEVELS, LEVELS)
+    return np.where(logits > 0, np.maximum(levels, 1), levels).astype(np.int8)  # a quarter of next to nothing may be 0
 
 
 def dequantize(levels: np.ndarray) -> np.ndarray:
