@@ -73,10 +73,10 @@ def seconds_before(running: Path) -> float:
     if not running.is_file():
         return 0.0
     try:
-        began = nbformat.read(running, as_version=4).metadata["papermill"]["start_time"]
-    except (KeyError, ValueError, OSError):  # cut off while it was written
+        began = datetime.fromisoformat(nbformat.read(running, as_version=4).metadata["papermill"]["start_time"])
+    except (KeyError, ValueError, TypeError, OSError):  # cut off while it was written, or before its clock was set
         return 0.0
-    return max(0.0, running.stat().st_mtime - datetime.fromisoformat(began).timestamp())
+    return max(0.0, running.stat().st_mtime - began.timestamp())
 
 
 def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[str, Any]) -> None:
@@ -137,7 +137,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full disk, a folder that may not be written
         place = error.filename or arguments.executed.parent
-        sys.exit(f"error: {place}: {error.strerror}; make room there, or allow writing, and run again: it goes on")
+        sys.exit(
+            f"error: {place}: {error.strerror or error}; make room there, or allow writing, and run again: it goes on"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from maskclip.pipeline import declared_parameters, parse_parameters
+from maskclip.pipeline import declared_parameters, parse_parameters, seconds_before
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,6 +48,18 @@ def test_a_resumed_stage_costs_what_the_killed_attempt_cost_too(tmp_path: Path) 
     assert run(tmp_path, "a.ipynb", "b.ipynb").returncode == 0
     seconds = float((tmp_path / "runs/times/b.csv").read_text().split(",")[-2])
     assert 300 < seconds < 420
+
+
+@pytest.mark.parametrize("content", ["", '{"cells": [', None])
+def test_an_attempt_killed_before_its_clock_was_set_costs_nothing(tmp_path: Path, content: str | None) -> None:
+    running = notebook(tmp_path / "b.running.ipynb", "seed = 0")
+    if content is None:
+        left_behind = nbformat.read(running, as_version=4)
+        left_behind.metadata["papermill"] = {"start_time": None}
+        nbformat.write(left_behind, running)
+    else:
+        running.write_text(content)
+    assert seconds_before(running) == 0
 
 
 def test_a_failing_cell_is_readable_and_its_copy_kept(tmp_path: Path) -> None:
