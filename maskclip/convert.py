@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray  # type: ignore[import-not-found]  # where pickles of arrays point
+from numpy._core import multiarray
 from safetensors.torch import save_file
 from torch import Tensor
 
