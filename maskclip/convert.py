@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray
+from numpy._core import multiarray  # where pickles of arrays point
 from safetensors.torch import save_file
 from torch import Tensor
 
