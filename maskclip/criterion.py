@@ -7,10 +7,12 @@ contribute a gradient. They are found first, without a graph, and the graph is b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Mask2FormerConfig
@@ -40,6 +42,16 @@ def build_criterion(training: MaskClipTraining, num_classes: int) -> Mask2Former
         mask_weight=training.mask_weight,
     )
     return Mask2FormerLoss(config, {})
+
+
+def masks_per_process(labels: Sequence[Tensor], device: torch.device) -> Tensor:
+    """How many segments a process has on average, at least 1: what the mask losses are divided by.
+
+    In place of transformers' `get_num_masks`, which divides a mean over the processes by their number once more, and
+    so weighs masks against classes by that number too much.
+    """
+    count = torch.tensor(float(sum(len(one) for one in labels)), device=device)
+    return (reduce(count, "mean") if PartialState().num_processes > 1 else count).clamp(min=1)
 
 
 def classify(embeddings: Tensor, text: Tensor, temperature: float) -> Tensor:
@@ -82,7 +94,7 @@ def losses_of_matched_masks(
     matched_valid = pad_sequence([torch.ones(len(keep), dtype=torch.bool) for keep in chosen], batch_first=True)
     embeddings, layers = encode(matched, matched_valid.to(valid.device))
     logits = classify(embeddings, text, training.temperature).float()
-    count = criterion.get_num_masks(targets.labels, device=mask_logits.device)  # type: ignore[arg-type]  # a list, really
+    count = masks_per_process(targets.labels, mask_logits.device)
 
     losses = {"loss_ce": training.class_weight * _class_loss(criterion, logits, matched_valid, targets, matches[-1])}
     losses["loss_dice"] = losses["loss_bce"] = logits.new_zeros(())

@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import notebook_launcher
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from maskclip.checkpoint import write_atomically
 from maskclip.clip import Clip, load_clip
@@ -255,11 +256,21 @@ def _train_proposals(seed: int, name: str, network: str, training_set: str, clas
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:
-    """Call `function(*arguments)` here, or from a notebook in several processes, one per GPU.
+    """Call `function(*arguments)` here, or in several fresh processes (as `torchrun` does), one per GPU, or on the CPU.
 
-    The function builds its models itself: processes cannot inherit a GPU that the notebook has touched.
+    Raises:
+        RuntimeError: a process failed; the sentence is the first one's own.
     """
     if processes == 1:
         function(*arguments)
-    else:
-        notebook_launcher(function, arguments, num_processes=processes)
+        return
+    config = LaunchConfig(
+        1, 1, processes, run_id="maskclip", rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="spawn",
+        max_restarts=0, monitor_interval=1,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, function)(*arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        raise RuntimeError(f"process {rank} of {processes}: {message}") from None

@@ -219,8 +219,9 @@ def train_maskclip(
     )
     steps = range(len(curve), training.steps)
     bar = tqdm(
-        zip(steps, loader), total=training.steps, initial=len(curve), desc="MaskCLIP", unit="step", mininterval=5
-    )
+        zip(steps, loader), total=training.steps, initial=len(curve), desc="MaskCLIP", unit="step", mininterval=5,
+        disable=not accelerator.is_main_process,
+    )  # fmt: skip
     for step, collated in bar:
         torch.manual_seed(seed * 1_000_003 + step)  # the sampled points of this step, resumed or not
         batch = _to_batch(collated, clip.image_size, device)
@@ -239,7 +240,8 @@ def train_maskclip(
         accelerator.clip_grad_norm_(parameters, training.gradient_norm)
         optimizer.step()
         scheduler.step()
-        row = {"step": step, "loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
+        shown = accelerator.reduce({"loss": loss.detach(), **{k: v.detach() for k, v in losses.items()}}, "mean")
+        row = {"step": step, **{name: value.item() for name, value in shown.items()}}
         curve.append(row)
         bar.set_postfix(loss=f"{row['loss']:.2f}", refresh=False)
         if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:

@@ -1,8 +1,6 @@
-"""The ResNet under both proposal networks: its normalization, its pretrained weights."""
+"""The ResNet under both proposal networks and its normalization."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -41,31 +39,3 @@ def set_normalization(module: nn.Module, kind: str, channels_per_group: int = 8)
                 else:
                     new = FrozenBatchNorm2d(channels, eps=child.eps)
                 setattr(parent, name, new)
-
-
-def load_backbone_weights(module: nn.Module, weights: str | None) -> None:
-    """Fill a backbone from a safetensors file or a hub name; None leaves it as it is.
-
-    Raises:
-        FileNotFoundError: neither a file nor reachable on the hub.
-        ValueError: the file's tensors are not this backbone's; the sentence names some.
-    """
-    if weights is None:
-        return
-    if Path(weights).is_file():
-        from safetensors.torch import load_file
-
-        state = load_file(weights)
-    else:
-        from transformers import AutoBackbone
-
-        try:
-            state = AutoBackbone.from_pretrained(weights, out_indices=[1, 2, 3, 4]).state_dict()
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise FileNotFoundError(f"no backbone weights at {weights}, as a file or on the hub ({reason})") from None
-    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    result = module.load_state_dict(state, strict=False)
-    wrong = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")] + result.unexpected_keys
-    if wrong:
-        raise ValueError(f"{weights} does not fit the backbone: {len(wrong)} keys differ, such as {wrong[:3]}")

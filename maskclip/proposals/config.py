@@ -67,7 +67,12 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Mask2FormerConfig:
-    """Mask2Former; the defaults are its ResNet-50 model's own, which the paper uses."""
+    """Mask2Former; the defaults are its ResNet-50 model's own, which the paper uses.
+
+    Attributes:
+        start: a trained network to begin with, class-aware or not, whose class head is ignored: a safetensors file, or
+            a model of Hugging Face transformers by local folder or hub name. None begins with fresh weights.
+    """
 
     backbone: BackboneConfig = BackboneConfig()
     training: TrainingConfig = TrainingConfig()
@@ -79,6 +84,7 @@ class Mask2FormerConfig:
     encoder_feedforward_dim: int = at_least(1, 1024)
     heads: int = at_least(1, 8)
     points: int = at_least(1, 12544)
+    start: str | None = None
     no_object_weight: float = at_least(0, 0.1)
     class_weight: float = at_least(0, 2.0)
     mask_weight: float = at_least(0, 5.0)

@@ -12,7 +12,8 @@ from torch.nn import functional
 from transformers import Mask2FormerConfig as NetworkConfig
 from transformers import Mask2FormerForUniversalSegmentation
 
-from maskclip.proposals.backbone import load_backbone_weights, resnet_config, set_normalization
+from maskclip.criterion import masks_per_process
+from maskclip.proposals.backbone import resnet_config, set_normalization
 from maskclip.proposals.config import Mask2FormerConfig
 from maskclip.proposals.proposals import (
     PIXEL_MEAN,
@@ -23,6 +24,7 @@ from maskclip.proposals.proposals import (
     network_size,
     resize_image,
 )
+from maskclip.proposals.weights import load_backbone_weights, load_start
 
 # transformers doubts every backbone but Swin; the paper's is a ResNet, and the released weights give equal masks
 logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)
@@ -55,8 +57,11 @@ def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2Forme
         num_labels=classes,  # type: ignore[call-arg]  # every transformers config takes it
     )
     model = Mask2FormerForUniversalSegmentation(network)
+    model.criterion.get_num_masks = masks_per_process  # type: ignore[method-assign, assignment]
     set_normalization(model.model.pixel_level_module.encoder, backbone.normalization)
     load_backbone_weights(model.model.pixel_level_module.encoder, backbone.weights)
+    if config.start is not None:
+        load_start(model, config.start)
     return model
 
 

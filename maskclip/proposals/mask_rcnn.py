@@ -18,7 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from transformers import ResNetBackbone
 
-from maskclip.proposals.backbone import load_backbone_weights, resnet_config, set_normalization
+from maskclip.proposals.backbone import resnet_config, set_normalization
 from maskclip.proposals.config import MaskRCNNConfig
 from maskclip.proposals.proposals import (
     PIXEL_MEAN,
@@ -29,6 +29,7 @@ from maskclip.proposals.proposals import (
     network_size,
     resize_image,
 )
+from maskclip.proposals.weights import load_backbone_weights
 
 
 class ResNetPyramid(nn.Module):

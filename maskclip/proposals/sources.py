@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import nn
 
 from maskclip.config import from_mapping
 from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig
@@ -18,6 +16,7 @@ from maskclip.proposals.mask2former import Mask2FormerSource
 from maskclip.proposals.mask_rcnn import MaskRCNNSource
 from maskclip.proposals.proposals import ProposalSource
 from maskclip.proposals.training import build_network
+from maskclip.proposals.weights import fill, pretrained_mask2former, read_weights
 
 
 def load_source(path: str | Path, device: str | torch.device = "cpu") -> ProposalSource:
@@ -31,7 +30,8 @@ def load_source(path: str | Path, device: str | torch.device = "cpu") -> Proposa
     """
     path = Path(path)
     if not path.is_file() and not (path / "record.json").is_file():
-        return _pretrained(str(path), device)
+        pretrained: Any = pretrained_mask2former(str(path))
+        return Mask2FormerSource(pretrained.to(device))
     weights = path if path.is_file() else path / "network.safetensors"
     record = read_record(path)
     config_type = {"mask2former": Mask2FormerConfig, "mask_rcnn": MaskRCNNConfig}.get(record.get("network", ""))
@@ -39,9 +39,12 @@ def load_source(path: str | Path, device: str | torch.device = "cpu") -> Proposa
         raise ValueError(f"{path} is of the network {record.get('network')!r}, which is not known here")
     given = record["config"]
     given["backbone"]["weights"] = None  # all weights are in the file
+    given.pop("start", None)
     config: Any = from_mapping(config_type, given, f"the record of {path}")
     model: Any = build_network(config, max(1, record["classes"]))
-    load_weights(model, weights)
+    # a released encoder in the same file is passed over
+    state = {k: v for k, v in read_weights(weights).items() if not k.startswith("maskclip.visual.")}
+    fill(model, state, weights)
     model = model.to(device)
     if config_type is Mask2FormerConfig:
         return Mask2FormerSource(model, config.short_side, config.long_side, class_head=record["classes"] > 0)
@@ -65,36 +68,3 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has no record of what it is; convert released weights with maskclip.convert"
         ) from None
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill `model` from a safetensors file, every key in its place; a released encoder in the same file is passed over.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is cut off, or is of another architecture; the sentence names some keys.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}; train the network or correct the path")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); train or fetch it again") from None
-    state = {key: value for key, value in state.items() if not key.startswith("maskclip.visual.")}
-    own = model.state_dict()
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    wrong += [key for key in state if key not in own]
-    if wrong:
-        raise ValueError(f"{path} is of another architecture: {len(wrong)} keys differ, such as {', '.join(wrong[:3])}")
-    model.load_state_dict(state)
-
-
-def _pretrained(name: str, device: str | torch.device) -> Mask2FormerSource:
-    from transformers import Mask2FormerForUniversalSegmentation
-
-    try:
-        model: Any = Mask2FormerForUniversalSegmentation.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"no proposal network at {name}, neither a folder nor on the hub ({reason})") from None
-    return Mask2FormerSource(model.to(device))

@@ -82,8 +82,8 @@ def train_proposals(
     model.train()
 
     steps = range(first, training.steps)
-    shown = progress and accelerator.is_main_process
-    bar = tqdm(steps, desc=network, initial=first, total=training.steps, disable=not shown)
+    silent = not (progress and accelerator.is_main_process)
+    bar = tqdm(steps, desc=network, initial=first, total=training.steps, disable=silent)
     for step, examples in zip(bar, _batches(dataset, config, seed, first, accelerator)):
         # drawn anew for each step and process, so that the points and boxes sampled do not depend on the past
         torch.manual_seed(int(np.random.SeedSequence([seed, 2, step, accelerator.process_index]).generate_state(1)[0]))
@@ -100,7 +100,8 @@ def train_proposals(
         if training.gradient_norm:
             accelerator.clip_grad_norm_(model.parameters(), training.gradient_norm)
         optimizer.step()
-        curves.append({"step": step, **{name: round(value.item(), 6) for name, value in losses.items()}, "lr": rate})
+        shown = accelerator.reduce({name: value.detach().float() for name, value in losses.items()}, "mean")
+        curves.append({"step": step, **{name: round(value.item(), 6) for name, value in shown.items()}, "lr": rate})
         bar.set_postfix(loss=f"{np.mean([row['loss'] for row in curves[-20:]]):.3f}", refresh=False)
         if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps and accelerator.is_main_process:
             state = {"fingerprint": record["fingerprint"], "step": step + 1, "curves": curves}
@@ -188,6 +189,11 @@ def training_record(network: str, dataset: Any, config: NetworkConfig, seed: int
         "seed": seed,
         "dataset": dataset.name,
         "dataset_fingerprint": dataset.fingerprint(),
+        "begun_with": {
+            path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+            for path in (config.backbone.weights, getattr(config, "start", None))
+            if path is not None and Path(path).is_file()
+        },
     }
     relevant = dataclasses.asdict(config.training)
     for name in ("workers", "checkpoint_every"):

@@ -1,0 +1,93 @@
+"""Weights into proposal networks: from files and from the hub, every key in its place or one sentence that says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import Mask2FormerForUniversalSegmentation
+
+CLASS_HEAD = ("class_predictor.", "criterion.")  # of transformers' Mask2Former
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is cut off.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}; train the network or correct the path")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); train or fetch it again") from None
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored: tuple[str, ...] = ()) -> None:
+    """Load `state` into `model`; only keys that begin with one of `ignored` may be missing, and are left as they are.
+
+    Raises:
+        ValueError: `state`, which came from `origin`, is of another architecture; the sentence names some keys.
+    """
+    state = {key: value for key, value in state.items() if not key.startswith(ignored)}
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith(ignored)}
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    wrong += [key for key in state if key not in own]
+    if wrong:
+        named = ", ".join(wrong[:3])
+        raise ValueError(f"{origin} is of another architecture: {len(wrong)} keys differ, such as {named}")
+    model.load_state_dict(state, strict=False)
+
+
+def load_start(model: nn.Module, start: str) -> None:
+    """Fill all of a Mask2Former but its class head from another, class-aware or not (`Mask2FormerConfig.start`).
+
+    Raises:
+        FileNotFoundError: there is neither a file nor a model of that name.
+        ValueError: the file is cut off, or the network is of another architecture; the sentence names some keys.
+    """
+    state = read_weights(start) if Path(start).is_file() else pretrained_mask2former(start).state_dict()
+    fill(model, state, start, CLASS_HEAD)
+
+
+def pretrained_mask2former(name: str) -> Mask2FormerForUniversalSegmentation:
+    """Any Mask2Former of Hugging Face transformers, by local folder or hub name.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    try:
+        return Mask2FormerForUniversalSegmentation.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"no proposal network at {name}, neither a folder nor on the hub ({reason})") from None
+
+
+def load_backbone_weights(module: nn.Module, weights: str | None) -> None:
+    """Fill a backbone from a safetensors file or a hub name; None leaves it as it is.
+
+    Raises:
+        FileNotFoundError: neither a file nor reachable on the hub.
+        ValueError: the file's tensors are not this backbone's; the sentence names some.
+    """
+    if weights is None:
+        return
+    if Path(weights).is_file():
+        state = read_weights(weights)
+    else:
+        from transformers import AutoBackbone
+
+        try:
+            state = AutoBackbone.from_pretrained(weights, out_indices=[1, 2, 3, 4]).state_dict()
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(f"no backbone weights at {weights}, as a file or on the hub ({reason})") from None
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    result = module.load_state_dict(state, strict=False)
+    wrong = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")] + result.unexpected_keys
+    if wrong:
+        raise ValueError(f"{weights} does not fit the backbone: {len(wrong)} keys differ, such as {wrong[:3]}")

@@ -1,0 +1,85 @@
+"""What the miniature's Mask2Former begins with: what it has seen, what is taken from it, and what is refused."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from maskclip.config import load_study
+from maskclip.proposals.mask2former import build_mask2former
+from maskclip.proposals.training import training_record
+from maskclip.proposals.weights import CLASS_HEAD
+from maskclip.world.datasets import vocabularies
+from maskclip.world.pretraining import base_pictures, save_start
+
+TOP = Path(__file__).parent.parent
+CONFIG = dataclasses.replace(load_study("mini", configs=TOP / "configs").proposals.mask2former, start=None)
+
+
+def begun_with(start: Path | str, classes: int = 1):
+    return build_mask2former(dataclasses.replace(CONFIG, start=str(start)), classes)
+
+
+def assert_all_but_the_class_head_equal(network, other: dict[str, torch.Tensor]) -> None:
+    for name, value in network.state_dict().items():
+        if not name.startswith(CLASS_HEAD):
+            torch.testing.assert_close(value, other[name].to(value.dtype), rtol=0, atol=0)
+
+
+def test_the_pictures_hold_base_names_only_and_repeat():
+    pictures, again, other = (base_pictures(seed, 9, variants=1) for seed in (5, 5, 6))
+    words = vocabularies()
+    assert set(pictures.names) == {*words.base, *words.coco_stuff}
+    assert not set(pictures.names) & set(words.target)
+    for index in range(9):
+        sample, twin = pictures[index], again[index]
+        np.testing.assert_array_equal(sample.image, twin.image)
+        assert sample.segments and not np.array_equal(sample.image, other[index].image)
+        for segment, same in zip(sample.segments, twin.segments, strict=True):
+            np.testing.assert_array_equal(segment.mask, same.mask)
+            assert segment.isthing == pictures.isthing[segment.category]
+
+
+def test_a_class_aware_network_is_a_start_without_its_class_head(tmp_path):
+    torch.manual_seed(0)
+    aware = build_mask2former(CONFIG, classes=7)
+    save_file({k: v.contiguous() for k, v in aware.state_dict().items()}, tmp_path / "network.safetensors")
+    start = save_start(tmp_path / "network.safetensors", tmp_path / "start.safetensors")
+    assert start.stat().st_size < 0.6 * (tmp_path / "network.safetensors").stat().st_size
+    torch.manual_seed(1)
+    assert_all_but_the_class_head_equal(begun_with(start), load_file(start))
+    assert_all_but_the_class_head_equal(begun_with(start, classes=3), load_file(start))
+
+
+def test_a_transformers_folder_is_a_start_too(tmp_path):
+    torch.manual_seed(0)
+    # batch statistics, as transformers itself builds it
+    config = dataclasses.replace(CONFIG, backbone=dataclasses.replace(CONFIG.backbone, normalization="batch"))
+    aware = build_mask2former(config, classes=7)
+    aware.save_pretrained(tmp_path)
+    begun = build_mask2former(dataclasses.replace(config, start=str(tmp_path)), 1)
+    assert_all_but_the_class_head_equal(begun, aware.state_dict())
+
+
+def test_what_is_no_start_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no proposal network at .*empty"):
+        begun_with(tmp_path / "empty")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors is of another architecture: \d+ keys differ"):
+        begun_with(tmp_path / "other.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"cut.safetensors is not a whole safetensors file"):
+        begun_with(tmp_path / "cut.safetensors")
+
+
+def test_a_training_with_another_start_is_another_training(tmp_path):
+    pictures, prints = base_pictures(5, 1, variants=1), []
+    for value in (0.0, 1.0):  # the same path, other weights
+        save_file({"weight": torch.full((1,), value)}, tmp_path / "start.safetensors")
+        config = dataclasses.replace(CONFIG, start=str(tmp_path / "start.safetensors"))
+        prints.append(training_record("mask2former", pictures, config, 0, 1)["fingerprint"])
+    assert prints[0] != prints[1]

@@ -1,0 +1,74 @@
+"""Training in two processes on the CPU: the same losses as in one, one set of files, one sentence if one fails."""
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_proposals import MASK2FORMER, MASK_RCNN, ToyScenes
+
+from maskclip.clip import load_clip
+from maskclip.config import load_study
+from maskclip.proposals import ground_truth_proposals, load_source, train_proposals
+from maskclip.study import launch
+from maskclip.training import load_trained_weights, train_maskclip
+from maskclip.visual_encoder import MaskCLIPVisualEncoder
+
+TOP = Path(__file__).parent.parent
+
+
+def encoder_of(clip) -> MaskCLIPVisualEncoder:
+    return MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=(5, 6), zero_init_refinement=True)
+
+
+def train_all(out: Path) -> None:
+    """Both proposal networks and MaskCLIP, three steps each, with so many points that chance hardly matters."""
+    dataset = ToyScenes(count=8)
+    for network, config in (("mask2former", MASK2FORMER), ("mask_rcnn", MASK_RCNN)):
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, batch=4, steps=3))
+        if network == "mask2former":
+            config = dataclasses.replace(config, points=3000)
+        train_proposals(network, dataset, config, out / network, 0, device="cpu", progress=False)
+    clip = load_clip(str(TOP / "models" / "mini_clip"))
+    settings = load_study("mini", configs=TOP / "configs").maskclip
+    settings = dataclasses.replace(settings, steps=3, batch=4, points=3000, checkpoint_every=2)
+    proposals = {sample.image_id: ground_truth_proposals(sample) for sample in dataset}
+    train_maskclip(encoder_of(clip), clip, dataset, proposals, settings, out / "maskclip", 0)
+
+
+def fail(names: list[str]) -> None:
+    raise ValueError(f"there is no {names[0]}")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    launch(train_all, (one,), 1)
+    launch(train_all, (two,), 2)
+    return one, two
+
+
+@pytest.mark.parametrize(
+    ("network", "curve", "tolerance"),
+    [("mask2former", "curves.csv", 0.03), ("mask_rcnn", "curves.csv", 0.1), ("maskclip", "curve.csv", 0.06)],
+)
+def test_two_processes_share_a_step_of_one(folders, network, curve, tolerance):
+    # Each process draws points and boxes of its own and averages classes over its own masks, as the original does, so
+    # the numbers differ a little.
+    one, two = (pd.read_csv(folder / network / curve) for folder in folders)
+    assert len(two) == 3 and list(one.columns) == list(two.columns)
+    assert two["loss"].to_numpy() == pytest.approx(one["loss"].to_numpy(), rel=tolerance)
+    assert not (folders[1] / network / "checkpoint.pt").exists()
+
+
+def test_what_two_processes_trained_is_read_as_ever(folders):
+    scene = ToyScenes()[0].image
+    for network in ("mask2former", "mask_rcnn"):
+        assert len(load_source(folders[1] / network)([scene])) == 1
+    clip = load_clip(str(TOP / "models" / "mini_clip"))
+    load_trained_weights(encoder_of(clip), folders[1] / "maskclip" / "encoder.pt")
+
+
+def test_a_failing_process_is_one_sentence():
+    with pytest.raises(RuntimeError, match=r"process [01] of 2: ValueError: there is no sea"):
+        launch(fail, (["sea"],), 2)
