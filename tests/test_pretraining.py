@@ -1,4 +1,4 @@
-"""What the miniature's Mask2Former begins with: what it has seen, what is taken from it, and what is refused."""
+"""What the miniature's proposal networks begin with: what it has seen, what is taken from it, and what is refused."""
 
 import dataclasses
 from pathlib import Path
@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from maskclip.config import load_study
 from maskclip.proposals.mask2former import build_mask2former
-from maskclip.proposals.training import training_record
-from maskclip.proposals.weights import CLASS_HEAD
+from maskclip.proposals.training import build_network, training_record
+from maskclip.proposals.weights import CLASS_HEADS
 from maskclip.world.datasets import vocabularies
-from maskclip.world.pretraining import base_pictures, save_start
+from maskclip.world.pretraining import base_pictures, save_network
 
 TOP = Path(__file__).parent.parent
 CONFIG = dataclasses.replace(load_study("mini", configs=TOP / "configs").proposals.mask2former, start=None)
@@ -25,7 +25,7 @@ def begun_with(start: Path | str, classes: int = 1):
 
 def assert_all_but_the_class_head_equal(network, other: dict[str, torch.Tensor]) -> None:
     for name, value in network.state_dict().items():
-        if not name.startswith(CLASS_HEAD):
+        if not name.startswith(CLASS_HEADS):
             torch.testing.assert_close(value, other[name].to(value.dtype), rtol=0, atol=0)
 
 
@@ -47,11 +47,33 @@ def test_a_class_aware_network_is_a_start_without_its_class_head(tmp_path):
     torch.manual_seed(0)
     aware = build_mask2former(CONFIG, classes=7)
     save_file({k: v.contiguous() for k, v in aware.state_dict().items()}, tmp_path / "network.safetensors")
-    start = save_start(tmp_path / "network.safetensors", tmp_path / "start.safetensors")
+    (tmp_path / "record.json").write_text("{}")
+    start = save_network(tmp_path, tmp_path / "start.safetensors")
     assert start.stat().st_size < 0.6 * (tmp_path / "network.safetensors").stat().st_size
     torch.manual_seed(1)
     assert_all_but_the_class_head_equal(begun_with(start), load_file(start))
     assert_all_but_the_class_head_equal(begun_with(start, classes=3), load_file(start))
+
+
+@pytest.mark.parametrize("name", ["mask2former", "mask_rcnn"])
+def test_object_or_not_goes_on_as_it_was(name, tmp_path):
+    """A class-agnostic network is begun with whole, the head that tells objects included; with classes, without it."""
+    config = dataclasses.replace(getattr(load_study("mini", configs=TOP / "configs").proposals, name), start=None)
+    torch.manual_seed(0)
+    first = build_network(config, 1).state_dict()
+    save_file({k: v.contiguous() for k, v in first.items()}, tmp_path / "start.safetensors")
+    config = dataclasses.replace(config, start=str(tmp_path / "start.safetensors"))
+    for key, value in build_network(config, 1).state_dict().items():
+        torch.testing.assert_close(value, first[key], rtol=0, atol=0)
+    aware = build_network(config, 3)
+    assert_all_but_the_class_head_equal(aware, first)
+    assert any(value.shape != first[key].shape for key, value in aware.state_dict().items())
+
+
+def test_detectron2_has_no_start():
+    config = dataclasses.replace(load_study("mini", configs=TOP / "configs").proposals.mask_rcnn, start="some.file")
+    with pytest.raises(ValueError, match=r"start is some.file, but detectron2 begins with backbone.weights"):
+        build_network(dataclasses.replace(config, implementation="detectron2"), 1)
 
 
 def test_a_transformers_folder_is_a_start_too(tmp_path):

@@ -70,8 +70,9 @@ class Mask2FormerConfig:
     """Mask2Former; the defaults are its ResNet-50 model's own, which the paper uses.
 
     Attributes:
-        start: a trained network to begin with, class-aware or not, whose class head is ignored: a safetensors file, or
-            a model of Hugging Face transformers by local folder or hub name. None begins with fresh weights.
+        start: a trained network to begin with, class-aware or not: a safetensors file, or a model of Hugging Face
+            transformers by local folder or hub name. Only a head for object / no object is taken over; one for
+            classes is ignored. None begins with fresh weights.
     """
 
     backbone: BackboneConfig = BackboneConfig()
@@ -102,6 +103,8 @@ class MaskRCNNConfig:
         train_short_sides: one is drawn for each training image; `short_side` is for inference.
         anchor_sizes: one per pyramid level: the stages of the backbone and one more.
         score_threshold, nms_threshold, detections: which boxes become proposals.
+        start: a safetensors file of a trained network (of torchvision's implementation) to begin with; None begins with
+            fresh weights.
         mask_stride: mask logits come at this fraction of the size at which the network sees the image.
     """
 
@@ -133,3 +136,4 @@ class MaskRCNNConfig:
     short_side: int = at_least(4, 800)
     long_side: int = at_least(4, 1333)
     mask_stride: int = at_least(1, 4)
+    start: str | None = None

@@ -61,7 +61,7 @@ def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2Forme
     set_normalization(model.model.pixel_level_module.encoder, backbone.normalization)
     load_backbone_weights(model.model.pixel_level_module.encoder, backbone.weights)
     if config.start is not None:
-        load_start(model, config.start)
+        load_start(model, config.start, classes)
     return model
 
 

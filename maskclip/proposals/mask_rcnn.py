@@ -29,7 +29,7 @@ from maskclip.proposals.proposals import (
     network_size,
     resize_image,
 )
-from maskclip.proposals.weights import load_backbone_weights
+from maskclip.proposals.weights import load_backbone_weights, load_start
 
 
 class ResNetPyramid(nn.Module):
@@ -60,7 +60,7 @@ def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> MaskRCNN:
     box_pool = MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2)
     mask_pool = MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2)
     width = config.fpn_dim
-    return MaskRCNN(
+    model = MaskRCNN(
         backbone,
         num_classes=None,
         min_size=config.train_short_sides,
@@ -86,6 +86,9 @@ def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> MaskRCNN:
         mask_head=MaskRCNNHeads(width, (width,) * config.mask_head_layers, 1),
         mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
     )
+    if config.start is not None:
+        load_start(model, config.start, classes)
+    return model
 
 
 class _BoxPredictor(nn.Module):

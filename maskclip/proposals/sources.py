@@ -38,8 +38,7 @@ def load_source(path: str | Path, device: str | torch.device = "cpu") -> Proposa
     if config_type is None:
         raise ValueError(f"{path} is of the network {record.get('network')!r}, which is not known here")
     given = record["config"]
-    given["backbone"]["weights"] = None  # all weights are in the file
-    given.pop("start", None)
+    given["backbone"]["weights"] = given["start"] = None  # all weights are in the file
     config: Any = from_mapping(config_type, given, f"the record of {path}")
     model: Any = build_network(config, max(1, record["classes"]))
     # a released encoder in the same file is passed over

@@ -122,6 +122,8 @@ def build_network(config: NetworkConfig, classes: int) -> nn.Module:
     if isinstance(config, Mask2FormerConfig):
         return build_mask2former(config, classes)
     if config.implementation == "detectron2":
+        if config.start is not None:
+            raise ValueError(f"start is {config.start}, but detectron2 begins with backbone.weights; make start null")
         return build_detectron2(config, classes)
     if config.implementation != "torchvision":
         raise ValueError(f"implementation is {config.implementation!r}; it must be 'torchvision' or 'detectron2'")
@@ -191,7 +193,7 @@ def training_record(network: str, dataset: Any, config: NetworkConfig, seed: int
         "dataset_fingerprint": dataset.fingerprint(),
         "begun_with": {
             path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-            for path in (config.backbone.weights, getattr(config, "start", None))
+            for path in (config.backbone.weights, config.start)
             if path is not None and Path(path).is_file()
         },
     }

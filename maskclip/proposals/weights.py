@@ -9,7 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
-CLASS_HEAD = ("class_predictor.", "criterion.")  # of transformers' Mask2Former
+# of transformers' Mask2Former, and of torchvision's Mask R-CNN
+CLASS_HEADS = (
+    *("class_predictor.", "criterion."),
+    *("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
+)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -43,15 +47,19 @@ def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored
     model.load_state_dict(state, strict=False)
 
 
-def load_start(model: nn.Module, start: str) -> None:
-    """Fill all of a Mask2Former but its class head from another, class-aware or not (`Mask2FormerConfig.start`).
+def load_start(model: nn.Module, start: str, classes: int) -> None:
+    """Fill a network of `classes` classes from another, class-aware or not (`start` of its config).
+
+    The heads that know classes are taken over only from object / no object to object / no object.
 
     Raises:
         FileNotFoundError: there is neither a file nor a model of that name.
         ValueError: the file is cut off, or the network is of another architecture; the sentence names some keys.
     """
     state = read_weights(start) if Path(start).is_file() else pretrained_mask2former(start).state_dict()
-    fill(model, state, start, CLASS_HEAD)
+    heads = {key: value for key, value in model.state_dict().items() if key.startswith(CLASS_HEADS)}
+    alike = classes == 1 and all(key in state and state[key].shape == value.shape for key, value in heads.items())
+    fill(model, state, start, () if alike else CLASS_HEADS)
 
 
 def pretrained_mask2former(name: str) -> Mask2FormerForUniversalSegmentation:

@@ -1,6 +1,6 @@
-"""The miniature's stand-in for long training on the best data: a Mask2Former taught on pictures drawn for this alone.
+"""The miniature's stand-in for days of training: pictures drawn for proposal networks to learn from before the study.
 
-The paper's networks begin with ImageNet's weights and train for days.  The miniature's begin with a network that has
+The paper's networks begin with ImageNet's weights and train for days.  The miniature's begin with networks that have
 trained for the better part of an hour, in every drawing style, and go on for minutes.  No picture of the study's data
 sets is among its pictures, and no name but the base categories of the COCO split, so what the study calls *never
 trained on* is new to it too.
@@ -9,6 +9,7 @@ trained on* is new to it too.
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,10 @@ def base_pictures(seed: int, count: int, variants: int = 12) -> Dataset:
     return Dataset(f"base_pictures_{seed}", categories, range(count), draw, lambda index: [], Path("nowhere"))
 
 
-def save_start(network: Path, out: Path) -> Path:
-    """Weights of a trained network (`network`: its safetensors file) in half precision, for others to start from."""
-    half = {name: tensor.half().contiguous() for name, tensor in load_file(network).items()}
-    write_atomically(out, lambda path: save_file(half, path))
+def save_network(trained: Path, out: Path) -> Path:
+    """A network of `train_proposals` (`trained`, its folder) as one file in half precision, its record inside: to start
+    from, or to be read by `load_source`."""
+    half = {name: tensor.half().contiguous() for name, tensor in load_file(trained / "network.safetensors").items()}
+    record = json.dumps(json.loads((trained / "record.json").read_text()))
+    write_atomically(out, lambda path: save_file(half, path, {"record": record}))
     return out
