@@ -28,10 +28,12 @@ proposals_apart:
 	$(LANE) proposals_base proposals_class_aware efficiency
 
 methods:
-	$(LANE) maskclip ground_truth_masks pictures
+	$(LANE) --glob 'maskclip@*-maskclip' 'maskclip@*-wo_refinement' 'maskclip@*-layers_[13]_*'
+	$(LANE) ground_truth_masks pictures
 
 methods_apart:
 	$(LANE) baselines maskclip_mask_rcnn coco_split
+	$(LANE) --glob 'maskclip@*-layers_21_*'
 
 test: install
 	pytest
