@@ -3,7 +3,8 @@
 FOLDER is laid out as panopticapi's sample data (see `open_coco_sample`). Reader -> ground-truth and Mask2Former
 proposals -> visual encoder -> merge -> metrics -> pictures. OUT gets, for each kind of proposals, the panoptic
 predictions as JSON and PNGs that panopticapi reads, besides metrics.csv and comparison.png. The study's own trained
-networks are used where `make study` has left them; else the w/o RMA baseline, and a Mask2Former with fresh weights.
+networks are used where `make study` has left them; else the w/o RMA baseline, and what Mask2Former's training begins
+with.
 """
 
 from __future__ import annotations
@@ -72,12 +73,13 @@ def run_sample(folder: str | Path, out: str | Path, run: Run, network: str | Pat
 
 
 def proposal_source(run: Run, network: str | Path | None) -> ProposalSource:
-    """The given proposal network, or the study's trained one, or the study's with fresh weights (said aloud)."""
+    """The given proposal network, or the study's trained one, or what the study's begins with (said aloud)."""
     trained = run.folder / "mask2former"
     if network is None and not (trained / "record.json").is_file():
-        print(f"no trained Mask2Former in {trained}: its masks come from fresh weights (run `make study` for better)")
-        torch.manual_seed(run.seed)
         config = run.study.proposals.mask2former
+        begun = config.start or "random weights"
+        print(f"no trained Mask2Former in {trained}: its masks come from {begun} (run `make study` for better)")
+        torch.manual_seed(run.seed)
         return Mask2FormerSource(build_mask2former(config), config.short_side, config.long_side)
     return load_source(network or trained, run.device)
 
