@@ -57,7 +57,7 @@ def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2Forme
         num_labels=classes,  # type: ignore[call-arg]  # every transformers config takes it
     )
     model = Mask2FormerForUniversalSegmentation(network)
-    model.criterion.get_num_masks = masks_per_process  # type: ignore[method-assign, assignment]
+    model.criterion.get_num_masks = masks_per_process  # type: ignore[assignment]  # labels are a list, really
     set_normalization(model.model.pixel_level_module.encoder, backbone.normalization)
     load_backbone_weights(model.model.pixel_level_module.encoder, backbone.weights)
     if config.start is not None:

@@ -83,7 +83,7 @@ def train_proposals(
 
     steps = range(first, training.steps)
     silent = not (progress and accelerator.is_main_process)
-    bar = tqdm(steps, desc=network, initial=first, total=training.steps, disable=silent)
+    bar = tqdm(steps, desc=network, initial=first, total=training.steps, mininterval=5, disable=silent)
     for step, examples in zip(bar, _batches(dataset, config, seed, first, accelerator)):
         # drawn anew for each step and process, so that the points and boxes sampled do not depend on the past
         torch.manual_seed(int(np.random.SeedSequence([seed, 2, step, accelerator.process_index]).generate_state(1)[0]))

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
-# of transformers' Mask2Former, and of torchvision's Mask R-CNN
-CLASS_HEADS = (
-    *("class_predictor.", "criterion."),
-    *("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
+CLASS_HEADS = (  # of transformers' Mask2Former, and of torchvision's Mask R-CNN
+    "class_predictor.",
+    "criterion.",
+    "roi_heads.box_predictor.",
+    "roi_heads.mask_predictor.mask_fcn_logits.",
 )
 
 
