@@ -22,10 +22,11 @@ study: install
 	@echo "Done: open reports/index.html"
 
 proposals:
-	$(LANE) proposals
+	$(LANE) --glob 'proposals@*-mask2former' 'proposals@*-mask_rcnn' 'proposals@*-mask2former_base'
 
 proposals_apart:
-	$(LANE) proposals_base proposals_class_aware efficiency
+	$(LANE) --glob 'proposals@*-class_*'
+	$(LANE) efficiency
 
 methods:
 	$(LANE) --glob 'maskclip@*-maskclip' 'maskclip@*-wo_refinement' 'maskclip@*-layers_[13]_*'

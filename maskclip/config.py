@@ -57,10 +57,12 @@ class ClipModel:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Stage one: both class-agnostic proposal networks."""
+    """Stage one: both class-agnostic proposal networks, and the Mask2Former that is trained with and without class
+    supervision, to compare."""
 
     mask2former: Mask2FormerConfig
     mask_rcnn: MaskRCNNConfig
+    twins: Mask2FormerConfig
 
 
 @dataclass(frozen=True)

@@ -52,25 +52,46 @@ class Method:
     refine_masks: bool = True
 
 
-METHODS = {
-    "maskclip": Method(tests=("a150", "a847", "p59", "lvis")),
-    "maskclip_maskrcnn": Method(proposals="mask_rcnn", tests=("a150", "a847", "p59", "lvis")),
-    "wo_refinement": Method(refine_masks=False),
-    "layers_1_7_13_19": Method(rma_layers=(1, 7, 13, 19)),
-    "layers_3_9_15_21": Method(rma_layers=(3, 9, 15, 21)),
-    "layers_21_22_23_24": Method(rma_layers=(21, 22, 23, 24)),
-    "maskclip_split": Method(proposals="mask2former_base", training_set="coco_split_train", tests=("coco_val",)),
-}
+class _Named(dict):  # type: ignore[type-arg]
+    """A table whose unknown names say what there is."""
+
+    def __missing__(self, name: str) -> None:
+        raise ValueError(f"the study has no {name!r}; it has {', '.join(self)}")
 
 
-# Whose pictures each proposal network is asked for; the base network serves the COCO split alone, the class-aware one
-# the comparison of proposals.
-PROPOSAL_SETS = {
-    "mask2former": ("coco_train", "coco_val", "a847", "p59", "lvis", "a150"),
-    "mask_rcnn": ("coco_train", "coco_val", "a847", "p59", "lvis", "a150"),
-    "mask2former_base": ("coco_split_train", "coco_val"),
-    "mask2former_class_aware": ("coco_val", "a150"),
-}
+METHODS: dict[str, Method] = _Named(
+    {
+        "maskclip": Method(tests=("a150", "a847", "p59", "lvis")),
+        "maskclip_maskrcnn": Method(proposals="mask_rcnn", tests=("a150", "a847", "p59", "lvis")),
+        "wo_refinement": Method(refine_masks=False),
+        "layers_1_7_13_19": Method(rma_layers=(1, 7, 13, 19)),
+        "layers_3_9_15_21": Method(rma_layers=(3, 9, 15, 21)),
+        "layers_21_22_23_24": Method(rma_layers=(21, 22, 23, 24)),
+        "maskclip_split": Method(proposals="mask2former_base", training_set="coco_split_train", tests=("coco_val",)),
+    }
+)
+
+
+@dataclass(frozen=True)
+class ProposalNetwork:
+    """One network of stage one: its settings, by their name in the profile, its training, and whom it proposes for."""
+
+    settings: str = "mask2former"
+    training_set: str = "coco_train"
+    pictures: tuple[str, ...] = ("coco_train", "coco_val", "a847", "p59", "lvis", "a150")
+    class_aware: bool = False
+
+
+# The base network serves the COCO split; the last two, alike but for class supervision, the comparison of proposals.
+PROPOSAL_NETWORKS: dict[str, ProposalNetwork] = _Named(
+    {
+        "mask2former": ProposalNetwork(),
+        "mask_rcnn": ProposalNetwork(settings="mask_rcnn"),
+        "mask2former_base": ProposalNetwork(training_set="coco_split_train", pictures=("coco_split_train", "coco_val")),
+        "class_agnostic": ProposalNetwork(settings="twins", pictures=("coco_val", "a150")),
+        "class_aware": ProposalNetwork(settings="twins", pictures=("coco_val", "a150"), class_aware=True),
+    }
+)
 
 
 class GroundTruth(Mapping[int | str, Proposals]):
@@ -125,10 +146,9 @@ class Run:
     def _store(self, network: str, dataset: Dataset) -> Path:
         return self.folder / network / "stored" / f"{dataset.name}.proposals"
 
-    def train_proposals(self, name: str, network: str, training_set: str, class_aware: bool = False) -> Path:
-        """Train a proposal network, class-agnostic unless told, into runs/<seed>/<name>/, which is returned."""
-        arguments = (self.seed, name, network, training_set, class_aware, self.params_path)
-        launch(_train_proposals, arguments, self.params["processes"])
+    def train_proposals(self, name: str) -> Path:
+        """Train a network of PROPOSAL_NETWORKS in `params.processes` processes, into runs/<seed>/<name>/ (returned)."""
+        launch(_train_proposals, (self.seed, name, self.params_path), self.params["processes"])
         return self.folder / name
 
     def store_proposals(self, name: str, dataset: Dataset) -> Path:
@@ -247,12 +267,13 @@ def _train(seed: int, method: str, params: str) -> None:
     train_maskclip(run.new_encoder(method), run.clip, dataset, proposals, run.study.maskclip, run.folder / method, seed)
 
 
-def _train_proposals(seed: int, name: str, network: str, training_set: str, class_aware: bool, params: str) -> None:
-    run = Run(seed, params)
-    config = getattr(run.study.proposals, network)
+def _train_proposals(seed: int, name: str, params: str) -> None:
+    run, kind = Run(seed, params), PROPOSAL_NETWORKS[name]
+    config = getattr(run.study.proposals, kind.settings)
+    network = "mask_rcnn" if kind.settings == "mask_rcnn" else "mask2former"
     device = "cpu" if run.device == "cpu" else None
-    dataset = run.dataset(training_set)
-    train_proposals(network, dataset, config, run.folder / name, seed, class_aware=class_aware, device=device)
+    dataset = run.dataset(kind.training_set)
+    train_proposals(network, dataset, config, run.folder / name, seed, class_aware=kind.class_aware, device=device)
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:

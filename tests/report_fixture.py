@@ -72,7 +72,13 @@ def write_made_up_results(root: Path, seeds: tuple[int, ...] = (0, 1, 2), noise:
             ).to_csv(folder / f"curves_{method}.csv", index=False)
         quality = [
             (source, "a150", group, metric, base + 0.03 * random.standard_normal())
-            for source, base in (("mask2former", 0.66), ("mask_rcnn", 0.55), ("mask2former_base", 0.5))
+            for source, base in (
+                ("mask2former", 0.66),
+                ("mask_rcnn", 0.55),
+                ("mask2former_base", 0.5),
+                ("class_agnostic", 0.4),
+                ("class_aware", 0.38),
+            )
             for group in ("all", "things", "stuff", "trained", "novel")
             for metric in ("AR100", "mean_best_iou")
         ]

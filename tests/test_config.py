@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from maskclip.config import load_params, load_study, scale_layers
+from maskclip.study import METHODS, PROPOSAL_NETWORKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,6 +50,21 @@ def test_a_wrong_parameter_is_named(overrides: dict, words: list[str]) -> None:
         load_study("mini", overrides, configs=ROOT / "configs")
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("profile", ["mini", "paper"])
+def test_the_twins_are_the_profiles_mask2former_and_differ_in_class_supervision_alone(profile: str) -> None:
+    agnostic, aware = PROPOSAL_NETWORKS["class_agnostic"], PROPOSAL_NETWORKS["class_aware"]
+    assert aware.class_aware and replace(aware, class_aware=False) == agnostic
+    proposals = load_study(profile, configs=ROOT / "configs").proposals
+    same = {"training": proposals.mask2former.training, "start": proposals.mask2former.start}
+    assert replace(proposals.twins, **same) == proposals.mask2former and proposals.twins.start is None
+
+
+@pytest.mark.parametrize(("table", "known"), [(METHODS, "maskclip"), (PROPOSAL_NETWORKS, "mask_rcnn")])
+def test_an_unknown_method_or_network_is_named_with_the_known_ones(table: dict, known: str) -> None:
+    with pytest.raises(ValueError, match=f"no 'maskklip'; it has .*{known}"):
+        table["maskklip"]
 
 
 def test_an_unknown_profile_is_named_with_the_known_ones() -> None:

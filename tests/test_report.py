@@ -274,7 +274,7 @@ def test_report_files(reports: Path):
     assert metrics["table3"]["MaskCLIP"]["PQ"] == pytest.approx(mean, abs=1e-3)
     assert metrics["claims"]["agree"] == (claims.verdict == "agrees").sum()
     assert {"step", "maskclip"} <= set(pd.read_csv(reports / "plots" / "training_loss.csv"))
-    assert len(list((reports / "figures").glob("*.png"))) == 12
+    assert len(list((reports / "figures").glob("*.png"))) == 13
     assert not list(reports.rglob(".*"))  # no temporary file stays
 
 

@@ -20,6 +20,7 @@ OVERRIDES = {
     "proposals": {
         "mask2former": {"training": {"steps": 6, "checkpoint_every": 2}},
         "mask_rcnn": {"training": {"steps": 6, "checkpoint_every": 2}},
+        "twins": {"training": {"steps": 6, "checkpoint_every": 2}},
     },
     "maskclip": {"steps": 5, "checkpoint_every": 1, "points": 128},
     "efficiency": {"model": "ViT-B-32", "masks": 20},

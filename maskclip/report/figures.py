@@ -45,13 +45,15 @@ PALETTE = {
     "mask2former": "#0072b2",
     "mask_rcnn": "#56b4e9",
     "mask2former_base": "#009e73",
-    "mask2former_class_aware": "#cc79a7",
+    "class_agnostic": "#e69f00",
+    "class_aware": "#cc79a7",
 }
 _SPARE = ("#cc79a7", "#e69f00", "#d55e00", "#a3a8b0", "#f0e442")  # for what has no colour of its own yet
 _PALE = "#80b8d8"  # MaskCLIP's blue, for classes never trained on
 _STATES = {"holds": "#009e73", "fails": "#d55e00", "open": "#a3a8b0"}
 _FOUR = ["CLIP Baseline", "MaskCLIP w/o RMA", "MaskCLIP (Mask R-CNN)", "MaskCLIP"]
 _GROUPS = ["all", "things", "stuff"]
+_TWINS = ("class_agnostic", "class_aware")  # networks of the study that differ in class supervision alone
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
 
@@ -376,33 +378,41 @@ def training_curves(results: Results) -> Figure:
     return figure
 
 
+def _group_bars(axes: Axes, table: pd.DataFrame, groups: Sequence[str], legend: bool) -> None:
+    """One bar a source and group of segments, with the 95 % interval over seeds where there are several."""
+    sources, spare = list(table.source.unique()), iter(_SPARE * 9)
+    sns.barplot(
+        table,
+        x="group",
+        y="value",
+        hue="source",
+        order=groups,
+        hue_order=sources,
+        palette={s: PALETTE.get(s) or next(spare) for s in sources},
+        saturation=1,
+        errorbar=_limits,
+        err_kws={"linewidth": 1.3, "color": INK},
+        gap=0.08,
+        ax=axes,
+        legend=legend,
+    )
+    axes.set(xlabel="", ylabel="", ylim=(0, 1))
+    if legend:
+        sns.move_legend(axes, "upper left", bbox_to_anchor=(1.01, 1), title="proposals", alignment="left")
+
+
 def proposal_quality(results: Results) -> Figure:
     """AR@100 and mean best IoU of the proposals for every group of ground-truth segments."""
-    table = results.proposal_quality
+    table = results.proposal_quality[~results.proposal_quality.source.isin(_TWINS)]
     dataset = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0]
     table, names = table[table.dataset == dataset], {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}
-    metrics, sources = list(table.metric.unique()), list(table.source.unique())
+    metrics, source = list(table.metric.unique()), table.source.iloc[0]
     groups = [g for g in (*_GROUPS, "trained", "novel") if g in set(table.group)]
-    spare = iter(_SPARE * 9)
     figure, panels = plt.subplots(1, len(metrics), figsize=(WIDTH, 4.0), squeeze=False)
     for axes, metric in zip(panels[0], metrics):
-        sns.barplot(
-            table[table.metric == metric],
-            x="group",
-            y="value",
-            hue="source",
-            order=groups,
-            hue_order=sources,
-            palette={s: PALETTE.get(s) or next(spare) for s in sources},
-            saturation=1,
-            errorbar=None,
-            gap=0.08,
-            ax=axes,
-            legend=axes is panels[0][-1],
-        )
-        axes.set(xlabel="", ylabel="", ylim=(0, 1), title=names.get(metric, metric))
-    sns.move_legend(panels[0][-1], "upper left", bbox_to_anchor=(1.01, 1), title="proposals", alignment="left")
-    of_first = table[(table.metric == metrics[0]) & (table.source == sources[0])].groupby("group").value.mean()
+        _group_bars(axes, table[table.metric == metric], groups, legend=axes is panels[0][-1])
+        axes.set(title=names.get(metric, metric))
+    of_first = table[(table.metric == metrics[0]) & (table.source == source)].groupby("group").value.mean()
     message = (
         "How good the proposals are"
         if not {"novel", "trained"} <= set(of_first.index)
@@ -411,7 +421,35 @@ def proposal_quality(results: Results) -> Figure:
             f"{of_first.trained:.2f} on trained ones"
         )
     )
-    _title(figure, message, f"{sources[0]}; data set {dataset}; by group of annotated segments")
+    _title(figure, message, f"{source}; data set {dataset}; by group of annotated segments")
+    return figure
+
+
+def class_supervision(results: Results) -> Figure | None:
+    """AR@100 of one network trained with class supervision and without, from the same random weights."""
+    table = results.proposal_quality[results.proposal_quality.metric == "AR100"]
+    table = table[table.source.isin(_TWINS)].assign(seed=lambda t: t.get("seed", 0))
+    if set(table.source) != set(_TWINS):
+        return None
+    datasets = list(table.dataset.unique())
+    figure, panels = plt.subplots(1, len(datasets), figsize=(WIDTH, 4.0), squeeze=False)
+    differences = []
+    for axes, dataset in zip(panels[0], datasets):
+        shown = table[table.dataset == dataset]
+        groups = [g for g in (*_GROUPS, "trained", "novel") if g in set(shown.group)]
+        _group_bars(axes, shown, groups, legend=axes is panels[0][-1])
+        axes.set(title=f"AR@100, {dataset}")
+        for group in ("all", "novel"):
+            values = shown[shown.group == group].pivot_table(index="seed", columns="source", values="value")
+            if len(values):
+                mean, half = interval(values.class_agnostic - values.class_aware)
+                spread = f" ± {half:.3f}" if half == half else ""
+                differences.append(f"{dataset} {group} {mean:+.3f}{spread}")
+    _title(
+        figure,
+        "Masks learned without classes and with them",
+        f"class-agnostic minus class-aware, seed by seed: {', '.join(differences)}",
+    )
     return figure
 
 
@@ -494,6 +532,11 @@ FIGURES: dict[str, tuple[Callable[[Results], Figure | None], int | str, str]] = 
     "attributes": (attributes, "attributes", "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
     "training_curves": (training_curves, "curves", "Training of both stages."),
     "proposal_quality": (proposal_quality, "proposal_quality", "Quality of the class-agnostic proposals."),
+    "class_supervision": (
+        class_supervision,
+        "proposal_quality",
+        "What class supervision does to the masks (Sec. 3.1).",
+    ),
 }
 
 
