@@ -33,13 +33,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored: tuple[str, ...] = ()) -> None:
-    """Load `state` into `model`; only keys that begin with one of `ignored` may be missing, and are left as they are.
+    """Load `state` into `model`; keys that begin with one of `ignored`, and counters of batches, are left as they are.
 
     Raises:
         ValueError: `state`, which came from `origin`, is of another architecture; the sentence names some keys.
     """
-    state = {key: value for key, value in state.items() if not key.startswith(ignored)}
-    own = {key: value for key, value in model.state_dict().items() if not key.startswith(ignored)}
+
+    def taken(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        left = [key for key in weights if key.startswith(ignored) or key.endswith("num_batches_tracked")]
+        return {key: value for key, value in weights.items() if key not in left}
+
+    state, own = taken(state), taken(model.state_dict())
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     wrong += [key for key in state if key not in own]
     if wrong:
@@ -95,8 +99,4 @@ def load_backbone_weights(module: nn.Module, weights: str | None) -> None:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise FileNotFoundError(f"no backbone weights at {weights}, as a file or on the hub ({reason})") from None
-    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    result = module.load_state_dict(state, strict=False)
-    wrong = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")] + result.unexpected_keys
-    if wrong:
-        raise ValueError(f"{weights} does not fit the backbone: {len(wrong)} keys differ, such as {wrong[:3]}")
+    fill(module, state, weights)
