@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoBackbone
 
 from maskclip.config import load_study
+from maskclip.proposals.backbone import resnet_config
 from maskclip.proposals.mask2former import build_mask2former
 from maskclip.proposals.training import build_network, training_record
 from maskclip.proposals.weights import CLASS_HEADS
@@ -105,3 +107,26 @@ def test_a_training_with_another_start_is_another_training(tmp_path):
         config = dataclasses.replace(CONFIG, start=str(tmp_path / "start.safetensors"))
         prints.append(training_record("mask2former", pictures, config, 0, 1)["fingerprint"])
     assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize("name", ["mask2former", "mask_rcnn"])
+def test_a_backbone_begins_with_a_files_weights_or_refuses_them(name, tmp_path):
+    """`backbone.weights`, as the paper's ImageNet ResNet-50, batch norms with their counters of batches included."""
+    config = dataclasses.replace(getattr(load_study("mini", configs=TOP / "configs").proposals, name), start=None)
+    small = dataclasses.replace(config.backbone, normalization="frozen")
+    torch.manual_seed(0)
+    backbone = AutoBackbone.from_config(resnet_config(small))
+    save_file({k: v.contiguous() for k, v in backbone.state_dict().items()}, tmp_path / "backbone.safetensors")
+    weights = str(tmp_path / "backbone.safetensors")
+
+    begun = dataclasses.replace(config, backbone=dataclasses.replace(small, weights=weights))
+    state = build_network(begun, 1).state_dict()
+    kernels = {k: v for k, v in backbone.state_dict().items() if "convolution" in k}
+    assert kernels
+    for key, value in kernels.items():
+        (found,) = (v for k, v in state.items() if k.endswith(f".{key}") and "pixel_level_module.decoder" not in k)
+        torch.testing.assert_close(found, value, rtol=0, atol=0)
+
+    wider = dataclasses.replace(small, weights=weights, widths=(32, 64, 128))
+    with pytest.raises(ValueError, match=r"backbone.safetensors is of another architecture: \d+ keys differ"):
+        build_network(dataclasses.replace(config, backbone=wider), 1)
