@@ -30,6 +30,7 @@ from maskclip.world import COLOURS, DOMAINS, STUFF, THINGS, Scene, paint, textur
 from maskclip.world.scenes import random_regions, random_stickers
 
 STRETCH = 0.25  # more than in the data sets, whose pictures are squashed into a square
+WORLD_SIDE = 128  # the shorter side of the world's pictures; a CLIP that reads larger ones is shown them enlarged
 TEMPLATES = ("{}", "{}", "{}", "a {}", "a picture of a {}", "a drawing of a {}")
 
 
@@ -49,7 +50,8 @@ class ClipTraining:
     warmup: int = 50
     decay: int = 1550
     weight_decay: float = 0.02
-    image_size: int = 128
+    image_size: int = 160
+    textures: int = 48  # of each stuff
     crop_size: int = 64
     most_things: int = 9  # in a scene
     # of a caption's weight, where there are things; the rest is the stuff's. With less, small things in full scenes
@@ -85,7 +87,7 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def write_model_folder(folder: Path, image_size: int = 128) -> None:
+def write_model_folder(folder: Path, image_size: int = 160) -> None:
     """The mini CLIP's open_clip configuration and its tokenizer's merges; the weights come later."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [*THINGS, *STUFF, *COLOURS, "a picture drawing of an and on the empty solid full other"]
@@ -314,8 +316,8 @@ def train_clip(
         torch.optim.AdamW(others, settings.lr / 4, (0.9, 0.98), weight_decay=0.01),
     )
 
-    bank = texture_bank(seed=settings.seed + 1000, variants=16, size=192)
-    if settings.image_size < 128:  # small pictures show the world, whose shorter side is 128, smaller
+    bank = texture_bank(seed=settings.seed + 1000, variants=settings.textures, size=192)
+    if settings.image_size < WORLD_SIDE:  # small pictures show the world, whose shorter side is 128, smaller
         small_bank = F.interpolate(bank.flatten(0, 1).float(), scale_factor=0.5, mode="area")
         bank = small_bank.to(torch.uint8).view(*bank.shape[:3], 96, 96)
     checkpoint, log, first, spent = work / "clip_training.pt", [], 0, 0.0
@@ -338,7 +340,9 @@ def train_clip(
     for step in range(first, settings.steps):
         rng = np.random.default_rng([settings.seed, step])
         scenes, crops = training_scenes(rng, settings.batch, settings.most_things), crop_scenes(rng, settings.crops)
-        batches = [(scenes, paint(scenes, bank, side, side)[0]), (crops, paint(crops, bank, small, small)[0])]
+        pictures = paint(scenes, bank, min(side, WORLD_SIDE), min(side, WORLD_SIDE))[0]
+        pictures = F.interpolate(pictures, (side, side), mode="bilinear", align_corners=False)
+        batches = [(scenes, pictures), (crops, paint(crops, bank, small, small)[0])]
         loss, right = loss_of(model, tokenizer, batches, rng, settings.things_share)
         model.zero_grad()
         loss.backward()

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from maskclip import clip_training
 from maskclip.clip import Clip, load_clip, preprocess, text_embeddings
 from maskclip.clip_training import (
     ClipTraining,
@@ -22,7 +23,7 @@ from maskclip.clip_training import (
     train_clip,
     write_model_folder,
 )
-from maskclip.world import STUFF, THINGS
+from maskclip.world import STUFF, THINGS, paint
 
 MINI = Path(__file__).parents[1] / "models" / "mini_clip"
 
@@ -169,9 +170,7 @@ def test_resumed_training_ends_like_an_undisturbed_one(folder, tmp_path, monkeyp
         raise Killed
 
     checkpoint = tmp_path / "work_b" / "clip_training.pt"
-    import maskclip.clip_training as training
-
-    real = training.loss_of
+    real = clip_training.loss_of
     calls = iter(range(10))
 
     def dies_in_the_third_step(*args):
@@ -179,11 +178,11 @@ def test_resumed_training_ends_like_an_undisturbed_one(folder, tmp_path, monkeyp
             raise Killed
         return real(*args)
 
-    monkeypatch.setattr(training, "loss_of", dies_in_the_third_step)
+    monkeypatch.setattr(clip_training, "loss_of", dies_in_the_third_step)
     with pytest.raises(Killed):
         train_clip(tmp_path / "resumed", tmp_path / "work_b", settings)
     assert checkpoint.exists()
-    monkeypatch.setattr(training, "loss_of", real)
+    monkeypatch.setattr(clip_training, "loss_of", real)
     train_clip(tmp_path / "resumed", tmp_path / "work_b", settings)
     one, other = (load_clip(tmp_path / n).model.state_dict() for n in ("straight", "resumed"))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -198,6 +197,26 @@ def test_training_begins_with_the_given_weights(folder, tmp_path, monkeypatch):
     train_clip(tmp_path / "further", tmp_path / "work", ClipTraining(steps=0, image_size=64), start=start)
     one, other = (load_clip(f).model.state_dict() for f in (folder, tmp_path / "further"))
     assert all(torch.equal(one[key].half(), other[key].half()) for key in one)
+
+
+def test_a_clip_that_reads_large_pictures_is_shown_the_worlds_enlarged(tmp_path, monkeypatch):
+    """As its preprocessing does with the study's: what it learns from is no finer than what it will see."""
+    painted, shown = [], []
+
+    class Seen(Exception):
+        pass
+
+    def look(model, tokenizer, batches, *_):
+        shown.extend(tuple(pictures.shape[-2:]) for _, pictures in batches)
+        raise Seen
+
+    monkeypatch.setattr(clip_training, "texture_bank", lambda **_: _small_bank())
+    monkeypatch.setattr(clip_training, "spread_texts", lambda *_: None)
+    monkeypatch.setattr(clip_training, "paint", lambda *given: painted.append(given[2:]) or paint(*given))
+    monkeypatch.setattr(clip_training, "loss_of", look)
+    with pytest.raises(Seen):
+        train_clip(tmp_path / "clip", tmp_path / "work", ClipTraining(steps=1, batch=2, crops=2, image_size=160))
+    assert painted == [(128, 128), (64, 64)] and shown == [(160, 160), (64, 64)]
 
 
 def _small_bank() -> torch.Tensor:
