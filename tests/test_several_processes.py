@@ -1,12 +1,16 @@
-"""Training in two processes on the CPU: the same losses as in one, one set of files, one sentence if one fails."""
+"""Training in two processes on the CPU: the same losses as in one, one set of files, one sentence if one fails; and
+in half precision nearly the same."""
 
 import dataclasses
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_proposals import MASK2FORMER, MASK_RCNN, ToyScenes
 
+from maskclip.checkpoint import load_checkpoint
 from maskclip.clip import load_clip
 from maskclip.config import load_study
 from maskclip.proposals import ground_truth_proposals, load_source, train_proposals
@@ -21,17 +25,19 @@ def encoder_of(clip) -> MaskCLIPVisualEncoder:
     return MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=(5, 6), zero_init_refinement=True)
 
 
-def train_all(out: Path) -> None:
+def train_all(out: Path, precision: str = "no") -> None:
     """Both proposal networks and MaskCLIP, three steps each, with so many points that chance hardly matters."""
-    dataset = ToyScenes(count=8)
+    dataset, three = ToyScenes(count=8), {"steps": 3, "batch": 4, "mixed_precision": precision}
     for network, config in (("mask2former", MASK2FORMER), ("mask_rcnn", MASK_RCNN)):
-        config = dataclasses.replace(config, training=dataclasses.replace(config.training, batch=4, steps=3))
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, **three))
         if network == "mask2former":
             config = dataclasses.replace(config, points=3000)
         train_proposals(network, dataset, config, out / network, 0, device="cpu", progress=False)
     clip = load_clip(str(TOP / "models" / "mini_clip"))
     settings = load_study("mini", configs=TOP / "configs").maskclip
-    settings = dataclasses.replace(settings, steps=3, batch=4, points=3000, checkpoint_every=2)
+    settings = dataclasses.replace(
+        settings, steps=3, batch=4, points=3000, checkpoint_every=2, mixed_precision=precision
+    )
     proposals = {sample.image_id: ground_truth_proposals(sample) for sample in dataset}
     train_maskclip(encoder_of(clip), clip, dataset, proposals, settings, out / "maskclip", 0)
 
@@ -48,6 +54,13 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     return one, two
 
 
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("halves")
+    launch(train_all, (out, "bf16"), 2)  # fresh processes: accelerate knows one precision in each
+    return out
+
+
 @pytest.mark.parametrize(
     ("network", "curve", "tolerance"),
     [("mask2former", "curves.csv", 0.03), ("mask_rcnn", "curves.csv", 0.1), ("maskclip", "curve.csv", 0.06)],
@@ -59,6 +72,21 @@ def test_two_processes_share_a_step_of_one(folders, network, curve, tolerance):
     assert len(two) == 3 and list(one.columns) == list(two.columns)
     assert two["loss"].to_numpy() == pytest.approx(one["loss"].to_numpy(), rel=tolerance)
     assert not (folders[1] / network / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "curve", "weights"),
+    [
+        ("mask2former", "curves.csv", "network.safetensors"),
+        ("mask_rcnn", "curves.csv", "network.safetensors"),
+        ("maskclip", "curve.csv", "encoder.pt"),
+    ],
+)
+def test_half_precision_costs_little_and_weights_stay_whole(folders, halves, network, curve, weights):
+    whole, half = (pd.read_csv(folder / network / curve)["loss"].to_numpy() for folder in (folders[1], halves))
+    assert half == pytest.approx(whole, rel=0.05) and (half != whole).all()
+    read = load_file if weights.endswith("safetensors") else load_checkpoint
+    assert {tensor.dtype for tensor in read(halves / network / weights).values()} == {torch.float32}
 
 
 def test_what_two_processes_trained_is_read_as_ever(folders):
