@@ -29,12 +29,10 @@ proposals_apart:
 	$(LANE) efficiency
 
 methods:
-	$(LANE) --glob 'maskclip@*-maskclip' 'maskclip@*-wo_refinement' 'maskclip@*-layers_[13]_*'
-	$(LANE) ground_truth_masks pictures
+	$(LANE) maskclip ground_truth_masks pictures
 
 methods_apart:
 	$(LANE) baselines maskclip_mask_rcnn coco_split
-	$(LANE) --glob 'maskclip@*-layers_21_*'
 
 test: install
 	pytest

@@ -39,16 +39,16 @@ class ClipTraining:
     """Settings of one run; `lr` warms up, stays, and falls linearly to zero over the last `decay` steps.
 
     Like the real one at 336 pixels, the CLIP of the miniature was trained on small pictures first and on large ones
-    in the end: the defaults are of that last run (models/mini_clip/README.md has the others).
+    in the end: the defaults are of the last run (models/mini_clip/README.md has the others).
     """
 
-    seed: int = 6
-    steps: int = 1600
+    seed: int = 8
+    steps: int = 320
     batch: int = 18  # whole pictures a step: single stickers, scenes, stuff alone
     crops: int = 4  # smaller pictures a step, one sticker each
-    lr: float = 1e-3  # of Muon (block matrices); AdamW (all else) takes a quarter of it
-    warmup: int = 50
-    decay: int = 1550
+    lr: float = 6e-4  # of Muon (block matrices); AdamW (all else) takes a quarter of it
+    warmup: int = 20
+    decay: int = 300
     weight_decay: float = 0.02
     image_size: int = 160
     textures: int = 48  # of each stuff
@@ -56,7 +56,7 @@ class ClipTraining:
     most_things: int = 9  # in a scene
     # of a caption's weight, where there are things; the rest is the stuff's. With less, small things in full scenes
     # go by their background's name; with more, stuff is forgotten
-    things_share: float = 0.8
+    things_share: float = 0.74
     checkpoint_every: int = 50
 
 
