@@ -12,27 +12,35 @@ LANES ?= 2
 study: export OMP_NUM_THREADS := $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) // $(LANES)))")
 LANE = dvc --wait-for-lock repro --single-item
 
-.PHONY: study proposals proposals_apart methods methods_apart test report lint install clean
+.PHONY: study networks networks_apart methods methods_apart masks pictures test report lint install clean
 
 study: install
 	dvc repro data
-	$(MAKE) --no-print-directory -j $(LANES) proposals proposals_apart
+	$(MAKE) --no-print-directory -j $(LANES) networks networks_apart
 	$(MAKE) --no-print-directory -j $(LANES) methods methods_apart
+	$(MAKE) --no-print-directory -j $(LANES) masks pictures
 	dvc repro
 	@echo "Done: open reports/index.html"
 
-proposals:
-	$(LANE) --glob 'proposals@*-mask2former' 'proposals@*-mask_rcnn' 'proposals@*-mask2former_base'
+# lanes of equal length on two cores
+networks:
+	$(LANE) --glob 'proposals@*-mask2former' 'proposals@*-mask_rcnn' 'proposals@*-class_agnostic'
 
-proposals_apart:
-	$(LANE) --glob 'proposals@*-class_*'
+networks_apart:
+	$(LANE) --glob 'proposals@*-mask2former_base' 'proposals@*-class_aware'
 	$(LANE) efficiency
 
 methods:
-	$(LANE) maskclip ground_truth_masks pictures
+	$(LANE) maskclip
 
 methods_apart:
 	$(LANE) baselines maskclip_mask_rcnn coco_split
+
+masks:
+	$(LANE) ground_truth_masks
+
+pictures:
+	$(LANE) pictures
 
 test: install
 	pytest
