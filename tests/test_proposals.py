@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,6 +31,7 @@ from maskclip.proposals import (
     train_proposals,
 )
 from maskclip.proposals.augmentation import StepExamples, augment
+from maskclip.proposals.backbone import FrozenBatchNorm2d
 from maskclip.proposals.config import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former, mask2former_loss
 from maskclip.proposals.mask_rcnn import MaskRCNNSource, boxes_of_masks, build_mask_rcnn, mask_rcnn_loss, paste_masks
@@ -513,3 +515,16 @@ def test_one_proposal_counts_once():
     assert match_greedily(iou, 0.5).tolist() == [True, True]
     assert match_greedily(iou[:1], 0.5).tolist() == [True, False]
     assert match_greedily(np.zeros((0, 2)), 0.5).tolist() == [False, False]
+
+
+def test_a_frozen_norm_is_torchvisions():
+    norm, theirs = FrozenBatchNorm2d(5), torchvision.ops.FrozenBatchNorm2d(5)
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.rand(5, generator=generator) + 0.1 for name in theirs.state_dict()}
+    norm.load_state_dict(state)
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 5, 4, 3, generator=generator, requires_grad=True)
+    torch.testing.assert_close(norm(x), theirs(x), rtol=1e-5, atol=1e-6)
+    (ours,), (other,) = (torch.autograd.grad(n(x).square().sum(), x) for n in (norm, theirs))
+    torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-5)
+    assert not list(norm.parameters())

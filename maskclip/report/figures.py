@@ -505,7 +505,7 @@ def comparisons(judgements: list[Judgement]) -> Figure | None:
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("symlog", linthresh=20)
     left, right = axes.get_xlim()
-    ticks = [t for t in (-100, -50, -20, -10, 0, 10, 20, 50, 100, 200, 500, 1000) if left <= t <= right]
+    ticks = [t for t in (-100, -50, -20, -10, 0, 10, 20, 50, 200, 1000) if left <= t <= right]
     axes.set_xticks(ticks, [f"{tick:+d} %" if tick else "0" for tick in ticks])
     axes.set_xlabel("first over second, relative (linear within ±20 %, logarithmic beyond)")
     holds = sum(outcome.state == "holds" for _, outcome in shown)
