@@ -35,9 +35,7 @@ def train_all(out: Path, precision: str = "no") -> None:
         train_proposals(network, dataset, config, out / network, 0, device="cpu", progress=False)
     clip = load_clip(str(TOP / "models" / "mini_clip"))
     settings = load_study("mini", configs=TOP / "configs").maskclip
-    settings = dataclasses.replace(
-        settings, steps=3, batch=4, points=3000, checkpoint_every=2, mixed_precision=precision
-    )
+    settings = dataclasses.replace(settings, **three | {"batch": 8}, points=3000, checkpoint_every=2)
     proposals = {sample.image_id: ground_truth_proposals(sample) for sample in dataset}
     train_maskclip(encoder_of(clip), clip, dataset, proposals, settings, out / "maskclip", 0)
 
@@ -63,7 +61,7 @@ def halves(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("network", "curve", "tolerance"),
-    [("mask2former", "curves.csv", 0.03), ("mask_rcnn", "curves.csv", 0.1), ("maskclip", "curve.csv", 0.1)],
+    [("mask2former", "curves.csv", 0.03), ("mask_rcnn", "curves.csv", 0.1), ("maskclip", "curve.csv", 0.06)],
 )
 def test_two_processes_share_a_step_of_one(folders, network, curve, tolerance):
     # Each process draws points and boxes of its own and averages classes over its own masks, as the original does, so
