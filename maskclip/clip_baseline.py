@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ def clip_baseline(
     batch: int = 16,
     mean: Sequence[float] | Tensor | None = None,
     std: Sequence[float] | Tensor | None = None,
+    encode_image: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """V_t = f_v(M_t * I) for every mask t, without gradients.
 
@@ -32,6 +33,7 @@ def clip_baseline(
         batch: masked pictures per CLIP pass.
         mean, std: normalization of `images` [3]; M_t * I is black outside the mask, -mean / std after it. None: the
             model's own as open_clip's factory noted it, else OpenAI's.
+        encode_image: f_v, [B, 3, S, S] -> [B, C]; None: open_clip's own.
     Returns:
         [B, M, C] in CLIP's joint space, not normalized.
     Raises:
@@ -47,7 +49,7 @@ def clip_baseline(
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1 picture per pass")
     visual: Any = clip_model.visual
-    encode_image: Any = clip_model.encode_image
+    f_v: Any = encode_image or clip_model.encode_image
     mean = mean if mean is not None else getattr(visual, "image_mean", None) or OPENAI_DATASET_MEAN
     std = std if std is not None else getattr(visual, "image_std", None) or OPENAI_DATASET_STD
     black = -torch.as_tensor(mean).to(images) / torch.as_tensor(std).to(images)
@@ -62,7 +64,7 @@ def clip_baseline(
         if crop:
             cut = [picture[(..., *_box(m))] for picture, m in zip(pictures, mask, strict=True)]
             pictures = torch.stack([_squash(picture, images.shape[-2:]) for picture in cut])
-        embeddings.append(encode_image(pictures))
+        embeddings.append(f_v(pictures))
     return torch.cat(embeddings).unflatten(0, mask_logits.shape[:2])
 
 

@@ -9,6 +9,7 @@ joint space.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,8 +160,14 @@ class MaskCLIPVisualEncoder(nn.Module):
         """CLIP's pass over `images` [B, 3, S, S], once for all masks to come. No graph: CLIP is frozen."""
         self._check_images(images)
         layers = list(self._image_tokens(images))
-        class_token = self._layer(self.blocks[-1], layers[-1], layers[-1].class_token)
-        return ImageFeatures(layers, self._joint_space(class_token)[:, 0], images.shape[-1])
+        return ImageFeatures(layers, self._image_embedding(layers[-1]), images.shape[-1])
+
+    @torch.no_grad()
+    def embed_image(self, images: Tensor) -> Tensor:
+        """CLIP's own embeddings [B, C] of whole `images` [B, 3, S, S], for which its last layer need only see to the
+        class token; nothing is kept for masks."""
+        self._check_images(images)
+        return self._image_embedding(deque(self._image_tokens(images), maxlen=1).pop())
 
     def encode_masks(self, features: ImageFeatures, mask_logits: Tensor, valid: Tensor | None = None) -> MaskEncoding:
         """Embeddings and refined masks of `mask_logits` [B, M, S, S] on images already seen; arguments as in `forward`.
@@ -234,6 +241,10 @@ class MaskCLIPVisualEncoder(nn.Module):
         keys, additive = rma.relative_attention(mask_attention, visible, layer.keys)
         attended = F.scaled_dot_product_attention(queries, keys, layer.values, attn_mask=additive)
         return _finish(block, tokens, attended), rma.refine_masks(mask_logits, queries, layer.keys)
+
+    def _image_embedding(self, last: LayerFeatures) -> Tensor:
+        """The class token [B, C] after the last layer, in joint space."""
+        return self._joint_space(self._layer(self.blocks[-1], last, last.class_token))[:, 0]
 
     def _joint_space(self, tokens: Tensor) -> Tensor:
         """CLIP's last LayerNorm and projection: [B, T, D] -> [B, T, C]."""

@@ -9,6 +9,7 @@ import torch
 from open_clip.model import CLIP
 
 from maskclip.clip_baseline import clip_baseline
+from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
 
@@ -31,9 +32,12 @@ def normalize(pictures):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_is_algorithm_1(clip, case, batch):
+@pytest.mark.parametrize("own", [False, True])
+def test_is_algorithm_1(clip, case, batch, own):
+    """With open_clip's pass of CLIP, and with the visual encoder's, which the study takes."""
     pictures, logits = case
-    result = clip_baseline(clip, normalize(pictures), logits, batch=batch, mean=MEAN, std=STD)
+    f_v = MaskCLIPVisualEncoder.from_open_clip(clip, ()).embed_image if own else None
+    result = clip_baseline(clip, normalize(pictures), logits, batch=batch, mean=MEAN, std=STD, encode_image=f_v)
     assert result.shape == (2, 5, 12) and not result.requires_grad
     for i, picture in enumerate(pictures):
         for t, mask in enumerate(logits[i]):

@@ -197,6 +197,7 @@ def test_image_and_class_tokens_are_open_clips(quick):
             torch.testing.assert_close(ours.class_token, theirs[:, :1], rtol=0, atol=1e-6)
             torch.testing.assert_close(ours.image_tokens, block.ln_1(theirs)[:, 1:], rtol=0, atol=1e-6)
         torch.testing.assert_close(features.image_embedding, clip.encode_image(images), rtol=1e-6, atol=1e-6)
+        assert torch.equal(encoder.embed_image(images), features.image_embedding)
 
 
 def test_an_all_covering_mask_gives_clips_own_embedding():
