@@ -55,7 +55,8 @@ ROWS = {
     "simseg": "SimSeg (its crops)",
 }
 _CROPS = ("regionclip", "zegformer", "simseg")
-_PATIENCE = 20.0  # seconds; a CLIP Baseline that would take longer is measured on 4 masks and scaled up
+_WARM = 2.0  # seconds; of a first round that takes longer, what a first time costs is nothing
+_PATIENCE = 20.0  # seconds; a CLIP Baseline that would take longer is measured on 1 to 4 masks and scaled up
 
 
 def benchmark(
@@ -74,9 +75,10 @@ def benchmark(
 ) -> pd.DataFrame:
     """Measure `rows` on one image with `masks` random masks, each of which touches about half of the patches.
 
-    Times are medians over `repeats` interleaved rounds after one that does not count, so that a busy machine slows
-    every row alike. Peak memory is that of a whole process while the row runs (CUDA: torch's), model and Python
-    included, text tower not (a model given by name is built without); the CLIP Baseline's is at one picture per pass.
+    Times are medians over `repeats` interleaved rounds, so that a busy machine slows every row alike, after one that
+    does not count where it takes less than 2 s. Peak memory is that of a whole process while the row runs (CUDA:
+    torch's), model and Python included, text tower not (a model given by name is built without); the CLIP Baseline's is
+    at one picture per pass.
 
     Args:
         model: an open_clip name (random weights), a folder such as `models/mini_clip`, or an open_clip model.
@@ -95,8 +97,8 @@ def benchmark(
             one holds nor how its allocator is set plays a part. It loads the model once more.
     Returns:
         tidy table with `COLUMNS`: method, metric (time_s | tflops | peak_gb), masks, model, resolution, value (seconds,
-        1e12 FLOPs, GiB). The CLIP Baseline comes per mask (masks = 1) and for all, its time scaled up from 4 where
-        all masks would take longer than 20 s. RegionCLIP, ZegFormer, SimSeg: tflops only.
+        1e12 FLOPs, GiB). The CLIP Baseline comes per mask (masks = 1) and for all, its time scaled up from 1 to
+        4 where all masks would take longer than 20 s. RegionCLIP, ZegFormer, SimSeg: tflops only.
     Raises:
         ValueError: an unknown row, metric, dtype or model, or a number that is too small.
     """
@@ -134,13 +136,15 @@ def benchmark(
         peaks = dict.fromkeys(timed, 0.0)
         for round_ in range(repeats + 1 if "time_s" in measured else 1):
             for row in timed:
+                if round_ > 0 and len(times[row]) == repeats:
+                    continue
                 _reset_peak(device)
                 seconds = _time(bench.steps[row], device)
                 if round_ == 0:
                     peaks[row] = _peak_gib(device)
-                if round_ > 0:
+                if round_ > 0 or seconds > _WARM:
                     times[row].append(seconds / (bench.baseline_masks if row == "clip_baseline" else 1))
-                elif row == "clip_baseline":
+                if round_ == 0 and row == "clip_baseline":
                     bench.baseline_masks = masks if seconds * masks < _PATIENCE else min(masks, 4)
         for row in timed:
             if "time_s" in measured:
