@@ -2,6 +2,7 @@
 in half precision nearly the same."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -10,19 +11,23 @@ import torch
 from safetensors.torch import load_file
 from test_proposals import MASK2FORMER, MASK_RCNN, ToyScenes
 
-from maskclip.checkpoint import load_checkpoint
+from maskclip.checkpoint import load_checkpoint, save_checkpoint
 from maskclip.clip import load_clip
 from maskclip.config import load_study
 from maskclip.proposals import ground_truth_proposals, load_source, train_proposals
 from maskclip.study import launch
-from maskclip.training import load_trained_weights, train_maskclip
+from maskclip.training import load_trained_weights, train_maskclip, trained_weights
 from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
 TOP = Path(__file__).parent.parent
 
 
 def encoder_of(clip) -> MaskCLIPVisualEncoder:
-    return MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=(5, 6), zero_init_refinement=True)
+    """The same in every process, as the study's."""
+    generator = torch.Generator().manual_seed(0)
+    return MaskCLIPVisualEncoder.from_open_clip(
+        clip.model, rma_layers=(5, 6), zero_init_refinement=True, generator=generator
+    )
 
 
 def train_all(out: Path, precision: str = "no") -> None:
@@ -37,7 +42,9 @@ def train_all(out: Path, precision: str = "no") -> None:
     settings = load_study("mini", configs=TOP / "configs").maskclip
     settings = dataclasses.replace(settings, **three | {"batch": 8}, points=3000, checkpoint_every=2)
     proposals = {sample.image_id: ground_truth_proposals(sample) for sample in dataset}
-    train_maskclip(encoder_of(clip), clip, dataset, proposals, settings, out / "maskclip", 0)
+    encoder = encoder_of(clip)
+    train_maskclip(encoder, clip, dataset, proposals, settings, out / "maskclip", 0)
+    save_checkpoint(out / f"process{os.environ.get('RANK', 0)}.pt", trained_weights(encoder))
 
 
 def fail(names: list[str]) -> None:
@@ -85,6 +92,12 @@ def test_half_precision_costs_little_and_weights_stay_whole(folders, halves, net
     assert half == pytest.approx(whole, rel=0.05) and (half != whole).all()
     read = load_file if weights.endswith("safetensors") else load_checkpoint
     assert {tensor.dtype for tensor in read(halves / network / weights).values()} == {torch.float32}
+
+
+def test_both_processes_end_with_the_same_encoder(folders):
+    """Each has seen pictures of its own; only gradients they share keep them alike."""
+    first, second = (load_checkpoint(folders[1] / f"process{rank}.pt") for rank in (0, 1))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_what_two_processes_trained_is_read_as_ever(folders):
