@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
@@ -177,6 +178,9 @@ def train_maskclip(
     accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=clip.device.type == "cpu")
     device = accelerator.device
     encoder.to(device).train()
+    with torch.no_grad():
+        for value in parameters:  # every process begins where the first one does
+            value.copy_(broadcast(value))
     encoder.checkpointing = training.activation_checkpointing
     names = [category.name for category in dataset.categories]
     text = text_embeddings(clip, [*names, "other"]).to(device)

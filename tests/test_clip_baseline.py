@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from open_clip.model import CLIP
 
 from maskclip.clip_baseline import clip_baseline
+from maskclip.model import encode_masked_images
 from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
@@ -44,6 +46,15 @@ def test_is_algorithm_1(clip, case, batch, own):
             region = picture * (mask >= 0)  # R = M_t * I, on the picture itself: black elsewhere
             expected = clip.encode_image(normalize(region)[None])[0]  # V = f_v(R)
             torch.testing.assert_close(result[i, t], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_the_studys_masked_images_are_algorithm_1s(clip, case, crop):
+    pictures, logits = case
+    logits[:, :, :5] = -1  # room to crop
+    embeddings, masks = encode_masked_images(SimpleNamespace(model=clip), crop=crop)(pictures, logits)
+    torch.testing.assert_close(embeddings, clip_baseline(clip, pictures, logits, crop=crop), rtol=1e-4, atol=1e-5)
+    assert masks is logits  # the baseline refines nothing
 
 
 def test_cropping_enlarges_the_box(clip, case):

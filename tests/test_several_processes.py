@@ -23,8 +23,8 @@ TOP = Path(__file__).parent.parent
 
 
 def encoder_of(clip) -> MaskCLIPVisualEncoder:
-    """The same in every process, as the study's."""
-    generator = torch.Generator().manual_seed(0)
+    """Another in every process: training begins with the first one's."""
+    generator = torch.Generator().manual_seed(int(os.environ.get("RANK", 0)))
     return MaskCLIPVisualEncoder.from_open_clip(
         clip.model, rma_layers=(5, 6), zero_init_refinement=True, generator=generator
     )

@@ -88,6 +88,8 @@ class Mask2FormerSource:
 
     Mask logits come at a fourth of the size at which the network sees the image. Objectness is 1 - p(no object); of a
     network without a class head, as the authors', the mean probability inside the mask, 0 where there is no inside.
+
+    The source takes the model over: into evaluation mode, its backbone's weights channels-last.
     """
 
     def __init__(

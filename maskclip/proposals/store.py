@@ -4,8 +4,8 @@ A file is a sequence of records, each a header (length, CRC-32) and a payload, t
 footer. Records are appended to `<path>.partial`; a killed run goes on after its last whole record.
 
 Logits are quantized in equal steps of tanh(logit / 4): by 1/4 near 0, more coarsely where the sigmoid is flat. The
-sign, which is the mask, survives exactly. A mask is then stored as differences along its rows, deflated: flat regions
-cost next to nothing.
+sign, which is the mask, survives exactly. Deflated, flat regions cost next to nothing; an image whose masks are so
+rough that one takes more than `BYTES_PER_MASK` gets steps twice as wide, and again, down to the masks alone.
 """
 
 from __future__ import annotations
@@ -26,31 +26,34 @@ from tqdm import tqdm
 
 from maskclip.proposals.proposals import Proposals, ProposalSource
 
-MAGIC = b"MCPROP02"
+MAGIC = b"MCPROP03"
 HEADER = struct.Struct("<II")  # payload length, CRC-32
 FOOTER = struct.Struct("<QQ8s")  # index offset, index length, magic
-LEVELS = 16  # on either side of 0
+LEVELS = (16, 8, 4, 2, 1)  # on either side of 0, the finest first
+BYTES_PER_MASK = 1980  # 2,000 images of 100 masks in 400 MB
 
 
-def quantize(logits: np.ndarray) -> np.ndarray:
-    """Logits to int8: level n, from -15 to 16, stands for 4 atanh((n - 1/2) / 16), so positive stays positive."""
-    levels = np.ceil(LEVELS * np.tanh(logits / 4)).clip(1 - LEVELS, LEVELS)
-    return np.where(logits > 0, np.maximum(levels, 1), levels).astype(np.int8)  # a quarter of next to nothing may be 0
+def quantize(logits: np.ndarray, levels: int = LEVELS[0]) -> np.ndarray:
+    """Logits to int8: with 16 levels, n from -15 to 16 stands for 4 atanh((n - 1/2) / 16); positive stays positive."""
+    steps = np.ceil(levels * np.tanh(logits / 4)).clip(1 - levels, levels)
+    return np.where(logits > 0, np.maximum(steps, 1), steps).astype(np.int8)  # a quarter of next to nothing may be 0
 
 
-def dequantize(levels: np.ndarray) -> np.ndarray:
-    """The inverse of `quantize`, to within 1/32 in tanh(logit / 4); logits end at +-8.3."""
-    table = 4 * np.arctanh((np.arange(1 - LEVELS, LEVELS + 1) - 0.5) / LEVELS)
-    return table.astype(np.float32)[levels + (LEVELS - 1)]
+def dequantize(steps: np.ndarray, levels: int = LEVELS[0]) -> np.ndarray:
+    """The inverse of `quantize`, to within 1 / (2 levels) in tanh(logit / 4); of 16 levels, logits end at +-8.3."""
+    table = 4 * np.arctanh((np.arange(1 - levels, levels + 1) - 0.5) / levels)
+    return table.astype(np.float32)[steps + (levels - 1)]
 
 
 def encode(image_id: int | str, proposals: Proposals) -> bytes:
-    """One image's proposals as a payload."""
-    levels = quantize(proposals.mask_logits.float().numpy())
-    differences = np.diff(levels, axis=-1, prepend=np.int8(0))  # wraps around and back, as int8
-    head = json.dumps({"id": image_id, "shape": list(levels.shape)}).encode()
-    scores = proposals.scores.float().numpy().tobytes()
-    return struct.pack("<H", len(head)) + head + scores + zlib.compress(differences.tobytes(), 6)
+    """One image's proposals as a payload, with the most levels that leave it within `BYTES_PER_MASK` a mask."""
+    logits = proposals.mask_logits.float().numpy()
+    for levels in LEVELS:
+        masks = zlib.compress(quantize(logits, levels).tobytes(), 6)
+        if len(masks) <= BYTES_PER_MASK * len(logits):
+            break
+    head = json.dumps({"id": image_id, "shape": list(logits.shape), "levels": levels}).encode()
+    return struct.pack("<H", len(head)) + head + proposals.scores.float().numpy().tobytes() + masks
 
 
 def decode(payload: bytes | memoryview) -> tuple[int | str, Proposals]:
@@ -60,9 +63,8 @@ def decode(payload: bytes | memoryview) -> tuple[int | str, Proposals]:
     count = head["shape"][0]
     start = 2 + length
     scores = np.frombuffer(payload, dtype="<f4", count=count, offset=start).copy()
-    differences = np.frombuffer(zlib.decompress(payload[start + 4 * count :]), dtype=np.int8).reshape(head["shape"])
-    levels = np.cumsum(differences, axis=-1, dtype=np.int8)
-    return head["id"], Proposals(torch.from_numpy(dequantize(levels)), torch.from_numpy(scores))
+    steps = np.frombuffer(zlib.decompress(payload[start + 4 * count :]), dtype=np.int8).reshape(head["shape"])
+    return head["id"], Proposals(torch.from_numpy(dequantize(steps, head["levels"])), torch.from_numpy(scores))
 
 
 def proposal_key(network: str | Path, dataset: Any, limit: int | None = None) -> str:
@@ -173,7 +175,7 @@ class StoredProposals(Mapping[int | str, Proposals]):
             raise ValueError(damaged)
         index = json.loads(self._map[offset : offset + length])
         if index["key"] != key:
-            raise ValueError(f"{path} is of another network or data set; run the proposals stage again")
+            raise ValueError(f"{path} is of another network or other pictures; run the proposals stage again")
         self._offsets = {image_id: position for image_id, position in index["records"]}
 
     def __getitem__(self, image_id: int | str) -> Proposals:
