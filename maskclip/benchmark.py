@@ -56,7 +56,7 @@ ROWS = {
 }
 _CROPS = ("regionclip", "zegformer", "simseg")
 _WARM = 2.0  # seconds on a CPU; of a first round that takes longer, what a first time costs is nothing
-_PATIENCE = 20.0  # seconds; a CLIP Baseline that would take longer is measured on 1 to 4 masks and scaled up
+_PATIENCE = 20.0  # seconds; a CLIP Baseline that would take longer is measured on 1 or 2 masks and scaled up
 
 
 def benchmark(
@@ -97,8 +97,8 @@ def benchmark(
             one holds nor how its allocator is set plays a part. It loads the model once more.
     Returns:
         tidy table with `COLUMNS`: method, metric (time_s | tflops | peak_gb), masks, model, resolution, value (seconds,
-        1e12 FLOPs, GiB). The CLIP Baseline comes per mask (masks = 1) and for all, its time scaled up from 1 to
-        4 where all masks would take longer than 20 s. RegionCLIP, ZegFormer, SimSeg: tflops only.
+        1e12 FLOPs, GiB). The CLIP Baseline comes per mask (masks = 1) and for all, its time scaled up from 1 or
+        2 where all masks would take longer than 20 s. RegionCLIP, ZegFormer, SimSeg: tflops only.
     Raises:
         ValueError: an unknown row, metric, dtype or model, or a number that is too small.
     """
@@ -145,7 +145,7 @@ def benchmark(
                 if round_ > 0 or (device == "cpu" and seconds > _WARM):
                     times[row].append(seconds / (bench.baseline_masks if row == "clip_baseline" else 1))
                 if round_ == 0 and row == "clip_baseline":
-                    bench.baseline_masks = masks if seconds * masks < _PATIENCE else min(masks, 4)
+                    bench.baseline_masks = masks if seconds * masks < _PATIENCE else min(masks, 2)
         for row in timed:
             if "time_s" in measured:
                 median = statistics.median(times[row])
