@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # than from threads. `make study LANES=1`, or plain `dvc repro`, runs one after another, as is best where one stage
 # fills the machine (the paper profile). What a stage waits for is dvc.yaml's to say; here it only has to come first.
 LANES ?= 2
-study: export OMP_NUM_THREADS := $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) // $(LANES)))")
+study test: export OMP_NUM_THREADS := $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) // $(LANES)))")
 
 NETWORKS := mask2former mask_rcnn mask2former_base class_agnostic class_aware
 ABLATIONS := wo_refinement layers_1_7_13_19 layers_3_9_15_21 layers_21_22_23_24
@@ -38,7 +38,7 @@ $(STAGES):
 	dvc --wait-for-lock repro --single-item --glob '$(stage)'
 
 test: install
-	pytest
+	pytest -n $(LANES) --dist loadfile --no-loadscope-reorder
 
 lint: install
 	ruff check . && ruff format --check . && mypy

@@ -261,7 +261,8 @@ def ablations(results: Results) -> Figure | None:
     panels = [(f"Mask refinement, {q} (%)", 8, refinement, [q, f"{q}th", f"{q}st"], _GROUPS) for q in ("PQ", "SQ")]
     panels.append(("Layers that carry RMA, PQ (%)", 9, layers, ["PQ", "PQth", "PQst"], _GROUPS))
     best = max(measured, key=lambda row: measured[row]) if measured else "none"
-    message = f"Refinement changes PQ by {gain:+.1f}; of the layer sets, {best} comes first"
+    change = f"changes PQ by {gain:+.1f}" if abs(gain) >= 0.05 else "leaves PQ as it is"
+    message = f"Refinement {change}; of the layer sets, {best} comes first"
     return _table_chart(results, panels, message, "Tables 8 and 9, A-150", [refinement[0], *layers[:-1], "MaskCLIP"])
 
 
