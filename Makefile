@@ -37,6 +37,7 @@ $(STAGES): stage ?= $@*
 $(STAGES):
 	dvc --wait-for-lock repro --single-item --glob '$(stage)'
 
+# a file's tests stay together; the study at smoke size comes first (tests/conftest.py) and has a lane of its own
 test: install
 	pytest -n $(LANES) --dist loadfile --no-loadscope-reorder
 

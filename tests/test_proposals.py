@@ -36,7 +36,7 @@ from maskclip.proposals.config import BackboneConfig, Mask2FormerConfig, MaskRCN
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former, mask2former_loss
 from maskclip.proposals.mask_rcnn import MaskRCNNSource, boxes_of_masks, build_mask_rcnn, mask_rcnn_loss, paste_masks
 from maskclip.proposals.quality import match_greedily
-from maskclip.proposals.store import decode, dequantize, encode, quantize
+from maskclip.proposals.store import LEVELS, decode, dequantize, encode, quantize
 
 BACKBONE = BackboneConfig(8, (8, 16, 16, 32), (1, 1, 1, 1), "basic", "group")
 TRAINING = TrainingConfig(
@@ -329,7 +329,7 @@ def test_weights_cut_off_or_of_another_architecture(tmp_path):
 
 @given(
     st.lists(st.floats(-50, 50, width=32, allow_subnormal=False), min_size=1, max_size=50),
-    st.sampled_from([16, 8, 4, 2, 1]),
+    st.sampled_from(LEVELS),
 )
 @settings(max_examples=50, deadline=None)
 def test_quantization_keeps_the_mask_and_is_near(values, levels):
