@@ -409,6 +409,19 @@ def test_store_gives_back_what_the_source_gave(tmp_path):
     assert source.asked == 11  # computed once
 
 
+def test_a_store_says_how_many_images_are_coarser(tmp_path, capsys):
+    scenes = ToyScenes(count=4)
+    rough = torch.randn(3, 200, 200, generator=torch.Generator().manual_seed(0))
+
+    def source(images):
+        return [Proposals(rough if image is images[0] else torch.zeros(3, 9, 9), torch.ones(3)) for image in images]
+
+    path = store_proposals(source, scenes, tmp_path / "toy.masks", "key", batch=4, progress=False)
+    levels = StoredProposals(path, "key").levels()
+    assert list(levels) == scenes.image_ids and list(levels.values()) == [1, 16, 16, 16]
+    assert "the masks of 1 of 4 images were too rough" in capsys.readouterr().out
+
+
 def test_a_stale_or_damaged_store_is_never_used(tmp_path):
     scenes, source = ToyScenes(count=5), Fixed()
     key = proposal_key("fixed", scenes)

@@ -46,7 +46,7 @@ def dequantize(steps: np.ndarray, levels: int = LEVELS[0]) -> np.ndarray:
 
 
 def encode(image_id: int | str, proposals: Proposals) -> bytes:
-    """One image's proposals as a payload, with the most levels that leave it within `BYTES_PER_MASK` a mask."""
+    """One image's proposals as a payload, with the most levels that leave it within `BYTES_PER_MASK` a mask, or one."""
     logits = proposals.mask_logits.float().numpy()
     for levels in LEVELS:
         masks = zlib.compress(quantize(logits, levels).tobytes(), 6)
@@ -58,13 +58,17 @@ def encode(image_id: int | str, proposals: Proposals) -> bytes:
 
 def decode(payload: bytes | memoryview) -> tuple[int | str, Proposals]:
     """The inverse of `encode`: (image id, proposals)."""
-    (length,) = struct.unpack_from("<H", payload)
-    head = json.loads(bytes(payload[2 : 2 + length]))
+    head, start = _head(payload)
     count = head["shape"][0]
-    start = 2 + length
     scores = np.frombuffer(payload, dtype="<f4", count=count, offset=start).copy()
     steps = np.frombuffer(zlib.decompress(payload[start + 4 * count :]), dtype=np.int8).reshape(head["shape"])
     return head["id"], Proposals(torch.from_numpy(dequantize(steps, head["levels"])), torch.from_numpy(scores))
+
+
+def _head(payload: bytes | memoryview) -> tuple[dict[str, Any], int]:
+    """What a payload says of itself, and where its scores begin."""
+    (length,) = struct.unpack_from("<H", payload)
+    return json.loads(bytes(payload[2 : 2 + length])), 2 + length
 
 
 def proposal_key(network: str | Path, dataset: Any, limit: int | None = None) -> str:
@@ -122,6 +126,11 @@ def store_proposals(
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        levels = StoredProposals(path, key).levels()
+        if coarser := sum(value < LEVELS[0] for value in levels.values()):
+            print(
+                f"{path}: the masks of {coarser} of {len(levels)} images were too rough to be stored in full precision"
+            )
     except OSError as error:
         raise OSError(error.errno, f"cannot store proposals in {path}: {error.strerror or error}") from None
     return path
@@ -178,13 +187,20 @@ class StoredProposals(Mapping[int | str, Proposals]):
             raise ValueError(f"{path} is of another network or other pictures; run the proposals stage again")
         self._offsets = {image_id: position for image_id, position in index["records"]}
 
+    def levels(self) -> dict[int | str, int]:
+        """Steps on either side of 0 in which each image's logits are stored: `LEVELS[0]`, fewer where it is rough."""
+        return {image_id: _head(self._payload(image_id))[0]["levels"] for image_id in self}
+
     def __getitem__(self, image_id: int | str) -> Proposals:
+        return decode(self._payload(image_id))[1]
+
+    def _payload(self, image_id: int | str) -> bytes:
         offset = self._offsets[image_id]
         length, checksum = HEADER.unpack(self._map[offset : offset + HEADER.size])
         payload = self._map[offset + HEADER.size : offset + HEADER.size + length]
         if zlib.crc32(payload) != checksum:
             raise ValueError(f"{self.path} is damaged at image {image_id}; delete it and run the proposals stage again")
-        return decode(payload)[1]
+        return payload
 
     def __iter__(self) -> Iterator[int | str]:
         return iter(self._offsets)
