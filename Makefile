@@ -12,8 +12,9 @@ LANES ?= 2
 study test: export OMP_NUM_THREADS := $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) // $(LANES)))")
 
 NETWORKS := mask2former mask_rcnn mask2former_base class_agnostic class_aware
-ABLATIONS := wo_refinement layers_1_7_13_19 layers_3_9_15_21 layers_21_22_23_24
-STAGES := data $(NETWORKS) efficiency baselines ours $(ABLATIONS) maskclip_mask_rcnn coco_split ground_truth_masks pictures
+ABLATIONS := layers_21_22_23_24 layers_3_9_15_21 layers_1_7_13_19 wo_refinement
+# the long ones first, so that the lanes end together
+STAGES := data efficiency $(NETWORKS) baselines ours maskclip_mask_rcnn coco_split $(ABLATIONS) pictures ground_truth_masks
 
 .PHONY: study stages $(STAGES) test report lint install clean
 

@@ -30,7 +30,7 @@ def clip_baseline(
         mask_logits: [B, M, S, S]; M_t is binary, 1 where the logit is at least 0 (probability one half).
         crop: also cut out the mask's bounding box and squash it to S x S. The paper only masks. A mask without a pixel
             has no box and stays an all-black picture.
-        batch: masked pictures per CLIP pass.
+        batch: masked pictures per CLIP pass. Masks without a pixel share one: all leave the same black picture.
         mean, std: normalization of `images` [3]; M_t * I is black outside the mask, -mean / std after it. None: the
             model's own as open_clip's factory noted it, else OpenAI's.
         encode_image: f_v, [B, 3, S, S] -> [B, C]; None: open_clip's own.
@@ -58,14 +58,19 @@ def clip_baseline(
     image_of_mask = torch.arange(len(images), device=images.device).repeat_interleave(mask_logits.shape[1])
     if not len(masks):
         return images.new_zeros(*mask_logits.shape[:2], visual.output_dim)
+    # masks without a pixel all leave the same black picture: CLIP sees it once, first
+    empty = ~masks.flatten(1).any(1)
+    passes = torch.cat([empty.nonzero()[:1, 0], (~empty).nonzero()[:, 0]])
     embeddings = []
-    for mask, owner in zip(masks.split(batch), image_of_mask.split(batch), strict=True):
+    for chosen in passes.split(batch):
+        mask, owner = masks[chosen], image_of_mask[chosen]
         pictures = torch.where(mask[:, None], images[owner], black.view(3, 1, 1))
         if crop:
             cut = [picture[(..., *_box(m))] for picture, m in zip(pictures, mask, strict=True)]
             pictures = torch.stack([_squash(picture, images.shape[-2:]) for picture in cut])
         embeddings.append(f_v(pictures))
-    return torch.cat(embeddings).unflatten(0, mask_logits.shape[:2])
+    pass_of_mask = (~empty).cumsum(0) - 1 + empty.any()
+    return torch.cat(embeddings)[pass_of_mask.masked_fill(empty, 0)].unflatten(0, mask_logits.shape[:2])
 
 
 def _box(mask: Tensor) -> tuple[slice, slice]:

@@ -71,6 +71,24 @@ def test_cropping_enlarges_the_box(clip, case):
     torch.testing.assert_close(result[:, 2], black.expand(2, -1), rtol=1e-4, atol=1e-5)  # an empty mask
 
 
+@pytest.mark.parametrize("crop", [False, True])
+def test_masks_without_a_pixel_share_one_pass(clip, case, crop):
+    pictures, logits = case
+    logits[0, [0, 3]], logits[1, 1] = -1, -1
+    sizes = []
+
+    def f_v(batch):
+        sizes.append(len(batch))
+        return clip.encode_image(batch)
+
+    result = clip_baseline(clip, pictures, logits, crop=crop, batch=4, encode_image=f_v)
+    assert sizes == [4, 4]  # seven masks and black
+    alone = [clip_baseline(clip, pictures, logits[:, t : t + 1], crop=crop) for t in range(5)]
+    torch.testing.assert_close(result, torch.cat(alone, 1), rtol=1e-4, atol=1e-5)
+    nothing = clip_baseline(clip, pictures, torch.full_like(logits, -1), crop=crop, encode_image=f_v)
+    assert sizes[2:] == [1] and torch.equal(nothing, nothing[:1, :1].expand(2, 5, -1))
+
+
 def test_black_is_by_the_models_own_normalization(clip, case):
     pictures, logits = case
     clip.visual.image_mean, clip.visual.image_std = tuple(MEAN.tolist()), tuple(STD.tolist())
