@@ -121,6 +121,17 @@ class Study:
     efficiency: Efficiency
 
 
+@dataclass(frozen=True)
+class Params:
+    """What params.yaml holds: the knob above the profiles."""
+
+    profile: str
+    seeds: list[int]
+    device: str
+    processes: int = at_least(1)
+    overrides: dict | None = None
+
+
 def _check(value: Any, kind: Any, where: str, minimum: float | None) -> Any:
     """`value` as `kind`, or one sentence saying why not."""
     if dataclasses.is_dataclass(kind):
@@ -140,6 +151,7 @@ def _check(value: Any, kind: Any, where: str, minimum: float | None) -> Any:
         value = float(value)
     if (kind is not bool and isinstance(value, bool)) or not isinstance(value, kind):
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind is float and isinstance(value, str) else ""
+        hint = ' (YAML reads no and yes as bools: write "no")' if kind is str and isinstance(value, bool) else hint
         raise ValueError(f"{where} is {value!r}, a {type(value).__name__}; it must be a {kind.__name__}{hint}")
     if minimum is not None and not value >= minimum:
         raise ValueError(f"{where} is {value!r}; it must be at least {minimum}")
@@ -200,15 +212,23 @@ def load_study(profile: str, overrides: dict[str, Any] | None = None, configs: s
 
 
 def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study]:
-    """Read `params.yaml` and the profile it names: (its own keys, the study's sections)."""
+    """Read `params.yaml` and the profile it names: (its own keys, the study's sections).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a key of it, or of the profile with its overrides, is unknown, missing, mistyped or out of range.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run from the top folder of the repository")
     params = _read_yaml(path)
-    if "profile" not in params:
-        raise ValueError(f"{path} lacks the key 'profile' (mini or paper)")
-    overrides = {name: value for name, value in (params.get("overrides") or {}).items() if value}
-    return params, load_study(params["profile"], overrides, path.parent / "configs")
+    checked = from_mapping(Params, params, str(path))
+    if checked.device.split(":")[0] not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"{path}.device is {checked.device!r}; it must be auto, cpu or cuda")
+    if not checked.seeds or min(checked.seeds) < 0:
+        raise ValueError(f"{path}.seeds is {checked.seeds}; it must hold at least one seed, none below 0, such as [0]")
+    overrides = {name: value for name, value in (checked.overrides or {}).items() if value}
+    return params, load_study(checked.profile, overrides, path.parent / "configs")
 
 
 def scale_layers(paper_layers: list[int], depth: int, paper_depth: int = 24) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """What MaskCLIP is trained for (Sec. 4.2): 2 L_ce + 5 L_dice + 5 L_bce over Hungarian-matched masks.
 
-Matching and point-sampled mask losses are Mask2Former's, taken from transformers; what is ours is the economy of
-DESIGN's point 3: masks do not see one another and the no-object class weighs nothing, so only matched masks can
-contribute a gradient. They are found first, without a graph, and the graph is built for them alone.
+Matching and point-sampled mask losses are Mask2Former's, taken from transformers; what is ours is an economy
+(docs/paper_and_released_code.md): masks do not see one another and the no-object class weighs nothing, so only matched
+masks can contribute a gradient. They are found first, without a graph, and the graph is built for them alone.
 """
 
 from __future__ import annotations

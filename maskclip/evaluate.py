@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from maskclip.config import Evaluation
-from maskclip.data import Dataset
+from maskclip.data import Category, Dataset
 from maskclip.metrics import MeanIoU, PanopticQuality, average_precision, coco_results
 from maskclip.model import MaskCLIP, NamedMasks
 from maskclip.proposals import Proposals
@@ -67,14 +67,31 @@ class SemanticTask:
 class InstanceTask:
     """AP, AP50, AP75 on an instance set, in percent; `results` are COCO result entries.
 
-    `names`: the words masks choose from, where those are not the set's own. ADE20K's instances are classified among
-    all 150 classes, of which only the set's own, the things, are kept; the COCO split is asked in three ways.
+    Args:
+        names: the words masks choose from, where those are not the set's own; the COCO split is asked in three ways.
+        categories: in place of `names`, another set's, which know the set's own by their ids. ADE20K's instances are
+            classified among all 150 classes, of which only the set's own, the things, are kept; its panoptic and its
+            instance file spell a third of those differently.
+
+    Raises:
+        ValueError: a category of the set is none of `categories`, or stuff there.
     """
 
-    def __init__(self, dataset: Dataset, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, names: Sequence[str] | None = None, categories: Sequence[Category] | None = None
+    ) -> None:
         self.dataset, self.names = dataset, list(names or dataset.names)
-        index = {name: place for place, name in enumerate(dataset.names)}
-        self.own_class = [index.get(name) for name in self.names]
+        own: dict[Any, int] = {name: place for place, name in enumerate(dataset.names)}
+        words: list[Any] = self.names
+        if categories is not None:
+            self.names, words = [category.name for category in categories], [category.id for category in categories]
+            own = {category.id: place for place, category in enumerate(dataset.categories)}
+            for lost in own.keys() - {category.id for category in categories if category.isthing}:
+                raise ValueError(
+                    f"{dataset.name}: {dataset.names[own[lost]]!r} has the id {lost}, which is no thing in the "
+                    "panoptic annotation; prepare both with the same scripts"
+                )
+        self.own_class = [own.get(word) for word in words]
         self.results: list[dict] = []
 
     def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:

@@ -1,6 +1,6 @@
 """Run one notebook of the study with papermill, as the stages of dvc.yaml do.
 
-    python -m maskclip.pipeline notebooks/04_maskclip.ipynb runs/seed0/notebooks/maskclip.ipynb -p seed 0
+    python -m maskclip.pipeline notebooks/04_maskclip.ipynb runs/0/notebooks/maskclip.ipynb -p seed 0
 
 The executed copy appears under its name only when every cell has run; a failed one is kept beside it as
 `<name>.failed.ipynb`, and the cell's error is printed without foreign frames.

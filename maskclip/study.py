@@ -200,7 +200,7 @@ class Run:
                 return {
                     "a150": PanopticTask(panoptic),
                     "a150_semantic": SemanticTask(self.dataset("a150_semantic")),
-                    "a150_instances": InstanceTask(self.dataset("a150_instances"), panoptic.names),
+                    "a150_instances": InstanceTask(self.dataset("a150_instances"), categories=panoptic.categories),
                 }
             case "p59":
                 return {"p59": SemanticTask(self.dataset("p59")), "p459": SemanticTask(self.dataset("p459"))}

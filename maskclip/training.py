@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -45,7 +45,9 @@ class _Items(torch.utils.data.Dataset):
     """One training picture: CLIP's input, the stored proposals and the annotated segments, maybe mirrored."""
 
     def __init__(self, clip: Clip, dataset: Dataset, proposals: Mapping[int | str, Proposals]):
-        self.clip, self.dataset, self.proposals = clip, dataset, proposals
+        # on the CPU, whatever CLIP is on: a reading process (`workers`) cannot use the GPU of the one that forked it
+        self.clip = dataclasses.replace(clip, mean=clip.mean.cpu(), std=clip.std.cpu())
+        self.dataset, self.proposals = dataset, proposals
 
     def __getitem__(self, key: tuple[int, bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         index, mirror = key
@@ -169,12 +171,18 @@ def train_maskclip(
         The training curve, one row per step: step, loss, loss_ce, loss_dice, loss_bce (weighted).
 
     Raises:
-        ValueError: the encoder has nothing to train, or a loss is not finite.
+        ValueError: the encoder has nothing to train, a batch does not divide among the processes, or a loss is not
+            finite.
     """
     parameters = [value for value in encoder.parameters() if value.requires_grad]
     if not parameters:
         raise ValueError("this encoder has no RMA layers, so nothing to train; it is the w/o RMA baseline as it is")
     out = Path(out)
+    processes = PartialState().num_processes
+    if training.batch % processes:
+        raise ValueError(
+            f"a batch of {training.batch} does not divide among {processes} processes; set maskclip.batch to a multiple"
+        )
     accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=clip.device.type == "cpu")
     device = accelerator.device
     encoder.to(device).train()

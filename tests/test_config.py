@@ -81,6 +81,26 @@ def test_overrides_in_params_reach_the_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"overides": {}}, "unknown key 'overides'"),
+        ({"processes": "4"}, "processes is '4', a str; it must be a int"),
+        ({"processes": 0}, "processes is 0; it must be at least 1"),
+        ({"seeds": []}, "at least one seed"),
+        ({"seeds": [0, -1]}, "none below 0"),
+        ({"device": "gpu"}, "device is 'gpu'; it must be auto, cpu or cuda"),
+        ({"overrides": {"maskclip": {"mixed_precision": False}}}, 'mixed_precision is False.*write "no"'),
+    ],
+)
+def test_a_mistake_in_params_is_one_sentence(tmp_path: Path, change: dict, sentence: str) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | change
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(ValueError, match=sentence):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
     ("paper", "depth", "expected"),
     [
         ([6, 12, 18, 24], 24, (6, 12, 18, 24)),

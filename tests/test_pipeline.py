@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import maskclip
 from maskclip.pipeline import declared_parameters, parse_parameters, seconds_before
 
 ROOT = Path(__file__).parent.parent
@@ -107,3 +108,20 @@ def test_the_studys_notebooks_are_clean_and_parameterized(path: Path) -> None:
     assert declared_parameters(path)
     for cell in nbformat.read(path, as_version=4).cells:
         assert not cell.get("outputs") and not cell.get("execution_count"), "strip outputs before committing"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("0[1-7]*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_opened_in_its_own_folder_finds_the_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Jupyter opens it: the first two code cells run, the parameters and the setting up."""
+    monkeypatch.chdir(path.parent)
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"][:2]
+    names: dict = {}
+    for source in cells:
+        exec(source.replace("%matplotlib inline\n", ""), names)
+    assert Path.cwd() == ROOT and names["run"].study.data.root == "data/mini"
+
+
+def test_outside_the_study_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"not inside the study: no params\.yaml here or above"):
+        maskclip.go_to_top()

@@ -57,6 +57,14 @@ def test_a_class_aware_network_is_a_start_without_its_class_head(tmp_path):
     assert_all_but_the_class_head_equal(begun_with(start, classes=3), load_file(start))
 
 
+def test_a_released_file_is_a_start_without_its_encoder(tmp_path):
+    torch.manual_seed(0)
+    released = {k: v.contiguous() for k, v in build_mask2former(CONFIG).state_dict().items()}
+    save_file(released | {"maskclip.visual.proj": torch.ones(2)}, tmp_path / "released.safetensors")
+    torch.manual_seed(1)
+    assert_all_but_the_class_head_equal(begun_with(tmp_path / "released.safetensors"), released)
+
+
 @pytest.mark.parametrize("name", ["mask2former", "mask_rcnn"])
 def test_object_or_not_goes_on_as_it_was(name, tmp_path):
     """A class-agnostic network is begun with whole, the head that tells objects included; with classes, without it."""

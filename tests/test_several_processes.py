@@ -4,6 +4,7 @@ in half precision nearly the same."""
 import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from maskclip.clip import load_clip
 from maskclip.config import load_study
 from maskclip.proposals import ground_truth_proposals, load_source, train_proposals
 from maskclip.study import launch
-from maskclip.training import load_trained_weights, train_maskclip, trained_weights
+from maskclip.training import _Items, load_trained_weights, train_maskclip, trained_weights
 from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
 TOP = Path(__file__).parent.parent
@@ -111,3 +112,21 @@ def test_what_two_processes_trained_is_read_as_ever(folders):
 def test_a_failing_process_is_one_sentence():
     with pytest.raises(RuntimeError, match=r"process [01] of 2: ValueError: there is no sea"):
         launch(fail, (["sea"],), 2)
+
+
+def test_pictures_are_read_on_the_cpu_wherever_clip_is():
+    """A reading process cannot use its parent's GPU: what lies there is brought over before."""
+    clip, dataset = load_clip(str(TOP / "models" / "mini_clip")), ToyScenes(count=1)
+    mean, std = (SimpleNamespace(cpu=lambda value=value: value) for value in (clip.mean, clip.std))  # on a GPU
+    elsewhere = dataclasses.replace(clip, mean=mean, std=std)
+    proposals = {sample.image_id: ground_truth_proposals(sample) for sample in dataset}
+    image, logits, labels, masks = _Items(elsewhere, dataset, proposals)[0, False]
+    assert {tensor.device.type for tensor in (image, logits, labels, masks)} == {"cpu"}
+    torch.testing.assert_close(image, _Items(clip, dataset, proposals)[0, False][0])
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("maskclip.training.PartialState", lambda: SimpleNamespace(num_processes=3))
+    clip, settings = load_clip(str(TOP / "models" / "mini_clip")), load_study("mini", configs=TOP / "configs").maskclip
+    with pytest.raises(ValueError, match=r"a batch of 8 does not divide among 3 processes; set maskclip\.batch"):
+        train_maskclip(encoder_of(clip), clip, ToyScenes(count=1), {}, settings, tmp_path, 0)

@@ -16,7 +16,7 @@ from maskclip.proposals.mask2former import Mask2FormerSource
 from maskclip.proposals.mask_rcnn import MaskRCNNSource
 from maskclip.proposals.proposals import ProposalSource
 from maskclip.proposals.training import build_network
-from maskclip.proposals.weights import fill, pretrained_mask2former, read_weights
+from maskclip.proposals.weights import ENCODER, fill, pretrained_mask2former, read_weights
 
 
 def load_source(path: str | Path, device: str | torch.device = "cpu") -> ProposalSource:
@@ -41,8 +41,7 @@ def load_source(path: str | Path, device: str | torch.device = "cpu") -> Proposa
     given["backbone"]["weights"] = given["start"] = None  # all weights are in the file
     config: Any = from_mapping(config_type, given, f"the record of {path}")
     model: Any = build_network(config, max(1, record["classes"]))
-    # a released encoder in the same file is passed over
-    state = {k: v for k, v in read_weights(weights).items() if not k.startswith("maskclip.visual.")}
+    state = {key: value for key, value in read_weights(weights).items() if not key.startswith(ENCODER)}
     fill(model, state, weights)
     model = model.to(device)
     if config_type is Mask2FormerConfig:

@@ -269,7 +269,10 @@ def _batches(
     """This process's share of each step's batch, from step `first` on."""
     training = config.training
     if training.batch % accelerator.num_processes:
-        raise ValueError(f"a batch of {training.batch} does not divide among {accelerator.num_processes} processes")
+        raise ValueError(
+            f"a batch of {training.batch} does not divide among {accelerator.num_processes} processes; "
+            "set the network's training.batch to a multiple"
+        )
     share = training.batch // accelerator.num_processes
     start = accelerator.process_index * share
     numbers = [

@@ -15,6 +15,7 @@ CLASS_HEADS = (  # of transformers' Mask2Former, and of torchvision's Mask R-CNN
     "roi_heads.box_predictor.",
     "roi_heads.mask_predictor.mask_fcn_logits.",
 )
+ENCODER = "maskclip.visual."  # a released file may hold MaskCLIP's encoder too, which is no part of a network
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -62,6 +63,7 @@ def load_start(model: nn.Module, start: str, classes: int) -> None:
         ValueError: the file is cut off, or the network is of another architecture; the sentence names some keys.
     """
     state = read_weights(start) if Path(start).is_file() else pretrained_mask2former(start).state_dict()
+    state = {key: value for key, value in state.items() if not key.startswith(ENCODER)}
     heads = {key: value for key, value in model.state_dict().items() if key.startswith(CLASS_HEADS)}
     alike = classes == 1 and all(key in state and state[key].shape == value.shape for key, value in heads.items())
     fill(model, state, start, () if alike else CLASS_HEADS)
