@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -117,5 +116,4 @@ def write_made_up_results(root: Path, seeds: tuple[int, ...] = (0, 1, 2), noise:
         ],
         columns=["method", "metric", "masks", "model", "resolution", "value"],
     ).to_csv(root / "efficiency.csv", index=False)
-    (root / "run.json").write_text(json.dumps({"machine": "made-up test data", "mask_rcnn": "torchvision"}))
     return root

@@ -53,14 +53,17 @@ class Outcome:
 
     @property
     def seeds(self) -> int:
+        """How many seeds were compared."""
         return len(self.study)
 
     @property
     def paper_figures(self) -> str:
+        """The paper's two numbers and their difference or ratio."""
         return _figures(*self.paper, self.kind) if self.paper else "pictures only"
 
     @property
     def study_figures(self) -> str:
+        """The same of the study, means over seeds, with the 95 % interval."""
         if self.state == "missing":
             return DASH
         return _figures(self.study.a.mean(), self.study.b.mean(), self.kind, self.mean, self.half)
@@ -68,6 +71,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Claim:
+    """One of the paper's claims, C1 to C18: what it says, and the comparisons that decide it."""
+
     name: str
     text: str
     comparisons: tuple[Comparison, ...]

@@ -114,22 +114,16 @@ def headlines(results: Results) -> list[dict[str, str]]:
 
 
 def run_facts(results: Results) -> dict[str, str]:
-    """What ran: profile, seeds, what the run recorded of itself, versions, commit."""
-    facts = {"profile": results.profile, "seeds": ", ".join(map(str, results.seeds))}
-    facts |= {
-        str(key).replace("_", " "): ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        for key, value in results.facts.items()
-        if not isinstance(value, dict)
+    """What ran: profile, seeds, versions, machine, commit."""
+    versions = {"python": platform.python_version()} | {p: v for p in _PACKAGES if (v := _version(p))}
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    facts = {
+        "profile": results.profile,
+        "seeds": ", ".join(map(str, results.seeds)),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{gpu}",
     }
-    if "versions" in results.facts:
-        versions = results.facts["versions"]
-    else:
-        versions = {"python": platform.python_version()} | {p: v for p in _PACKAGES if (v := _version(p))}
-    facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    if "machine" not in facts:
-        gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
-        facts["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{gpu}"
-    if "commit" not in facts and (commit := _commit()):
+    if commit := _commit():
         facts["commit"] = commit
     return facts
 

@@ -40,8 +40,8 @@ _OTHER_FILES = {
 class Results:
     """One profile's results, all seeds together; a kind of result that is not there is an empty table.
 
-    `scores` has SCORE_COLUMNS, values in percent; `times` has stage, seconds and peak_gb; `facts` is what the run
-    recorded of itself (run.json); `pictures` are the notebooks' pictures with their captions.
+    `scores` has SCORE_COLUMNS, values in percent; `times` has stage, seconds and peak_gb; `pictures` are the
+    notebooks' pictures with their captions.
     """
 
     scores: pd.DataFrame
@@ -50,15 +50,16 @@ class Results:
     proposal_quality: pd.DataFrame = field(default_factory=pd.DataFrame)
     attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
     times: pd.DataFrame = field(default_factory=pd.DataFrame)
-    facts: dict[str, Any] = field(default_factory=dict)
     pictures: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds there are scores of, rising."""
         return sorted(int(seed) for seed in self.scores.seed.unique())
 
     @property
     def profile(self) -> str:
+        """Of which profile of configs/ the scores are."""
         return str(self.scores.profile.iloc[0]) if len(self.scores) else "unknown"
 
     def score(self, method: str, dataset: str, metric: str, proposals: str | None = None) -> pd.Series:
@@ -137,15 +138,11 @@ def read_results(results_dir: str | Path, seeds: Sequence[int] | None = None) ->
         others[kind].append(table)
     if not scores:
         raise FileNotFoundError(f"no scores in {root} (expected <seed>/<stage>.csv files); run the study first")
-    facts: dict[str, Any] = {}
-    for path in (folder / "run.json" for folder in (root, *folders) if (folder / "run.json").is_file()):
-        facts |= _read_json(path)
     pictures = [picture for folder in (root, *folders[:1]) for picture in _pictures(folder / "figures")]
     times = _times(root.parent / "runs" / "times", seeds)
     return Results(
         _clean_scores(pd.concat(scores, ignore_index=True)),
         times=times,
-        facts=facts,
         pictures=pictures,
         **{kind: pd.concat(tables, ignore_index=True) for kind, tables in others.items() if tables},
     )

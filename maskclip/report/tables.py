@@ -57,17 +57,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
+    """One of the paper's tables, filled: the paper's rows, and the study's beside them."""
+
     spec: TableSpec
     lines: tuple[Line, ...]
     remark: str = ""
 
     @property
     def head(self) -> list[str]:
+        """The columns' titles."""
         notes = [self.spec.notes_head] if self.spec.notes_head else []
         return ["Method", *notes, "Numbers", *self.spec.columns]
 
     @property
     def caption(self) -> str:
+        """Its number in the paper and its title."""
         return f"Table {self.spec.number}. {self.spec.title}"
 
 
@@ -255,6 +259,8 @@ def _row(table: Table, line: Line) -> list[str]:
 
 
 def to_markdown(table: Table) -> str:
+    """The table in GitHub's Markdown: caption, cells, footnote; the study's best numbers bold."""
+
     def text(cell: Cell) -> str:
         return f"**{cell.text}**" if cell.best else cell.text
 
@@ -269,6 +275,7 @@ def to_markdown(table: Table) -> str:
 
 
 def markdown_row(cells: list[str]) -> str:
+    """One row of a Markdown table, with bars in the cells escaped."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
