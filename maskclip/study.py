@@ -37,7 +37,7 @@ from maskclip.proposals import (
 from maskclip.training import load_trained_weights, train_maskclip
 from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
-# Pictures are run once per entry; each knows the tasks of Tables 2 to 5 that they are annotated for.
+# The collections of test pictures; `Run.tasks` knows the tasks of Tables 2 to 5 that each is annotated for.
 TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")
 
 
@@ -78,7 +78,7 @@ class ProposalNetwork:
 
     settings: str = "mask2former"
     training_set: str = "coco_train"
-    pictures: tuple[str, ...] = ("coco_train", "coco_val", "a847", "p59", "lvis", "a150")
+    pictures: tuple[str, ...] = ("coco_train", "coco_val", "a150", "a847", "p59", "lvis")
     class_aware: bool = False
 
 
@@ -220,18 +220,44 @@ class Run:
         """COCO's base and target category names."""
         return read_split(self.study.data.root)
 
-    def evaluate(self, method: str, pictures: str, network: str, tasks: Iterable[str] | None = None) -> list[dict]:
-        """One method on one collection of test pictures: tidy rows (method, proposals, dataset, metric, value, ...)."""
-        chosen = {name: task for name, task in self.tasks(pictures).items() if tasks is None or name in set(tasks)}
-        dataset = self.dataset(pictures)
-        templates = tuple(self.study.clip.templates)
-        proposals = self.proposals(network, dataset)
-        evaluate(self.model(method), dataset, proposals, list(chosen.values()), self.study.evaluation, templates)
-        if pictures == "coco_val":
-            found = {name: task.results for name, task in chosen.items() if isinstance(task, InstanceTask)}
-            scores = {"coco_split": split_average_precision(self.dataset("coco_split_val"), self.split, **found)}
-        else:
-            scores = {name: task.compute() for name, task in chosen.items()}
+    def same_pictures(self, names: Iterable[str]) -> list[list[str]]:
+        """Data sets by name, those together whose pictures are the same files, by name and length: the A-847 mirror
+        annotates the A-150 mirror's (ADE20K's own A-847 has its scenes in another size). What is made of pictures is
+        made of each group's first."""
+        groups: dict[tuple, list[str]] = {}
+        for name in names:
+            dataset = self.dataset(name)
+            files = [dataset.files(image_id)[0] for image_id in dataset.image_ids]
+            groups.setdefault(tuple((file.name, file.is_file() and file.stat().st_size) for file in files), []).append(
+                name
+            )
+        return list(groups.values())
+
+    def evaluate(
+        self, method: str, pictures: Iterable[str], network: str, tasks: Iterable[str] | None = None
+    ) -> list[dict]:
+        """One method on collections of test pictures: tidy rows (method, proposals, dataset, metric, value, ...).
+
+        Args:
+            method: of METHODS, or "clip_baseline" or "wo_rma".
+            pictures: of TEST_PICTURES; those that are the same are run once.
+            network: of PROPOSAL_NETWORKS, or "ground_truth".
+            tasks: the results' data set names; None: all that the pictures are annotated for.
+        """
+        scores: dict[str, dict[str, float]] = {}
+        wanted, templates = None if tasks is None else set(tasks), tuple(self.study.clip.templates)
+        for group in self.same_pictures(pictures):
+            found = {name: task for collection in group for name, task in self.tasks(collection).items()}
+            chosen = {name: task for name, task in found.items() if wanted is None or name in wanted}
+            dataset = self.dataset(group[0])
+            proposals = self.proposals(network, dataset)
+            evaluate(self.model(method), dataset, proposals, list(chosen.values()), self.study.evaluation, templates)
+            if group == ["coco_val"]:
+                results = {name: task.results for name, task in chosen.items() if isinstance(task, InstanceTask)}
+                split = split_average_precision(self.dataset("coco_split_val"), self.split, **results)
+                scores["coco_split"] = split
+            else:
+                scores |= {name: task.compute() for name, task in chosen.items()}
         same = {"method": method, "proposals": network, "seed": self.seed, "profile": self.params["profile"]}
         return [
             same | {"dataset": name, "metric": metric, "value": value}

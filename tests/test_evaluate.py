@@ -10,6 +10,7 @@ from maskclip.config import Evaluation
 from maskclip.data import Category, Dataset, Sample
 from maskclip.evaluate import InstanceTask
 from maskclip.model import NamedMasks
+from maskclip.study import Run
 
 EVALUATION = Evaluation(limit=None, object_mask_threshold=0.3, overlap_threshold=0.5, top_k=10, objectness_power=0.0)
 PANOPTIC = [Category(0, "wall", False), Category(4, "airplane", True), Category(7, "windowpane", True)]
@@ -41,3 +42,19 @@ def test_words_choose_among_the_sets_own_names():
     dataset = instance_set(Category(3, "cat", True), Category(5, "dog", True))
     assert InstanceTask(dataset).own_class == [0, 1]
     assert InstanceTask(dataset, ["dog", "tree"]).own_class == [1, None]
+
+
+def test_sets_of_the_same_picture_files_are_run_as_one(tmp_path: Path):
+    """As the mini world's A-150 and A-847; ADE20K's own have equal names, but not equal files."""
+    sizes = {"a150": [3, 4], "a847": [3, 4], "p59": [3], "lvis": [3, 5]}
+    for name, lengths in sizes.items():
+        (tmp_path / name).mkdir()
+        for index, length in enumerate(lengths):
+            (tmp_path / name / f"{index}.jpg").write_bytes(bytes(length))
+    run = object.__new__(Run)
+    run.dataset = lambda name: Dataset(
+        name, [], range(len(sizes[name])), lambda _: None, lambda index: [tmp_path / name / f"{index}.jpg"], tmp_path
+    )
+    assert run.same_pictures(["a150", "a847", "p59", "lvis"]) == [["a150", "a847"], ["p59"], ["lvis"]]
+    (tmp_path / "a847" / "1.jpg").unlink()  # whoever reads it says so
+    assert run.same_pictures(["a847", "a150"]) == [["a847"], ["a150"]]

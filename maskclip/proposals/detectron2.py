@@ -169,11 +169,10 @@ class Detectron2Source:
             network_size(check_image(image), self.short_side, self.long_side, self.mask_stride) for image in images
         ]
         proposals: dict[int, Proposals] = {}
-        for group in in_groups_of_size(images, sizes):
-            size = sizes[group[0]]
-            grid = (size[0] // self.mask_stride, size[1] // self.mask_stride)
-            batch = [{"image": resize_image(images[index], size).flip(0)} for index in group]  # BGR
+        for group in in_groups_of_size(sizes):
+            batch = [{"image": resize_image(images[index], sizes[index]).flip(0)} for index in group]  # BGR
             for index, found in zip(group, self.model.inference(batch, do_postprocess=False)):  # type: ignore[operator]
+                grid = (sizes[index][0] // self.mask_stride, sizes[index][1] // self.mask_stride)
                 boxes = found.pred_boxes.tensor / self.mask_stride
                 pasted = paste_masks(found.pred_masks[:, 0].float(), boxes, grid)
                 proposals[index] = Proposals(torch.logit(pasted, eps=1e-3).cpu(), found.scores.cpu())

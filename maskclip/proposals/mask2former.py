@@ -16,6 +16,7 @@ from maskclip.criterion import masks_per_process
 from maskclip.proposals.backbone import resnet_config, set_normalization
 from maskclip.proposals.config import Mask2FormerConfig
 from maskclip.proposals.proposals import (
+    MULTIPLE,
     PIXEL_MEAN,
     PIXEL_STD,
     Proposals,
@@ -110,17 +111,20 @@ class Mask2FormerSource:
         device = next(self.model.parameters()).device
         sizes = [network_size(check_image(image), self.short_side, self.long_side) for image in images]
         proposals: dict[int, Proposals] = {}
-        for group in in_groups_of_size(images, sizes):
-            height, width = sizes[group[0]]
-            pixels = normalize(torch.stack([resize_image(images[i], (height, width), device) for i in group]))
-            padded = functional.pad(pixels, (0, -width % 32, 0, -height % 32))
-            output = self.model(pixel_values=padded)
-            logits = output.masks_queries_logits[..., : height // 4, : width // 4].float()
-            if self.class_head:
-                objectness = 1 - output.class_queries_logits.float().softmax(-1)[..., -1]
-            else:
-                inside = (logits > 0).float()
-                objectness = (logits.sigmoid() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+        for group in in_groups_of_size(sizes):
+            padded = []
+            for index in group:
+                height, width = sizes[index]
+                pixels = normalize(resize_image(images[index], (height, width), device))
+                padded.append(functional.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)))
+            output = self.model(pixel_values=torch.stack(padded))
             for position, index in enumerate(group):
-                proposals[index] = Proposals(logits[position].cpu(), objectness[position].cpu())
+                height, width = sizes[index]
+                logits = output.masks_queries_logits[position, :, : height // 4, : width // 4].float()
+                if self.class_head:
+                    objectness = 1 - output.class_queries_logits[position].float().softmax(-1)[:, -1]
+                else:
+                    inside = (logits > 0).float()
+                    objectness = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+                proposals[index] = Proposals(logits.cpu(), objectness.cpu())
         return [proposals[index] for index in range(len(images))]

@@ -158,11 +158,10 @@ class MaskRCNNSource:
             network_size(check_image(image), self.short_side, self.long_side, self.mask_stride) for image in images
         ]
         proposals: dict[int, Proposals] = {}
-        for group in in_groups_of_size(images, sizes):
-            size = sizes[group[0]]
-            pixels = [resize_image(images[index], size, device) / 255 for index in group]
+        for group in in_groups_of_size(sizes):
+            pixels = [resize_image(images[index], sizes[index], device) / 255 for index in group]
             for index, (boxes, scores, masks) in zip(group, self._detect(pixels)):
-                grid = (size[0] // self.mask_stride, size[1] // self.mask_stride)
+                grid = (sizes[index][0] // self.mask_stride, sizes[index][1] // self.mask_stride)
                 pasted = paste_masks(masks[:, 0].float(), boxes.float() / self.mask_stride, grid)
                 proposals[index] = Proposals(torch.logit(pasted, eps=1e-3).cpu(), scores.float().cpu())
         return [proposals[index] for index in range(len(images))]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+MULTIPLE = 32  # networks take images whose sides are multiples of this
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, in RGB of 0 to 255, as in Mask2Former's and torchvision's settings
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -92,9 +93,12 @@ def resize_image(image: np.ndarray, size: tuple[int, int], device: str | torch.d
     return pixels[0]
 
 
-def in_groups_of_size(images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Indices of images that share a network size, so that no image's result depends on its neighbours' padding."""
+def in_groups_of_size(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Indices of images whose network sizes (h, w) are one once padded to multiples of `MULTIPLE`.
+
+    An image alone is padded just so, and no image's result depends on its neighbours.
+    """
     groups: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault(size, []).append(index)
+    for index, (height, width) in enumerate(sizes):
+        groups.setdefault((-(-height // MULTIPLE), -(-width // MULTIPLE)), []).append(index)
     return list(groups.values())
