@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
-from maskclip.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from maskclip.checkpoint import code_digest, load_checkpoint, save_checkpoint, write_atomically
 from maskclip.clip import Clip, preprocess, text_embeddings
 from maskclip.config import MaskClipTraining
 from maskclip.criterion import Targets, build_criterion, losses_of_matched_masks
@@ -28,6 +28,8 @@ from maskclip.data import Dataset
 from maskclip.proposals import Proposals
 from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
+ENCODER_CODE = ("clip.py", "visual_encoder.py", "relative_mask_attention.py")
+TRAINING_CODE = ("training.py", *ENCODER_CODE, "criterion.py", "data", "proposals")
 TARGET_SIZE_RATIO = 2  # ground truth is sampled on a grid this much finer than CLIP's input
 
 
@@ -149,6 +151,12 @@ def _batch_losses(
     return losses_of_matched_masks(encode, batch.mask_logits, batch.valid, text, batch.targets, criterion, training)
 
 
+def _read_record(out: Path) -> dict[str, str] | None:
+    path = out / "record.json"
+    whole = all((out / name).is_file() for name in ("record.json", "encoder.pt", "curve.csv"))
+    return json.loads(path.read_text(encoding="utf-8")) if whole else None
+
+
 def train_maskclip(
     encoder: MaskCLIPVisualEncoder,
     clip: Clip,
@@ -162,7 +170,8 @@ def train_maskclip(
 
     Checkpoints go to `out`/checkpoint.pt every `training.checkpoint_every` steps; called again after a kill, the
     function goes on from there with the pictures, mirrorings and sampled points of an undisturbed run. A checkpoint
-    of other parameters, data or words is not resumed. At the end `out` holds encoder.pt, the trained weights.
+    of other parameters, data or words is not resumed. At the end `out` holds encoder.pt, the trained weights, and
+    record.json: called again for the very same training, by the same code, the function finds it finished.
 
     Args:
         proposals: stored proposals by image id.
@@ -192,6 +201,19 @@ def train_maskclip(
     encoder.checkpointing = training.activation_checkpointing
     names = [category.name for category in dataset.categories]
     text = text_embeddings(clip, [*names, "other"]).to(device)
+    relevant = {**dataclasses.asdict(training), "checkpoint_every": None, "workers": None}
+    first = proposals[dataset.image_ids[0]].mask_logits
+    identity = [relevant, encoder.rma_layers, sorted(trained_weights(encoder)), dataset.fingerprint(), names, seed]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    for content in (text, first):  # stands for CLIP's weights, and for the proposal network's
+        digest.update(content.float().cpu().numpy().tobytes())
+    fingerprint = digest.hexdigest()
+    record = {"fingerprint": fingerprint, "code": code_digest(*TRAINING_CODE)}
+    if _read_record(out) == record:
+        accelerator.print(f"{out} holds this training, finished")
+        load_trained_weights(encoder, out / "encoder.pt")
+        return pd.read_csv(out / "curve.csv")
+
     criterion = build_criterion(training, len(names)).to(device)
     optimizer = accelerator.prepare(
         torch.optim.AdamW(_decayed(encoder, training.weight_decay), lr=training.learning_rate)
@@ -200,12 +222,6 @@ def train_maskclip(
         optimizer, lambda step: min(1, (step + 1) / max(1, training.warmup_steps))
     )
 
-    first = proposals[dataset.image_ids[0]].mask_logits
-    identity = [dataclasses.asdict(training), encoder.rma_layers, dataset.fingerprint(), names, seed]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    for content in (text, first):  # stands for CLIP's weights, and for the proposal network's
-        digest.update(content.float().cpu().numpy().tobytes())
-    fingerprint = digest.hexdigest()
     curve: list[dict[str, float]] = []
     checkpoint = out / "checkpoint.pt"
     if checkpoint.is_file():
@@ -260,8 +276,10 @@ def train_maskclip(
             save()
     if accelerator.is_main_process:
         frame = pd.DataFrame(curve)
+        (out / "record.json").unlink(missing_ok=True)  # of another training; the new one comes last, when all is there
         write_atomically(out / "curve.csv", lambda path: frame.to_csv(path, index=False))
         save_checkpoint(out / "encoder.pt", trained_weights(encoder))
+        write_atomically(out / "record.json", lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
         checkpoint.unlink(missing_ok=True)  # a finished training is not gone on with
     accelerator.wait_for_everyone()
     return pd.DataFrame(curve)

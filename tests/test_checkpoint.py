@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskclip.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from maskclip import checkpoint
+from maskclip.checkpoint import code_digest, load_checkpoint, save_checkpoint, write_atomically
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -65,3 +66,17 @@ def test_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*a\.pt"):
         load_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_digest_of_code_minds_code_and_not_words_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "loss.py").write_text('"""Losses."""\n\ndef dice(a):\n    """Eq. 9."""\n    return 2 * a  # twice\n')
+    (tmp_path / "data" / "coco.py").write_text("size = 3\n")
+    before = code_digest("loss.py", "data")
+    (tmp_path / "loss.py").write_text('# of\ndef dice(a):\n    """The loss."""\n\n    return 2 * a\n')
+    assert code_digest("loss.py", "data") == before
+    (tmp_path / "loss.py").write_text("def dice(a):\n    return 3 * a\n")
+    changed = code_digest("loss.py", "data")
+    (tmp_path / "data" / "coco.py").write_text("size = 4\n")
+    assert len({before, changed, code_digest("loss.py", "data")}) == 3

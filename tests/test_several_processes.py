@@ -15,6 +15,7 @@ from test_proposals import MASK2FORMER, MASK_RCNN, ToyScenes
 from maskclip.checkpoint import load_checkpoint, save_checkpoint
 from maskclip.clip import load_clip
 from maskclip.config import load_study
+from maskclip.criterion import build_criterion
 from maskclip.proposals import ground_truth_proposals, load_source, train_proposals
 from maskclip.study import launch
 from maskclip.training import _Items, load_trained_weights, train_maskclip, trained_weights
@@ -130,3 +131,28 @@ def test_a_batch_that_does_not_divide_among_processes_is_one_sentence(tmp_path, 
     clip, settings = load_clip(str(TOP / "models" / "mini_clip")), load_study("mini", configs=TOP / "configs").maskclip
     with pytest.raises(ValueError, match=r"a batch of 8 does not divide among 3 processes; set maskclip\.batch"):
         train_maskclip(encoder_of(clip), clip, ToyScenes(count=1), {}, settings, tmp_path, 0)
+
+
+def test_a_finished_training_is_found_and_only_the_very_same(tmp_path, monkeypatch):
+    clip, dataset = load_clip(str(TOP / "models" / "mini_clip")), ToyScenes(count=2)
+    settings = load_study("mini", configs=TOP / "configs").maskclip
+    settings = dataclasses.replace(settings, steps=2, batch=2)
+    proposals = {sample.image_id: ground_truth_proposals(sample) for sample in dataset}
+
+    def train(settings) -> tuple[bool, pd.DataFrame, dict[str, torch.Tensor]]:
+        """Whether it trained, the curve and the weights."""
+        steps, encoder = [], encoder_of(clip)
+        monkeypatch.setattr("maskclip.training.build_criterion", lambda *a: steps.append(a) or build_criterion(*a))
+        curve = train_maskclip(encoder, clip, dataset, proposals, settings, tmp_path, 0)
+        return bool(steps), curve, trained_weights(encoder)
+
+    trained, curve, weights = train(settings)
+    assert trained
+    trained, again, found = train(dataclasses.replace(settings, checkpoint_every=1))
+    assert not trained
+    pd.testing.assert_frame_equal(again, curve)
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+    trained, _, others = train(dataclasses.replace(settings, learning_rate=1e-2))
+    assert trained and any(not torch.equal(others[name], value) for name, value in weights.items())
+    monkeypatch.setattr("maskclip.training.code_digest", lambda *names: "other code")
+    assert train(dataclasses.replace(settings, learning_rate=1e-2))[0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from maskclip.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from maskclip.checkpoint import code_digest, load_checkpoint, save_checkpoint, write_atomically
 from maskclip.proposals.augmentation import StepExamples
 from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.proposals.detectron2 import build_detectron2, detectron2_batches, detectron2_loss
@@ -183,7 +183,7 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.O
 
 
 def training_record(network: str, dataset: Any, config: NetworkConfig, seed: int, classes: int) -> dict[str, Any]:
-    """What `record.json` says; its fingerprint changes with everything that changes the trained weights."""
+    """What `record.json` says; its fingerprint changes with all but the code that changes the trained weights."""
     identity = {
         "network": network,
         "config": dataclasses.asdict(config),
@@ -212,17 +212,19 @@ def training_record(network: str, dataset: Any, config: NetworkConfig, seed: int
         **identity,
         "implementation": implementation,
         "fingerprint": hashlib.sha256(hashed.encode()).hexdigest()[:16],
+        "code": code_digest("criterion.py", "data", "proposals"),
         "trained_categories": [category.name for category in dataset.categories],
         "versions": versions,
     }
 
 
 def finished(out_dir: Path, record: dict[str, Any]) -> bool:
-    """Whether `out_dir` holds the complete training that `record` describes."""
+    """Whether `out_dir` holds the complete training that `record` describes, done by today's code."""
     path = out_dir / "record.json"
     if not (path.is_file() and (out_dir / "network.safetensors").is_file()):
         return False
-    return json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == record["fingerprint"]
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return all(found.get(key) == record[key] for key in ("fingerprint", "code"))
 
 
 def write_network(
