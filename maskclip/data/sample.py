@@ -80,10 +80,12 @@ class Dataset:
 
     @property
     def names(self) -> list[str]:
+        """The categories' names, in their order."""
         return [category.name for category in self.categories]
 
     @property
     def isthing(self) -> list[bool]:
+        """Per category: thing (True) or stuff."""
         return [category.isthing for category in self.categories]
 
     def subset(self, image_ids: Sequence[int | str]) -> Dataset:

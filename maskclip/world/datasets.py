@@ -53,10 +53,12 @@ class Vocabularies:
 
     @property
     def coco(self) -> tuple[str, ...]:
+        """The COCO mirror's things, those of its split together."""
         return tuple(sorted(self.base + self.target))
 
 
 def vocabularies() -> Vocabularies:
+    """The names each mirror annotates, drawn once and for all: the same whatever the world's seed."""
     rng = np.random.default_rng(2023)
     paired = {f"{kind} {name}" for name in PAIRS for kind in ("filled", "outlined")}
     single = [str(n) for n in rng.permutation([n for n in THINGS if n not in paired])]

@@ -46,6 +46,7 @@ def _cells(rng: np.random.Generator, size: int, step: float) -> tuple[np.ndarray
     return np.take_along_axis(near, far.argmin(0)[None], 0)[0], (order[1] - order[0]) / 2
 
 
+# Stuff by name, grass to wire_fence: a picture [size, size, 3] in 0..1, its pattern `s` times as coarse.
 def grass(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     return _mix((0.16, 0.42, 0.12), (0.45, 0.72, 0.22), 0.5 + 0.28 * _noise(rng, size, s, (2.2, 0.5)))
 
