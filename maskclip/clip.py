@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,7 +51,7 @@ def load_clip(
 
     Raises:
         FileNotFoundError: the folder lacks its configuration, weights or merges; the weights file is missing.
-        ValueError: an unknown name or tag, or weights that do not fit the model.
+        ValueError: an unknown name or tag, weights that do not fit the model or were trained with the other GELU.
     """
     folder = Path(name_or_path)
     tokenizer_options: dict[str, str] = {}
@@ -105,6 +106,14 @@ def _check_name(name: str, pretrained: str | None) -> str:
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained not in tags:
             raise ValueError(f"open_clip has no weights {pretrained!r} for {name}; it has {', '.join(tags) or 'none'}")
+        trained = (get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu")
+        built = (open_clip.get_model_config(name) or {}).get("quick_gelu")
+        if bool(trained) != bool(built):
+            right = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+            raise ValueError(
+                f"the weights {pretrained!r} were trained with {'QuickGELU' if trained else 'GELU'}, which {name} does "
+                f"not compute; take {right!r}"
+            )
     return name
 
 

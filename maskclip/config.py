@@ -12,7 +12,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -84,7 +84,7 @@ class MaskClipTraining:
     points: int = at_least(1)
     checkpoint_every: int = at_least(1)
     linear_query: bool = False  # phi_Qm as the paper writes it (Eq. 3), not the released LayerNorm
-    mixed_precision: str = "no"  # no, fp16 or bf16
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     workers: int = 0  # processes that read pictures ahead
     zero_init_refinement: bool = False  # begin with residuals of zero, not the released random ones
     activation_checkpointing: bool = False
@@ -127,7 +127,7 @@ class Params:
 
     profile: str
     seeds: list[int]
-    device: str
+    device: Literal["auto", "cpu", "cuda"]
     processes: int = at_least(1)
     overrides: dict | None = None
 
@@ -147,6 +147,12 @@ def _check(value: Any, kind: Any, where: str, minimum: float | None) -> Any:
             raise ValueError(f"{where} is {value!r}; it must be a list")
         items = [_check(item, inner, f"{where}[{index}]", minimum) for index, item in enumerate(value)]
         return items if typing.get_origin(kind) is list else tuple(items)
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        if value not in choices or isinstance(value, bool):
+            hint = ' (YAML reads no and yes as bools: write "no")' if isinstance(value, bool) else ""
+            raise ValueError(f"{where} is {value!r}; it must be one of {', '.join(choices)}{hint}")
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if (kind is not bool and isinstance(value, bool)) or not isinstance(value, kind):
@@ -223,12 +229,18 @@ def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study
         raise FileNotFoundError(f"no {path}; run from the top folder of the repository")
     params = _read_yaml(path)
     checked = from_mapping(Params, params, str(path))
-    if checked.device.split(":")[0] not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"{path}.device is {checked.device!r}; it must be auto, cpu or cuda")
     if not checked.seeds or min(checked.seeds) < 0:
         raise ValueError(f"{path}.seeds is {checked.seeds}; it must hold at least one seed, none below 0, such as [0]")
     overrides = {name: value for name, value in (checked.overrides or {}).items() if value}
-    return params, load_study(checked.profile, overrides, path.parent / "configs")
+    study = load_study(checked.profile, overrides, path.parent / "configs")
+    networks = {name: getattr(study.proposals, name).training for name in ("mask2former", "mask_rcnn", "twins")}
+    for name, training in {**networks, "maskclip": study.maskclip}.items():
+        if training.batch % checked.processes:
+            raise ValueError(
+                f"{path}.processes is {checked.processes}, among which {name}'s batch of {training.batch} does not "
+                "divide; set one of them to fit the other"
+            )
+    return params, study
 
 
 def scale_layers(paper_layers: list[int], depth: int, paper_depth: int = 24) -> tuple[int, ...]:

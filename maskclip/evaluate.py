@@ -54,12 +54,21 @@ class PanopticTask:
 class SemanticTask:
     """mIoU on a semantic set, in percent (Table 2).
 
+    Args:
+        categories: another set's with the same ids, whose names masks choose from in place of the set's own: ADE20K's
+            objectInfo150.txt spells its classes in full ("building, edifice"), the paper takes the short names.
+
     Raises:
-        ValueError: the set has no semantic annotation (at `update`).
+        ValueError: `categories` have other ids; the set has no semantic annotation (at `update`).
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset, self.names = dataset, dataset.names
+    def __init__(self, dataset: Dataset, categories: Sequence[Category] | None = None) -> None:
+        self.dataset, self.names = dataset, [category.name for category in categories or dataset.categories]
+        if categories is not None and [one.id for one in categories] != [one.id for one in dataset.categories]:
+            raise ValueError(
+                f"{dataset.name}: its categories' ids are not those of the panoptic annotation, in the same order; "
+                "prepare both with the same scripts"
+            )
         self.iou = MeanIoU(len(dataset.categories))
 
     def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:

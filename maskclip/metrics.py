@@ -33,7 +33,7 @@ class PanopticQuality:
 
         A prediction matches a segment of its class when their IoU, void left out, is above 0.5. Crowd segments are
         matched by nothing and missed by nobody; an unmatched prediction that lies more than half in void and in its
-        class's crowd region does not count.
+        class's crowd region does not count. A true segment's area is the annotation's own, where it gives one.
         """
         if pred_ids.shape != sample.size:
             raise ValueError(f"image {sample.image_id}: the prediction is {pred_ids.shape}, the image {sample.size}.")
@@ -51,6 +51,10 @@ class PanopticQuality:
         shared = np.bincount(truth.reshape(-1) * len(place) + pred, minlength=(len(sample.segments) + 1) * len(place))
         shared = shared.reshape(-1, len(place))  # [1 + true segments, 1 + predicted segments], row and column 0: void
         true_area, pred_area = shared.sum(1), shared.sum(0)
+        for t, segment in enumerate(sample.segments, 1):
+            true_area[t] = true_area[t] if segment.area is None else segment.area
+        for category in sample.hidden:
+            self.fn[category] += 1
         matched: set[int] = set()
         crowd: dict[int, int] = {}
         for t, segment in enumerate(sample.segments, 1):

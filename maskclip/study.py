@@ -7,6 +7,7 @@ results/<seed>/<stage>.csv, .json  tidy rows for the report; the same, nested, f
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,6 +117,9 @@ class Run:
     Args:
         seed: of everything random in this run.
         params: path of params.yaml; the repository's top folder is where it lies.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_params`; the device is cuda, but there is no GPU.
     """
 
     def __init__(self, seed: int = 0, params: str | Path = "params.yaml") -> None:
@@ -126,6 +130,8 @@ class Run:
         self.device = self.params["device"]
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"{params} says device: cuda, but PyTorch finds no GPU; write auto or cpu")
 
     @cached_property
     def clip(self) -> Clip:
@@ -199,7 +205,7 @@ class Run:
                 panoptic = self.dataset("a150")
                 return {
                     "a150": PanopticTask(panoptic),
-                    "a150_semantic": SemanticTask(self.dataset("a150_semantic")),
+                    "a150_semantic": SemanticTask(self.dataset("a150_semantic"), panoptic.categories),
                     "a150_instances": InstanceTask(self.dataset("a150_instances"), categories=panoptic.categories),
                 }
             case "p59":
@@ -209,11 +215,18 @@ class Run:
             case "lvis":
                 return {"lvis": InstanceTask(self.dataset("lvis"))}
             case "coco_val":
-                dataset, split = self.dataset("coco_split_val"), self.split
+                dataset, split = self.split_val, self.split
                 words = {"base_only": split["base"], "target_only": split["target"]}
                 words["generalized"] = split["base"] + split["target"]
                 return {name: InstanceTask(dataset, names) for name, names in words.items()}
         raise ValueError(f"there are no test pictures {pictures!r}; there are {', '.join(TEST_PICTURES)}")
+
+    @cached_property
+    def split_val(self) -> Dataset:
+        """The COCO split's test pictures, of those of `coco_val`: a limit cuts both alike."""
+        pictures = set(self.dataset("coco_val").image_ids)
+        dataset = open_dataset("coco_split_val", self.study.data.root)
+        return dataset.subset([image_id for image_id in dataset.image_ids if image_id in pictures])
 
     @cached_property
     def split(self) -> dict[str, list[str]]:
@@ -254,7 +267,7 @@ class Run:
             evaluate(self.model(method), dataset, proposals, list(chosen.values()), self.study.evaluation, templates)
             if group == ["coco_val"]:
                 results = {name: task.results for name, task in chosen.items() if isinstance(task, InstanceTask)}
-                split = split_average_precision(self.dataset("coco_split_val"), self.split, **results)
+                split = split_average_precision(self.split_val, self.split, **results)
                 scores["coco_split"] = split
             else:
                 scores |= {name: task.compute() for name, task in chosen.items()}
@@ -286,8 +299,15 @@ class Run:
         write_atomically(self.results / name, lambda path: path.write_text(text + "\n"))
 
 
+def _own_gpu(run: Run) -> None:
+    """Let "cuda" mean this process's GPU, before anything is loaded onto the first one."""
+    if run.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
 def _train(seed: int, method: str, params: str) -> None:
     run, kind = Run(seed, params), METHODS[method]
+    _own_gpu(run)
     dataset = run.dataset(kind.training_set)
     proposals = run.proposals(kind.proposals, dataset)
     train_maskclip(run.new_encoder(method), run.clip, dataset, proposals, run.study.maskclip, run.folder / method, seed)
@@ -295,6 +315,7 @@ def _train(seed: int, method: str, params: str) -> None:
 
 def _train_proposals(seed: int, name: str, params: str) -> None:
     run, kind = Run(seed, params), PROPOSAL_NETWORKS[name]
+    _own_gpu(run)
     config = getattr(run.study.proposals, kind.settings)
     network = "mask_rcnn" if kind.settings == "mask_rcnn" else "mask2former"
     device = "cpu" if run.device == "cpu" else None

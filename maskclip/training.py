@@ -230,6 +230,8 @@ def train_maskclip(
             encoder.load_state_dict(state["encoder"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
+            if accelerator.scaler is not None and "scaler" in state:
+                accelerator.scaler.load_state_dict(state["scaler"])
             curve = state["curve"]
             accelerator.print(f"resuming at step {len(curve)} of {training.steps}")
         else:
@@ -239,6 +241,8 @@ def train_maskclip(
         if accelerator.is_main_process:
             state = {"fingerprint": fingerprint, "encoder": trained_weights(encoder), "curve": curve}
             state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            if accelerator.scaler is not None:
+                state["scaler"] = accelerator.scaler.state_dict()
             save_checkpoint(checkpoint, state)
 
     order = _order(len(dataset), training.batch, seed, len(curve), accelerator.process_index, accelerator.num_processes)

@@ -232,3 +232,11 @@ def test_the_committed_mini_clip_is_as_good_as_its_card_says():
     claimed = next(r["accuracy"] for r in measured["zero_shot"] if r["attribute"] == "all")
     accuracy = next(r["accuracy"] for r in zero_shot(load_clip(MINI), seed=77, per_name=1) if r["attribute"] == "all")
     assert accuracy > claimed - 7  # about 200 pictures: three standard errors at 90 % are 6 points
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("ViT-L-14-336", "ViT-L-14-336-quickgelu"), ("ViT-B-16", "ViT-B-16-quickgelu")]
+)
+def test_weights_of_the_other_gelu_are_refused(name: str, right: str) -> None:
+    with pytest.raises(ValueError, match=f"'openai' were trained with QuickGELU.*take '{right}'"):
+        load_clip(name, "openai")

@@ -88,7 +88,14 @@ def test_overrides_in_params_reach_the_study(tmp_path: Path) -> None:
         ({"processes": 0}, "processes is 0; it must be at least 1"),
         ({"seeds": []}, "at least one seed"),
         ({"seeds": [0, -1]}, "none below 0"),
-        ({"device": "gpu"}, "device is 'gpu'; it must be auto, cpu or cuda"),
+        ({"device": "gpu"}, "device is 'gpu'; it must be one of auto, cpu, cuda"),
+        ({"device": "cuda:1"}, "device is 'cuda:1'; it must be one of auto, cpu, cuda"),
+        (
+            {"processes": 4, "overrides": {"maskclip": {"batch": 6}}},
+            "processes is 4, among which maskclip's batch of 6",
+        ),
+        ({"processes": 3}, "processes is 3, among which mask2former's batch of 4"),
+        ({"overrides": {"maskclip": {"mixed_precision": "fp8"}}}, "'fp8'; it must be one of no, fp16, bf16"),
         ({"overrides": {"maskclip": {"mixed_precision": False}}}, 'mixed_precision is False.*write "no"'),
     ],
 )

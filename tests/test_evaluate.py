@@ -8,7 +8,7 @@ import torch
 
 from maskclip.config import Evaluation
 from maskclip.data import Category, Dataset, Sample
-from maskclip.evaluate import InstanceTask
+from maskclip.evaluate import InstanceTask, SemanticTask
 from maskclip.model import NamedMasks
 from maskclip.study import Run
 
@@ -36,6 +36,17 @@ def test_another_sets_categories_are_known_by_their_ids():
 def test_ids_that_do_not_fit_are_one_sentence(lost: Category):
     with pytest.raises(ValueError, match=f"'{lost.name}' has the id {lost.id}, which is no thing"):
         InstanceTask(instance_set(lost), categories=PANOPTIC)
+
+
+def test_semantic_words_are_another_sets_of_the_same_ids():
+    """As ADE20K's "building, edifice", which its panoptic file calls "building"."""
+    full = [Category(0, "wall", False), Category(1, "building, edifice", False)]
+    dataset = Dataset("toy", full, [], lambda _: None, lambda _: [], Path())
+    short = [Category(0, "wall", False), Category(1, "building", False)]
+    assert SemanticTask(dataset, short).names == ["wall", "building"]
+    assert SemanticTask(dataset).names == ["wall", "building, edifice"]
+    with pytest.raises(ValueError, match="ids are not those of the panoptic annotation"):
+        SemanticTask(dataset, short[::-1])
 
 
 def test_words_choose_among_the_sets_own_names():

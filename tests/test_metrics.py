@@ -100,6 +100,18 @@ def test_crowd_and_void_by_hand():
         metric.update(pred[:, :4], segments, truth)
 
 
+def test_what_ade20k_lists_but_hides_counts_as_panopticapi_counts_it():
+    """Stuff whose area was taken before things covered it, and stuff that they cover altogether."""
+    categories = [Category(1, "cat", True), Category(2, "wall", False), Category(3, "floor", False)]
+    truth = Sample(1, "a", np.zeros((4, 8, 3), np.uint8), [Segment(1, half(slice(0, 4)), area=30)], hidden=[2])
+    metric = PanopticQuality(categories)
+    metric.update(np.where(half(slice(0, 4)), 5, 0), [{"id": 5, "category": 1}], truth)
+    assert metric.iou[1] == pytest.approx(16 / 30) and metric.fn.tolist() == [0, 0, 1]
+    truth.segments[0].area = 33  # less than half of it is to be seen
+    metric.update(np.where(half(slice(0, 4)), 5, 0), [{"id": 5, "category": 1}], truth)
+    assert (metric.tp[1], metric.fp[1], metric.fn[1]) == (1, 1, 1)
+
+
 def test_mean_iou_by_hand():
     metric = MeanIoU(4)
     metric.update(np.array([[0, 0, 1, 3]]), np.array([[0, 1, 1, -1]]))

@@ -460,6 +460,15 @@ def test_an_interrupted_store_goes_on(tmp_path):
     assert path.read_bytes() == (tmp_path / "undisturbed.masks").read_bytes()
 
 
+def test_a_reader_s_sentence_comes_through_a_store(tmp_path):
+    class Missing(ToyScenes):
+        def __getitem__(self, index):
+            raise FileNotFoundError("1.jpg does not exist")
+
+    with pytest.raises(FileNotFoundError, match=r"^1\.jpg does not exist$"):
+        store_proposals(Fixed(), Missing(), tmp_path / "toy.masks", "key", progress=False)
+
+
 def test_the_key_changes_with_weights_and_data(tmp_path):
     folder = tmp_path / "network"
     folder.mkdir()

@@ -328,11 +328,13 @@ def test_missing_results_and_bad_reasons(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no scores"):
         read_results(tmp_path)
     reasons = tmp_path / "reasons.yaml"
-    assert read_reasons(reasons) == {}
+    assert read_reasons(reasons, "mini") == {}
     for text, sentence in (("C99: x", "'C99'"), ("- C1", "a list"), ("C1: [", "not valid YAML")):
         reasons.write_text(text)
         with pytest.raises(ValueError, match=sentence):
-            read_reasons(reasons)
+            read_reasons(reasons, "mini")
+    reasons.write_text("profile: mini\nC1: found")
+    assert read_reasons(reasons, "mini") == {"C1": "found"} and read_reasons(reasons, "paper") == {}
 
 
 def test_large_pictures_shrink(tmp_path: Path):

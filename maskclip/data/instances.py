@@ -21,7 +21,6 @@ def open_coco_instances(
     name: str | None = None,
     only: list[str] | None = None,
     annotated: bool = False,
-    limit: int | None = None,
 ) -> Dataset:
     """A data set in COCO or LVIS instance format; masks may overlap, all categories are things.
 
@@ -71,7 +70,7 @@ def open_coco_instances(
         ]
         return Sample(image_id, path.name, image, segments)
 
-    return Dataset(name or json_path.stem, categories, image_ids[:limit], read, paths, json_path, content)
+    return Dataset(name or json_path.stem, categories, image_ids, read, paths, json_path, content)
 
 
 def decode(annotation: dict, info: dict, json_path: Path) -> np.ndarray:

@@ -13,12 +13,13 @@ from .sample import Category, Dataset, Sample, Segment
 
 
 def open_coco_panoptic(
-    json_path: str | Path, masks: str | Path, images: str | Path, *, name: str | None = None, limit: int | None = None
+    json_path: str | Path, masks: str | Path, images: str | Path, *, name: str | None = None
 ) -> Dataset:
     """A data set in COCO panoptic format: COCO 2017, ADE20K as `prepare_ade20k_pan_seg.py` writes it, the miniature.
 
     json_path: the JSON with "images", "annotations" (segments_info) and "categories" (isthing); masks: folder of the
-    PNGs; images: folder of the pictures. Classes are counted in the order of the JSON's categories.
+    PNGs; images: folder of the pictures. Classes are counted in the order of the JSON's categories. A segment of the
+    JSON may be wholly hidden in the PNG, as ADE20K's stuff is under things.
     """
     json_path, masks, images = Path(json_path), Path(masks), Path(images)
     content = read_json(json_path)
@@ -47,22 +48,25 @@ def open_coco_panoptic(
         segments_info = annotations[image_id]["segments_info"]
         present = set(np.unique(ids).tolist()) - {0}
         listed = {segment["id"] for segment in segments_info}
-        if present != listed:
+        if present - listed:
             raise ValueError(
-                f"{mask_path} and {json_path} disagree about segments {sorted(present ^ listed)[:5]} of image "
-                f"{image_id}: each id must be in both; take both files from the same release."
+                f"{mask_path} has segments {sorted(present - listed)[:5]} that {json_path} does not list for image "
+                f"{image_id}; take both files from the same release."
             )
         semantic = np.full(ids.shape, -1, np.int32)
-        segments = []
+        segments, hidden = [], []
         for info in segments_info:
             category = index[info["category_id"]]
             crowd, isthing = bool(info.get("iscrowd", 0)), categories[category].isthing
-            segment = Segment(category, ids == info["id"], crowd, isthing)
+            if info["id"] not in present:
+                hidden += [] if crowd else [category]
+                continue
+            segment = Segment(category, ids == info["id"], crowd, isthing, info.get("area"))
             semantic[segment.mask] = segment.category
             segments.append(segment)
-        return Sample(image_id, image_path.name, image, segments, semantic)
+        return Sample(image_id, image_path.name, image, segments, semantic, hidden)
 
-    return Dataset(name or json_path.stem, categories, list(annotations)[:limit], read, paths, json_path)
+    return Dataset(name or json_path.stem, categories, list(annotations), read, paths, json_path)
 
 
 def open_coco_sample(folder: str | Path, *, limit: int | None = None) -> Dataset:
@@ -72,8 +76,8 @@ def open_coco_sample(folder: str | Path, *, limit: int | None = None) -> Dataset
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one with panoptic_examples.json and input_images/ in it.")
     return open_coco_panoptic(
-        folder / "panoptic_examples.json", folder / "panoptic_examples", folder / "input_images", limit=limit
-    )
+        folder / "panoptic_examples.json", folder / "panoptic_examples", folder / "input_images"
+    ).first(limit)
 
 
 def read_categories(entries: list[dict], path: Path) -> list[Category]:

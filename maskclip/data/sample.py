@@ -25,12 +25,14 @@ class Category:
 @dataclass
 class Segment:
     """One annotated region: `category` is a class index, `mask` a bool array [H, W]. A crowd region covers several
-    objects at once; metrics neither reward nor punish what falls on it. `isthing` repeats its category's."""
+    objects at once; metrics neither reward nor punish what falls on it. `isthing` repeats its category's. `area` is
+    what the annotation file says, in pixels, where it says it: ADE20K's counts what things hide of stuff, too."""
 
     category: int
     mask: np.ndarray
     iscrowd: bool = False
     isthing: bool = True
+    area: int | None = None
 
 
 @dataclass
@@ -38,7 +40,8 @@ class Sample:
     """One picture with its annotation.
 
     image: uint8 [H, W, 3], RGB. segments: things and stuff (panoptic sets) or things that may overlap (instance sets);
-    empty for semantic sets. semantic: int32 [H, W] of class indices, -1 where void; None for instance sets.
+    empty for semantic sets. semantic: int32 [H, W] of class indices, -1 where void; None for instance sets. hidden: the
+    classes of segments that the annotation lists but no pixel shows; they count for PQ alone, as missed.
     """
 
     image_id: int | str
@@ -46,6 +49,7 @@ class Sample:
     image: np.ndarray
     segments: list[Segment] = field(default_factory=list)
     semantic: np.ndarray | None = None
+    hidden: list[int] = field(default_factory=list)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,6 +95,19 @@ class Dataset:
     def subset(self, image_ids: Sequence[int | str]) -> Dataset:
         """The same data set with these images only."""
         return Dataset(self.name, self.categories, image_ids, self.read, self.files, self.source, self.annotations)
+
+    def first(self, limit: int | None) -> Dataset:
+        """The first `limit` images by their pictures' file names, the same ones whichever file annotates them; None:
+        all, in the file's order.
+
+        Raises:
+            ValueError: the limit is below 1.
+        """
+        if limit is None:
+            return self
+        if limit < 1:
+            raise ValueError(f"limit is {limit} but must be at least 1, or None for all images.")
+        return self.subset(sorted(self.image_ids, key=lambda image_id: self.files(image_id)[0].name)[:limit])
 
     def fingerprint(self) -> str:
         """A short text that changes when the annotation file, the categories, the choice of images, or a picture or

@@ -20,7 +20,6 @@ def open_semantic_folder(
     categories: str | Path | list[str] | list[Category],
     *,
     name: str | None = None,
-    limit: int | None = None,
 ) -> Dataset:
     """A semantic data set: each label map in `annotations` (PNG or TIFF; a pixel's value is its category's id; void is
     255 in 8-bit files, 65535 in 16-bit ones) belongs to the picture of the same stem in `images`.
@@ -54,7 +53,7 @@ def open_semantic_folder(
             )
         return Sample(image_id, image_path.name, image, semantic=semantic.astype(np.int32))
 
-    return Dataset(name or annotations.name, kinds, sorted(pictures)[:limit], read, paths, annotations)
+    return Dataset(name or annotations.name, kinds, sorted(pictures), read, paths, annotations)
 
 
 def open_categories(source: str | Path | list[str] | list[Category]) -> list[Category]:

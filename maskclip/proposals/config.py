@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 def at_least(minimum: float, default: float) -> Any:
@@ -49,18 +49,18 @@ class TrainingConfig:
 
     steps: int = at_least(0, 368750)
     batch: int = at_least(1, 16)
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = at_least(0, 1e-4)
     backbone_factor: float = at_least(0, 0.1)
     weight_decay: float = at_least(0, 0.05)
     gradient_norm: float = at_least(0, 0.01)
     warmup_steps: int = at_least(0, 10)
-    schedule: str = "steps"
+    schedule: Literal["steps", "cosine"] = "steps"
     milestones: tuple[float, ...] = (0.8889, 0.9629)
     crop: int = at_least(0, 1024)
     scale: tuple[float, ...] = (0.1, 2.0)
     color_jitter: float = at_least(0, 0.0)
-    mixed_precision: str = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = at_least(0, 0)
     checkpoint_every: int = at_least(1, 1000)
 
@@ -120,7 +120,7 @@ class MaskRCNNConfig:
         milestones=(0.6667, 0.8889),
         crop=0,
     )
-    implementation: str = "torchvision"
+    implementation: Literal["torchvision", "detectron2"] = "torchvision"
     fpn_dim: int = at_least(1, 256)
     head_dim: int = at_least(1, 1024)
     mask_head_layers: int = at_least(1, 4)

@@ -132,6 +132,8 @@ def store_proposals(
                 f"{path}: the masks of {coarser} of {len(levels)} images were too rough to be stored in full precision"
             )
     except OSError as error:
+        if error.errno is None:  # a reader's own sentence about a picture
+            raise
         raise OSError(error.errno, f"cannot store proposals in {path}: {error.strerror or error}") from None
     return path
 

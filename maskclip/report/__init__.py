@@ -44,7 +44,7 @@ def build_report(
     """
     out = Path(reports_dir)
     results = read_results(results_dir, seeds)
-    judgements = judge_claims(results, read_reasons(reasons or out / "reasons.yaml"))
+    judgements = judge_claims(results, read_reasons(reasons or out / "reasons.yaml", results.profile))
     tables = {number: build_table(results, number) for number in TABLES}
     for number, table in tables.items():
         for suffix, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_latex(table))):

@@ -187,14 +187,17 @@ def judge_claims(results: Results, reasons: dict[str, str] | None = None) -> lis
     for claim in CLAIMS:
         outcomes = _attributes(results) if claim.name == "C18" else [_compare(c, results) for c in claim.comparisons]
         verdict, remark = _verdict(outcomes, costs=claim.table == 6)
+        if claim.name == "C18":
+            remark = "; ".join(filter(None, (remark, "on the miniature world's drawings")))
         if claim.table == 6 and outcomes[0].seeds:
             remark += f"; {results.cost_model('tflops' if claim.name == 'C10' else 'time_s')}"
         judged.append(Judgement(claim, tuple(outcomes), verdict, remark, (reasons or {}).get(claim.name, "")))
     return judged
 
 
-def read_reasons(path: str | Path) -> dict[str, str]:
-    """What people found out about claims, `C5: text` a line in YAML; no file, no reasons.
+def read_reasons(path: str | Path, profile: str) -> dict[str, str]:
+    """What people found out about claims, `C5: text` a line in YAML; no file, no reasons. A line `profile: mini` says
+    whose results it was found out about; another profile's report goes without.
 
     Raises:
         ValueError: the file is no YAML mapping, or names a claim there is not.
@@ -207,10 +210,13 @@ def read_reasons(path: str | Path) -> dict[str, str]:
     except yaml.YAMLError as error:
         problem = str(error).splitlines()[0]
         raise ValueError(f"{path} is not valid YAML ({problem}); write one `C5: text` a line") from None
+    of = content.pop("profile", None) if isinstance(content, dict) else None
     names = [claim.name for claim in CLAIMS]
     if not isinstance(content, dict) or (unknown := [key for key in content if key not in names]):
         wrong = repr(unknown[0]) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{path} holds {wrong} where a claim C1 to C18 with its text must be")
+    if of not in (None, profile):
+        return {}
     return {str(key): " ".join(str(text).split()) for key, text in content.items()}
 
 
