@@ -38,8 +38,22 @@ def coco(tmp_path_factory: pytest.TempPathFactory):
 
 def test_without_detectron2_the_way_to_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    with pytest.raises(ModuleNotFoundError, match=r"environment\.yml"):
+    with pytest.raises(ModuleNotFoundError, match=r"detectron2 is not installed; use environment\.yml"):
         detectron2_config(CONFIG)
+
+
+def test_a_package_that_detectron2_lacks_is_named(monkeypatch, tmp_path):
+    """As setuptools from version 82 on, which brings no pkg_resources any more."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "detectron2"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2/__init__.py").touch()
+    (tmp_path / "detectron2/model_zoo.py").write_text("import a_package_nobody_has")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="detectron2 cannot be imported without a_package_nobody_has; use"):
+        detectron2_config(CONFIG)
+    for name in [name for name in sys.modules if name.split(".")[0] == "detectron2"]:
+        del sys.modules[name]  # the one made here; what was there before comes back
 
 
 def test_trained_killed_resumed_stored_and_read_again(coco, tmp_path, monkeypatch):

@@ -40,14 +40,16 @@ def detectron2_config(config: MaskRCNNConfig, classes: int = 1) -> Any:
     """detectron2's R50-FPN-1x with our sizes laid over it.
 
     Raises:
-        ModuleNotFoundError: detectron2 is not installed.
+        ModuleNotFoundError: detectron2, or a package it needs, is not installed.
         ValueError: a ResNet that detectron2 does not have.
     """
     try:
         from detectron2 import model_zoo
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        # detectron2 imports pkg_resources, which setuptools dropped with version 82.
+        lacks = "is not installed" if error.name == "detectron2" else f"cannot be imported without {error.name}"
         raise ModuleNotFoundError(
-            "detectron2 is not installed; use environment.yml, or set implementation: torchvision"
+            f"detectron2 {lacks}; use environment.yml, or set implementation: torchvision"
         ) from None
     backbone = config.backbone
     depth = DEPTHS.get((backbone.block, tuple(backbone.depths)))
