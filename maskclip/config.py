@@ -1,15 +1,19 @@
 """The study's parameters: `params.yaml` names a profile, `configs/<profile>.yaml` holds its numbers.
 
 Every section of a profile is a plain dataclass; reading checks names, types and ranges, so that a typing error is one
-sentence before the first minute of work and not a strange number after the last hour.
+sentence before the first minute of work and not a strange number after the last hour. `python -m maskclip.config` only
+reads params.yaml and its profile; `make study` begins with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,9 +25,9 @@ from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig
 Section = TypeVar("Section")
 
 
-def at_least(minimum: float) -> Any:
-    """A dataclass field that must not be smaller than `minimum`."""
-    return field(metadata={"minimum": minimum})
+def at_least(minimum: float, maximum: float = math.inf) -> Any:
+    """A dataclass field that must not be smaller than `minimum`, nor larger than `maximum`."""
+    return field(metadata={"minimum": minimum, "maximum": maximum})
 
 
 @dataclass(frozen=True)
@@ -85,18 +89,23 @@ class MaskClipTraining:
     checkpoint_every: int = at_least(1)
     linear_query: bool = False  # phi_Qm as the paper writes it (Eq. 3), not the released LayerNorm
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    workers: int = 0  # processes that read pictures ahead
+    workers: int = field(default=0, metadata={"minimum": 0})  # processes that read pictures ahead
     zero_init_refinement: bool = False  # begin with residuals of zero, not the released random ones
     activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.rma_layers:
+            raise ValueError("rma_layers is empty; name at least one layer, such as [6, 12, 18, 24]")
+        scale_layers(self.rma_layers, 24)
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How masks and their class probabilities become segmentations, and on how many images (null: all)."""
 
-    limit: int | None
-    object_mask_threshold: float = at_least(0)
-    overlap_threshold: float = at_least(0)
+    limit: int | None = at_least(1)
+    object_mask_threshold: float = at_least(0, 1)
+    overlap_threshold: float = at_least(0, 1)
     top_k: int = at_least(1)
     objectness_power: float = at_least(0)
 
@@ -132,20 +141,20 @@ class Params:
     overrides: dict | None = None
 
 
-def _check(value: Any, kind: Any, where: str, minimum: float | None) -> Any:
-    """`value` as `kind`, or one sentence saying why not."""
+def _check(value: Any, kind: Any, where: str, limits: Mapping[str, float]) -> Any:
+    """`value` as `kind` and within its field's minimum and maximum, or one sentence saying why not."""
     if dataclasses.is_dataclass(kind):
         return from_mapping(typing.cast(type, kind), value, where)
     if isinstance(kind, types.UnionType):
         if value is None and type(None) in kind.__args__:
             return None
         kind = next(option for option in kind.__args__ if option is not type(None))
-        return _check(value, kind, where, minimum)
+        return _check(value, kind, where, limits)
     if typing.get_origin(kind) in (list, tuple):
         (inner, *_) = typing.get_args(kind)
         if not isinstance(value, list):
             raise ValueError(f"{where} is {value!r}; it must be a list")
-        items = [_check(item, inner, f"{where}[{index}]", minimum) for index, item in enumerate(value)]
+        items = [_check(item, inner, f"{where}[{index}]", limits) for index, item in enumerate(value)]
         return items if typing.get_origin(kind) is list else tuple(items)
     if typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
@@ -159,8 +168,12 @@ def _check(value: Any, kind: Any, where: str, minimum: float | None) -> Any:
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind is float and isinstance(value, str) else ""
         hint = ' (YAML reads no and yes as bools: write "no")' if kind is str and isinstance(value, bool) else hint
         raise ValueError(f"{where} is {value!r}, a {type(value).__name__}; it must be a {kind.__name__}{hint}")
-    if minimum is not None and not value >= minimum:
-        raise ValueError(f"{where} is {value!r}; it must be at least {minimum}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{where} is {value!r}; it must be a finite number")
+    if "minimum" in limits and value < limits["minimum"]:
+        raise ValueError(f"{where} is {value!r}; it must be at least {limits['minimum']}")
+    if "maximum" in limits and value > limits["maximum"]:
+        raise ValueError(f"{where} is {value!r}; it must be at most {limits['maximum']}")
     return value
 
 
@@ -180,16 +193,31 @@ def from_mapping(section: type[Section], mapping: Any, where: str) -> Section:
     values = {}
     for name, item in fields.items():
         if name in mapping:
-            values[name] = _check(mapping[name], annotations[name], f"{where}.{name}", item.metadata.get("minimum"))
+            values[name] = _check(mapping[name], annotations[name], f"{where}.{name}", item.metadata)
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where} lacks the key {name!r}")
-    return section(**values)
+    try:
+        return section(**values)
+    except ValueError as error:  # what a section's values have to do with one another, it checks itself
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _refuse_twins(node: yaml.Node | None) -> None:
+    """A key given twice, of which YAML would silently take the last, is an error."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        for key, value in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.YAMLError(f"the key {key.value!r} stands twice in one mapping {key.start_mark}")
+            _refuse_twins(value)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        text = path.read_text(encoding="utf-8")
+        _refuse_twins(yaml.compose(text, yaml.SafeLoader))
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of names to values")
@@ -214,7 +242,9 @@ def load_study(profile: str, overrides: dict[str, Any] | None = None, configs: s
     if not path.is_file():
         known = ", ".join(sorted(item.stem for item in Path(configs).glob("*.yaml"))) or "none"
         raise ValueError(f"unknown profile {profile!r}; {Path(configs)}/ has: {known}")
-    return from_mapping(Study, _merge(_read_yaml(path), overrides or {}), str(path))
+    profile_itself = _read_yaml(path)
+    study = from_mapping(Study, profile_itself, str(path))
+    return from_mapping(Study, _merge(profile_itself, overrides), f"overrides of {path}") if overrides else study
 
 
 def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study]:
@@ -229,8 +259,12 @@ def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study
         raise FileNotFoundError(f"no {path}; run from the top folder of the repository")
     params = _read_yaml(path)
     checked = from_mapping(Params, params, str(path))
-    if not checked.seeds or min(checked.seeds) < 0:
-        raise ValueError(f"{path}.seeds is {checked.seeds}; it must hold at least one seed, none below 0, such as [0]")
+    if not checked.seeds or min(checked.seeds) < 0 or max(checked.seeds) >= 2**32:
+        raise ValueError(
+            f"{path}.seeds is {checked.seeds}; it must hold at least one seed from 0 to 2^32-1, such as [0]"
+        )
+    if len(set(checked.seeds)) < len(checked.seeds):
+        raise ValueError(f"{path}.seeds is {checked.seeds}; each seed may stand there once")
     overrides = {name: value for name, value in (checked.overrides or {}).items() if value}
     study = load_study(checked.profile, overrides, path.parent / "configs")
     networks = {name: getattr(study.proposals, name).training for name in ("mask2former", "mask_rcnn", "twins")}
@@ -263,3 +297,10 @@ def scale_layers(paper_layers: list[int], depth: int, paper_depth: int = 24) -> 
     for index in range(len(scaled)):  # the shift may have run below the first layer
         scaled[index] = max(scaled[index], index + 1)
     return tuple(scaled)
+
+
+if __name__ == "__main__":
+    try:
+        load_params()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

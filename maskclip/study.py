@@ -1,7 +1,7 @@
 """What the notebooks share: which methods the study compares, on which data, and where their files lie.
 
 runs/<seed>/<network or method>/   weights, checkpoints, stored proposals
-results/<seed>/<stage>.csv, .json  tidy rows for the report; the same, nested, for `dvc metrics show`
+results/<seed>/<stage>.csv, .json  tidy rows for the report; the main ones for `dvc metrics show`
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
 # The collections of test pictures; `Run.tasks` knows the tasks of Tables 2 to 5 that each is annotated for.
 TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")
+MAIN_METRICS = ("PQ", "mIoU", "AP", "AP50_generalized_base", "AP50_generalized_target")  # for `dvc metrics show`
 
 
 @dataclass(frozen=True)
@@ -279,14 +280,18 @@ class Run:
         ]  # fmt: skip
 
     def write_rows(self, stage: str, rows: list[dict]) -> pd.DataFrame:
-        """Write tidy rows to results/<seed>/<stage>.csv and, nested as method.dataset.metric, to .json."""
+        """Write tidy rows to results/<seed>/<stage>.csv, and the main ones, nested as dataset.metric, to <stage>.json;
+        of several methods each to <stage>_<method>.json, so that `dvc metrics show` has one line a method."""
         columns = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]
         frame = pd.DataFrame(rows, columns=columns)
-        nested: dict[str, Any] = {}
+        methods: dict[str, dict[str, dict[str, float]]] = {row["method"]: {} for row in rows}
         for row in rows:
-            nested.setdefault(row["method"], {}).setdefault(row["dataset"], {})[row["metric"]] = round(row["value"], 3)
+            if row["metric"] in MAIN_METRICS:
+                of_set = methods[row["method"]].setdefault(row["dataset"], {})
+                of_set[row["metric"]] = round(row["value"], 3)
+        for method, scores in methods.items():
+            self.write_json(f"{stage}.json" if len(methods) == 1 else f"{stage}_{method}.json", scores)
         self.write_table(f"{stage}.csv", frame)
-        self.write_json(f"{stage}.json", nested)
         return frame
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:

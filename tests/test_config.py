@@ -43,6 +43,17 @@ def test_the_paper_profile_is_the_papers() -> None:
         ({"maskclip": {"rma_layers": 6}}, ["rma_layers", "list"]),
         ({"data": {"world": {"coco_train": 0}}}, ["data.world.coco_train is 0", "at least 1"]),
         ({"nonsense": {}}, ["unknown key 'nonsense'"]),
+        ({"maskclip": {"rma_layers": [30]}}, ["rma_layers", "within 1 to 24"]),
+        ({"maskclip": {"rma_layers": [5, 3]}}, ["rma_layers", "rise"]),
+        ({"maskclip": {"rma_layers": []}}, ["rma_layers is empty"]),
+        ({"maskclip": {"temperature": float("inf")}}, ["maskclip.temperature is inf", "finite"]),
+        ({"maskclip": {"learning_rate": float("nan")}}, ["learning_rate is nan", "finite"]),
+        ({"evaluation": {"limit": 0}}, ["evaluation.limit is 0", "at least 1"]),
+        ({"evaluation": {"overlap_threshold": 5.0}}, ["overlap_threshold is 5.0", "at most 1"]),
+        ({"proposals": {"mask2former": {"training": {"scale": [2.0, 0.1]}}}}, ["mask2former.training: scale is"]),
+        ({"proposals": {"mask2former": {"backbone": {"widths": [32]}}}}, ["widths (32,)", "four stages"]),
+        ({"proposals": {"mask2former": {"backbone": {"block": "x"}}}}, ["backbone.block is 'x'", "bottleneck"]),
+        ({"proposals": {"mask_rcnn": {"train_short_sides": []}}}, ["mask_rcnn: train_short_sides is empty"]),
     ],
 )
 def test_a_wrong_parameter_is_named(overrides: dict, words: list[str]) -> None:
@@ -80,6 +91,15 @@ def test_overrides_in_params_reach_the_study(tmp_path: Path) -> None:
     assert load_params(tmp_path / "params.yaml")[1].maskclip.steps == 7
 
 
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("profile: mini\nseeds: [0]\nprofile: paper\n")
+    with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML: the key 'profile' stands twice"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"profile: \xff")
+    with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -87,7 +107,10 @@ def test_overrides_in_params_reach_the_study(tmp_path: Path) -> None:
         ({"processes": "4"}, "processes is '4', a str; it must be a int"),
         ({"processes": 0}, "processes is 0; it must be at least 1"),
         ({"seeds": []}, "at least one seed"),
-        ({"seeds": [0, -1]}, "none below 0"),
+        ({"seeds": [0, -1]}, "from 0 to"),
+        ({"seeds": [2**70]}, "from 0 to"),
+        ({"seeds": [1, 1]}, "each seed may stand there once"),
+        ({"overrides": {"maskclip": {"stepz": 1}}}, "overrides of .*mini.yaml.maskclip has an unknown key 'stepz'"),
         ({"device": "gpu"}, "device is 'gpu'; it must be one of auto, cpu, cuda"),
         ({"device": "cuda:1"}, "device is 'cuda:1'; it must be one of auto, cpu, cuda"),
         (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 
-def at_least(minimum: float, default: float) -> Any:
-    """A dataclass field that must not be smaller than `minimum`."""
-    return field(default=default, metadata={"minimum": minimum})
+def at_least(minimum: float, default: Any, maximum: float = math.inf) -> Any:
+    """A dataclass field of which no value must be smaller than `minimum`, or larger than `maximum`."""
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,15 @@ class BackboneConfig:
     """
 
     stem_width: int = at_least(1, 64)
-    widths: tuple[int, ...] = (256, 512, 1024, 2048)
-    depths: tuple[int, ...] = (3, 4, 6, 3)
-    block: str = "bottleneck"
-    normalization: str = "frozen"
+    widths: tuple[int, ...] = at_least(1, (256, 512, 1024, 2048))
+    depths: tuple[int, ...] = at_least(1, (3, 4, 6, 3))
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    normalization: Literal["frozen", "batch", "group"] = "frozen"
     weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.widths) not in (3, 4) or len(self.depths) != len(self.widths):
+            raise ValueError(f"widths {self.widths} and depths {self.depths} must be of four stages, or both of three")
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,19 @@ class TrainingConfig:
     gradient_norm: float = at_least(0, 0.01)
     warmup_steps: int = at_least(0, 10)
     schedule: Literal["steps", "cosine"] = "steps"
-    milestones: tuple[float, ...] = (0.8889, 0.9629)
+    milestones: tuple[float, ...] = at_least(0, (0.8889, 0.9629), maximum=1)
     crop: int = at_least(0, 1024)
-    scale: tuple[float, ...] = (0.1, 2.0)
+    scale: tuple[float, ...] = at_least(0.01, (0.1, 2.0))
     color_jitter: float = at_least(0, 0.0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = at_least(0, 0)
     checkpoint_every: int = at_least(1, 1000)
+
+    def __post_init__(self) -> None:
+        if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale is {self.scale}; it must be two numbers, the smaller first")
+        if any(first >= second for first, second in pairwise(self.milestones)):
+            raise ValueError(f"milestones are {self.milestones}; they must rise")
 
 
 @dataclass(frozen=True)
@@ -124,16 +136,20 @@ class MaskRCNNConfig:
     fpn_dim: int = at_least(1, 256)
     head_dim: int = at_least(1, 1024)
     mask_head_layers: int = at_least(1, 4)
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_sizes: tuple[int, ...] = at_least(1, (32, 64, 128, 256, 512))
     rpn_proposals_train: int = at_least(1, 2000)
     rpn_proposals: int = at_least(1, 1000)
     rpn_samples: int = at_least(1, 256)
     box_samples: int = at_least(1, 512)
-    score_threshold: float = at_least(0, 0.05)
-    nms_threshold: float = at_least(0, 0.5)
+    score_threshold: float = at_least(0, 0.05, maximum=1)
+    nms_threshold: float = at_least(0, 0.5, maximum=1)
     detections: int = at_least(1, 100)
-    train_short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    train_short_sides: tuple[int, ...] = at_least(4, (640, 672, 704, 736, 768, 800))
     short_side: int = at_least(4, 800)
     long_side: int = at_least(4, 1333)
     mask_stride: int = at_least(1, 4)
     start: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.train_short_sides:
+            raise ValueError("train_short_sides is empty; name at least one side in pixels")

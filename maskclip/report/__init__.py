@@ -9,10 +9,20 @@ from pathlib import Path
 import pandas as pd
 
 from ..checkpoint import write_atomically
-from .claims import AGREES, RULE, Judgement, claims_table, comparisons_table, judge_claims, read_reasons
+from .claims import (
+    AGREES,
+    DISAGREES,
+    RULE,
+    UNDECIDED,
+    Judgement,
+    claims_table,
+    comparisons_table,
+    judge_claims,
+    read_reasons,
+)
 from .figures import draw_figures, set_style
 from .page import render_page
-from .results import METHODS, Results, interval, read_results
+from .results import Results, interval, read_results
 from .tables import TABLES, Table, build_table, latex_escape, markdown_row, paper_numbers, to_csv, to_latex, to_markdown
 
 __all__ = [
@@ -37,20 +47,22 @@ def build_report(
 
     Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png;
     metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`. `seeds` (default: all) leaves other seeds'
-    results out. `reasons` is the YAML file of what people found out about claims (default `reports_dir/reasons.yaml`).
+    results out. `reasons` is the YAML file of what people found out about claims and tables (default
+    `reports_dir/reasons.yaml`).
 
     Raises:
         FileNotFoundError, ValueError: as read_results and read_reasons.
     """
     out = Path(reports_dir)
     results = read_results(results_dir, seeds)
-    judgements = judge_claims(results, read_reasons(reasons or out / "reasons.yaml", results.profile))
-    tables = {number: build_table(results, number) for number in TABLES}
+    found = read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
+    judgements = judge_claims(results, found)
+    tables = {number: build_table(results, number, found.get(f"Table {number}", "")) for number in TABLES}
     for number, table in tables.items():
         for suffix, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_latex(table))):
             _write(out / "tables" / f"table{number}.{suffix}", text)
     _write_claims(judgements, out)
-    _write_for_dvc(results, tables, judgements, out)
+    _write_for_dvc(tables, judgements, out)
     figures = draw_figures(results, judgements, out / "figures")
     page = out / "index.html"
     _write(page, render_page(results, tables, judgements, figures))
@@ -99,12 +111,11 @@ def _write_claims(judgements: list[Judgement], out: Path) -> None:
     )
 
 
-def _write_for_dvc(results: Results, tables: dict[int, Table], judgements: list[Judgement], out: Path) -> None:
-    """metrics.json (table -> row -> column -> mean) and one plain CSV per plot."""
-    metrics: dict[str, dict] = {
-        "claims": {"agree": sum(j.verdict == AGREES for j in judgements)}
-        | {j.claim.name: j.verdict for j in judgements}
-    }
+def _write_for_dvc(tables: dict[int, Table], judgements: list[Judgement], out: Path) -> None:
+    """metrics.json (how many claims agree) and plots/table<2..9>.csv: the study's rows, means over seeds."""
+    verdicts = [j.verdict for j in judgements]
+    counts = {verdict: verdicts.count(verdict) for verdict in (AGREES, UNDECIDED, DISAGREES)}
+    _write(out / "metrics.json", json.dumps({"claims": counts}, indent=2) + "\n")
     for number, table in tables.items():
         study = {
             line.label: {
@@ -113,15 +124,5 @@ def _write_for_dvc(results: Results, tables: dict[int, Table], judgements: list[
             for line in table.lines
             if line.source == "study"
         }
-        metrics[f"table{number}"] = {label: cells for label, cells in study.items() if cells}
         plain = pd.DataFrame([{"method": label, **cells} for label, cells in study.items()])
         _write_csv(out / "plots" / f"table{number}.csv", plain)
-    _write(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    if not results.curves.empty:
-        loss = results.curves.pivot_table(index="step", columns="method", values="loss", aggfunc="mean")
-        order = [m for m in METHODS if m in loss] + [m for m in loss if m not in METHODS]
-        _write_csv(out / "plots" / "training_loss.csv", loss[order].reset_index())
-    if not results.proposal_quality.empty:
-        keys = ["source", "dataset", "group", "metric"]
-        quality = results.proposal_quality.groupby(keys, sort=False).value.mean().reset_index()
-        _write_csv(out / "plots" / "proposal_quality.csv", quality)

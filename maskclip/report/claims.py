@@ -182,7 +182,8 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 def judge_claims(results: Results, reasons: dict[str, str] | None = None) -> list[Judgement]:
-    """All 18 claims, judged by RULE; `reasons` (claim name -> text, see read_reasons) go into the last column."""
+    """All 18 claims, judged by RULE; `reasons` (claim name -> text, see read_reasons) go into the last column of those
+    that do not agree: a reason why not, beside a claim that does, would only puzzle."""
     judged = []
     for claim in CLAIMS:
         outcomes = _attributes(results) if claim.name == "C18" else [_compare(c, results) for c in claim.comparisons]
@@ -191,13 +192,15 @@ def judge_claims(results: Results, reasons: dict[str, str] | None = None) -> lis
             remark = "; ".join(filter(None, (remark, "on the miniature world's drawings")))
         if claim.table == 6 and outcomes[0].seeds:
             remark += f"; {results.cost_model('tflops' if claim.name == 'C10' else 'time_s')}"
-        judged.append(Judgement(claim, tuple(outcomes), verdict, remark, (reasons or {}).get(claim.name, "")))
+        reason = "" if verdict == AGREES else (reasons or {}).get(claim.name, "")
+        judged.append(Judgement(claim, tuple(outcomes), verdict, remark, reason))
     return judged
 
 
-def read_reasons(path: str | Path, profile: str) -> dict[str, str]:
-    """What people found out about claims, `C5: text` a line in YAML; no file, no reasons. A line `profile: mini` says
-    whose results it was found out about; another profile's report goes without.
+def read_reasons(path: str | Path, profile: str, seeds: int | None = None) -> dict[str, str]:
+    """What people found out about claims and tables, `C5: text` or `Table 5: text` a line in YAML; no file, no reasons.
+    Lines `profile: mini` and `seeds: 7` say whose results it was found out about: another profile's report goes
+    without, one of another number of `seeds` says so before each text.
 
     Raises:
         ValueError: the file is no YAML mapping, or names a claim there is not.
@@ -210,14 +213,15 @@ def read_reasons(path: str | Path, profile: str) -> dict[str, str]:
     except yaml.YAMLError as error:
         problem = str(error).splitlines()[0]
         raise ValueError(f"{path} is not valid YAML ({problem}); write one `C5: text` a line") from None
-    of = content.pop("profile", None) if isinstance(content, dict) else None
-    names = [claim.name for claim in CLAIMS]
+    of, over = (content.pop(key, None) if isinstance(content, dict) else None for key in ("profile", "seeds"))
+    names = [claim.name for claim in CLAIMS] + [f"Table {number}" for number in range(2, 10)]
     if not isinstance(content, dict) or (unknown := [key for key in content if key not in names]):
         wrong = repr(unknown[0]) if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f"{path} holds {wrong} where a claim C1 to C18 with its text must be")
+        raise ValueError(f"{path} holds {wrong} where a claim C1 to C18, or Table 2 to 9, with its text must be")
     if of not in (None, profile):
         return {}
-    return {str(key): " ".join(str(text).split()) for key, text in content.items()}
+    found = "" if over in (None, seeds) else f"Found with {over} seeds: "
+    return {str(key): found + " ".join(str(text).split()) for key, text in content.items()}
 
 
 def _compare(comparison: Comparison, results: Results) -> Outcome:
