@@ -46,6 +46,13 @@ def run_sample(folder: str | Path, out: str | Path, run: Run, network: str | Pat
     """Segment every picture of `folder` from ground-truth and from Mask2Former masks; metrics in percent, one row per
     kind of masks. `network`: a proposal network (`load_source`) in place of the study's."""
     dataset, out = open_coco_sample(folder), Path(out)
+    if not len(dataset):
+        raise ValueError(f"{dataset.source} annotates no picture; give a folder with at least one.")
+    if Path(run.study.clip.model).name == "mini_clip":
+        print(
+            "the words come from the miniature CLIP, which has never seen a photograph: masks and metrics are right, "
+            "names are not"
+        )
     method = "maskclip" if (run.folder / "maskclip" / "encoder.pt").is_file() else "wo_rma"
     model = MaskCLIP(run.clip, run.encode(method), temperature=run.study.maskclip.temperature)
     source = proposal_source(run, network)
@@ -85,7 +92,8 @@ def proposal_source(run: Run, network: str | Path | None) -> ProposalSource:
 
 
 def true_words(sample: Sample, classes: int) -> NamedMasks:
-    """The annotated masks with their true classes: what the chain makes of perfect masks and words."""
+    """The annotated masks with their true classes: what the chain makes of perfect masks and words. Crowd regions are
+    not among the masks, but mIoU counts their pixels: it may stay a little below 100 where PQ is 100."""
     kept = [segment.category for segment in sample.segments if not segment.iscrowd]
     probs = torch.nn.functional.one_hot(torch.tensor(kept, dtype=torch.long), classes).float()
     return NamedMasks(probs, ground_truth_proposals(sample).mask_logits, sample.size)

@@ -1,6 +1,7 @@
 """Readers: what is on disk comes back, and what is wrong with a file is said in one sentence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from maskclip.data import (
     open_semantic_folder,
     read_image,
 )
+from maskclip.data.instances import decode
 
 H, W = 12, 16
 
@@ -122,8 +124,47 @@ def test_panoptic_errors_name_file_and_remedy(tmp_path):
         open_coco_sample(folder)
     with pytest.raises(FileNotFoundError, match="no folder"):
         open_coco_sample(tmp_path / "nowhere")
+    (folder / "panoptic_examples.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"sample lacks panoptic_examples.json; .* and input_images/"):
+        open_coco_sample(folder)
     with pytest.raises(ValueError, match=r"categories.json has no list 'categories'"):
         open_coco_panoptic(save_json(tmp_path / "categories.json", {"images": []}), tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "message"),
+    [
+        ("images", {"file_name": 5}, r"image 5 has the file_name 5"),
+        ("images", {"file_name": ...}, r"without a file_name, image 5 has no coco_url"),
+        ("images", {"id": "../../escape"}, r"the id '../../escape', which must be .* without slashes"),
+        ("annotations", {"image_id": [5]}, r"annotation of image \[5\] has the image_id \[5\]"),
+        ("annotations", {"file_name": ...}, r"annotation of image 5 has no file_name"),
+        ("annotations", {"segments_info": ...}, r"annotation of image 5 has no segments_info"),
+        ("annotations", {"segments_info": {"id": 1}}, r"must be a list of segments"),
+        ("annotations", {"segments_info": [[]]}, r"image 5, segment number 0 is \[\]"),
+        ("segments", {"id": ...}, r"image 5, segment number 0 has no id"),
+        ("segments", {"id": "300"}, r"the id '300', which must be a whole number"),
+        ("segments", {"id": 70000}, r"json, image 5: id 70000 occurs more than once"),
+        ("segments", {"category_id": ...}, r"image 5, segment 300 has no category_id"),
+        ("segments", {"iscrowd": "0"}, r"the iscrowd '0', which must be 0 or 1"),
+        ("segments", {"area": "90"}, r"the area '90'"),
+        ("segments", {"area": -1}, r"the area -1, which must be a number of pixels"),
+        ("segments", {"area": 0}, r"segment 300 has the area 0, but .*a.png shows it"),
+        ("segments", {"area": float("nan")}, r"panoptic_examples.json is no whole JSON file \(it holds NaN"),
+    ],
+)
+def test_panoptic_shapes(tmp_path, where, change, message):
+    """A field changed, or left out (...), in the JSON."""
+    folder = panoptic_folder(tmp_path)
+    content = json.loads((folder / "panoptic_examples.json").read_text())
+    entry = content["annotations"][0]["segments_info"][0] if where == "segments" else content[where][0]
+    left = {key: value for key, value in (entry | change).items() if value is not ...}
+    entry.clear()
+    entry.update(left)
+    save_json(folder / "panoptic_examples.json", content)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_coco_sample(folder)[0]
+    assert "panoptic_examples.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("what", ["input_images", "panoptic_examples"])
@@ -187,6 +228,22 @@ def test_lvis_pictures_are_found_by_coco_address(tmp_path):
         ({"segmentation": None}, r"i.json: the segmentation of annotation 1 is neither"),
         ({"segmentation": {"size": [H, W], "counts": 5}}, r"i.json: the segmentation of annotation 1 is neither"),
         ({"segmentation": {"size": [4, 4], "counts": [0, 16]}}, r"annotation 1 is coded for"),
+        ({"segmentation": {"size": [H, W], "counts": [10, 5]}}, r"runs of 15 in all, its image has 12 x 16"),
+        ({"segmentation": {"size": [H, W], "counts": ":5"}}, r"runs of 15 in all"),
+        ({"segmentation": {"size": [H, W], "counts": [-8, 200]}}, r"annotation 1 .* whole numbers from 0"),
+        ({"segmentation": {"size": [H, W], "counts": [0, 192.0]}}, r"annotation 1 .* whole numbers from 0"),
+        ({"segmentation": {"size": [H, W], "counts": "5P"}}, r"it is cut off"),
+        ({"segmentation": {"size": [H, W], "counts": "5 6"}}, r"' ' is no character of it"),
+        ({"segmentation": [[0, 0, 4, 0, 4, float("nan")]]}, r"i.json is no whole JSON file \(it holds NaN"),
+        ({"segmentation": [[0, 0, 4, 0, 4, 1e300]]}, r"annotation 1 .* near the picture"),
+        ({"segmentation": [[0, 0, 4, 0, 4, "4"]]}, r"annotation 1 .* a list of numbers"),
+        ({"segmentation": [[[0, 0], [4, 0], [4, 4]]]}, r"annotation 1 .* a list of numbers"),
+        ({"segmentation": [[0, 0, 4, 0, 4]]}, r"annotation 1 .* x, y, x, y"),
+        ({"segmentation": [[0, 0, 4, 4]]}, r"annotation 1 .* needs three points"),
+        ({"segmentation": []}, r"annotation 1 .* needs three points"),
+        ({"category_id": [3]}, r"annotation 1 has the category_id \[3\]"),
+        ({"iscrowd": "0"}, r"annotation 1 has the iscrowd '0'"),
+        ({"area": "9"}, r"annotation 1 has the area '9'"),
     ],
 )
 def test_instance_errors(tmp_path, annotation, message):
@@ -196,6 +253,20 @@ def test_instance_errors(tmp_path, annotation, message):
         open_coco_instances(instances_file(tmp_path / "i.json", [entry]), tmp_path)[0]
     with pytest.raises(ValueError, match="no category named 'dog'"):
         open_coco_instances(instances_file(tmp_path / "i.json", []), tmp_path, only=["dog"])
+    with pytest.raises(ValueError, match=r"i.json: annotation number 0 is 'cup'"):
+        open_coco_instances(instances_file(tmp_path / "i.json", ["cup"]), tmp_path)
+    with pytest.raises(ValueError, match=r"i.json: image 1 has the height '12'"):
+        open_coco_instances(instances_file(tmp_path / "i.json", [], height="12"), tmp_path)
+
+
+def test_run_lengths_equal_pycocotools():
+    rng = np.random.default_rng(0)
+    for share in (0, 0.001, 0.1, 0.5, 0.99, 1):
+        mask = rng.random((67, 129)) < share
+        code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        got = decode({"segmentation": code}, {"height": 67, "width": 129}, Path("i.json"))
+        np.testing.assert_array_equal(got, mask)
+        assert got.dtype == bool and got.flags.f_contiguous and got.flags.writeable
 
 
 @pytest.mark.parametrize(("suffix", "dtype", "void"), [(".png", np.uint8, 255), (".tif", np.uint16, 65535)])
@@ -231,6 +302,27 @@ def test_semantic_palette_and_colour_maps(tmp_path):
         open_semantic_folder(tmp_path / "i", tmp_path / "l", ["a", "b", "c"])[0]
 
 
+def test_semantic_values_that_cannot_be(tmp_path):
+    picture(tmp_path / "i" / "a.png")
+    (tmp_path / "l").mkdir()
+    labels = np.zeros((H, W), np.int32)
+    labels[3, 4] = -5
+    Image.fromarray(labels).save(tmp_path / "l" / "a.tif")
+    with pytest.raises(ValueError, match=r"a.tif holds the value -5, which is neither"):
+        open_semantic_folder(tmp_path / "i", tmp_path / "l", ["a", "b"])[0]
+    for wrong in (-1, 65535, 70000):
+        with pytest.raises(ValueError, match=rf"c.json: 'a' has the id {wrong}, but it must be from 0 to 65534"):
+            names = save_json(tmp_path / "c.json", [{"id": wrong, "name": "a"}])
+            open_semantic_folder(tmp_path / "i", tmp_path / "l", names)
+    Image.fromarray(np.full((H, W), 255, np.uint8)).save(tmp_path / "l" / "a.png")
+    with pytest.raises(ValueError, match=r"two files of one stem"):
+        open_semantic_folder(tmp_path / "i", tmp_path / "l", ["a", "b"])
+    (tmp_path / "l" / "a.tif").unlink()
+    assert (open_semantic_folder(tmp_path / "i", tmp_path / "l", ["a", "b"])[0].semantic == -1).all()
+    with pytest.raises(ValueError, match=r"a.png holds the value 255, which in an 8-bit file means void but"):
+        open_semantic_folder(tmp_path / "i", tmp_path / "l", [str(i) for i in range(256)])[0]
+
+
 def test_category_lists(tmp_path):
     lines = tmp_path / "names.txt"
     lines.write_text("wall\nbuilding, edifice\n\n")
@@ -243,7 +335,13 @@ def test_category_lists(tmp_path):
     got = open_categories(save_json(tmp_path / "c.json", entries))
     assert [(c.id, c.name, c.isthing) for c in got] == [(4, "sky", False), (2, "cat", True)]
     for broken, message in [
-        ([{"id": 1}], "needs an id and a name"),
+        ([{"id": 1}], "category 1 has no name"),
+        ([["wall"]], r"c.json: category number 0 is \['wall'\]"),
+        ([{"id": "abc", "name": "a"}], "c.json: category 'abc' has the id 'abc', which must be a whole number"),
+        ([{"id": 1.7, "name": "a"}], "the id 1.7"),
+        ([{"id": 1, "name": None}], "the name None"),
+        ([{"id": 1, "name": " "}], "the name ' '"),
+        ([{"id": 1, "name": "a", "isthing": "0"}], "the isthing '0', which must be 0 or 1"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "share the id 1"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "share the name 'a'"),
         ([], "lists no category"),
@@ -251,6 +349,15 @@ def test_category_lists(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             open_categories(save_json(tmp_path / "c.json", broken))
+    lines.write_bytes("\ufeffmur\nforêt".encode())
+    assert [c.name for c in open_categories(lines)] == ["mur", "forêt"]
+    lines.write_bytes("forêt".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names.txt is no UTF-8 text"):
+        open_categories(lines)
+    for row in ("1\t0.15\t5", "one\t0.15\t5\t6\t0\twall"):
+        ade.write_text(f"{rows[0]}\n{row}\n")
+        with pytest.raises(ValueError, match=r"objectInfo150.txt has a line that is not Idx, Ratio"):
+            open_categories(ade)
 
 
 def test_every_kind_of_picture_becomes_rgb(tmp_path):
@@ -346,6 +453,7 @@ def test_layout(tmp_path):
         picture(tmp_path / "coco" / year / "a.png")
         dataset = open_dataset("coco_split_" + year.removesuffix("2017"), tmp_path)
         assert dataset.names == want and len(dataset[0].segments) == 1
-    save_json(tmp_path / "coco" / "annotations" / "split.json", {"base": ["cup"], "target": ["cup"]})
-    with pytest.raises(ValueError, match="no name in both"):
-        open_dataset("coco_split_train", tmp_path)
+    for base, target in ((["cup"], ["cup"]), ("abc", ["cup"]), (None, []), ([["cup"]], [])):
+        save_json(tmp_path / "coco" / "annotations" / "split.json", {"base": base, "target": target})
+        with pytest.raises(ValueError, match=r"split.json must be .* no name in both"):
+            open_dataset("coco_split_train", tmp_path)

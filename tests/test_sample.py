@@ -67,13 +67,15 @@ def tiny_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sample, "proposal_source", lambda run, network: random_proposals)
     evaluation = SimpleNamespace(object_mask_threshold=0.0, overlap_threshold=0.2, top_k=20)
-    study = SimpleNamespace(evaluation=evaluation, maskclip=SimpleNamespace(temperature=0.01))
+    named = SimpleNamespace(model="models/mini_clip")
+    study = SimpleNamespace(evaluation=evaluation, maskclip=SimpleNamespace(temperature=0.01), clip=named)
     return SimpleNamespace(folder=tmp_path / "runs", clip=clip, encode=lambda method: encode, study=study, seed=0)
 
 
-def test_the_chain_end_to_end(tmp_path, tiny_run):
+def test_the_chain_end_to_end(tmp_path, tiny_run, capsys):
     folder, out = write_folder(tmp_path / "photos"), tmp_path / "out"
     table = sample.run_sample(folder, out, tiny_run).set_index("masks")
+    assert "names are not" in capsys.readouterr().out
     perfect = table.loc["ground truth, true words"]
     assert perfect[["PQ", "SQ", "RQ", "PQth", "PQst", "AP", "AP75"]].tolist() == [100.0] * 7
     truth = open_coco_sample(folder)
@@ -107,10 +109,22 @@ def test_things_become_instances(tmp_path):
     assert (ids == 0).sum() == 2 * 15 and [s["iscrowd"] for s in segments] == [False, False, False, True]
 
 
-def test_a_missing_folder_is_one_sentence(tmp_path, tiny_run, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "photos is no folder"),
+        ({"annotations": []}, "panoptic_examples.json annotates no picture"),
+        ({"images": [{"id": "../../escape", "file_name": "a.jpg"}]}, "without slashes"),
+        ({"annotations": [{"image_id": 142238, "file_name": "a", "segments_info": [{"id": 1}]}]}, "no category_id"),
+    ],
+)
+def test_a_broken_folder_is_one_sentence(tmp_path, tiny_run, monkeypatch, change, message):
+    if change is not None:
+        path = write_folder(tmp_path / "photos") / "panoptic_examples.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
     monkeypatch.setattr(sample, "Run", lambda *_: tiny_run)
-    monkeypatch.setattr("sys.argv", ["sample", str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    monkeypatch.setattr("sys.argv", ["sample", str(tmp_path / "photos"), str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stopped:
         sample.main()
-    assert str(stopped.value).startswith("error: ") and "nowhere is no folder" in str(stopped.value)
+    assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
     assert not (tmp_path / "out").exists()

@@ -87,7 +87,8 @@ def read_split(root: str | Path) -> dict[str, list[str]]:
     """The COCO base/target split, {"base": names, "target": names}, from coco/annotations/split.json under `root`."""
     path = Path(root) / "coco" / "annotations" / "split.json"
     split = read_json(path)
-    whole = isinstance(split, dict) and {"base", "target"} <= split.keys()
+    lists = [split.get("base"), split.get("target")] if isinstance(split, dict) else []
+    whole = lists and all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in lists)
     if not whole or set(split["base"]) & set(split["target"]):
         raise ValueError(f'{path} must be {{"base": [names], "target": [names]}} with no name in both.')
     return split

@@ -66,14 +66,19 @@ def write_panoptic_ids(path: str | Path, ids: np.ndarray) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Parsed JSON; FileNotFoundError or ValueError naming the file."""
+    """Parsed JSON, without NaN and Infinity, which Python alone would take; FileNotFoundError or ValueError naming the
+    file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; check the data folder against docs/data.md.")
     try:
-        return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(path.read_bytes(), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no whole JSON file ({error}); fetch or write it again.") from error
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no number of JSON's")
 
 
 def _open(path: str | Path) -> Image.Image:

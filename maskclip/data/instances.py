@@ -10,8 +10,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from .images import read_image, read_json
-from .panoptic import index_by, picture_name, read_categories, require, same_size
+from .panoptic import ANNOTATION, SIZE, check, index_images, picture_name, read_categories, require, same_size
 from .sample import Dataset, Sample, Segment
+
+FARTHEST = 1e5  # pycocotools' memory grows with the length of a polygon's sides
 
 
 def open_coco_instances(
@@ -38,10 +40,11 @@ def open_coco_instances(
             raise ValueError(f"{json_path} has no category named {missing[0]!r}; names must be among its categories.")
         categories = [category for category in categories if category.name in set(only)]
     index = {category.id: i for i, category in enumerate(categories)}
-    infos = index_by(require(content, "images", json_path), "id", json_path)
+    infos = index_images(content, json_path, SIZE)
     by_image: dict[int | str, list[dict]] = defaultdict(list)
-    for annotation in require(content, "annotations", json_path):
-        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+    check(require(content, "annotations", json_path), ANNOTATION, json_path, "annotation")
+    for annotation in content["annotations"]:
+        image_id, category_id = annotation["image_id"], annotation["category_id"]
         if image_id not in infos or category_id not in known:
             raise ValueError(
                 f"{json_path}: annotation {annotation.get('id')} is for image {image_id} and category {category_id}, "
@@ -54,7 +57,7 @@ def open_coco_instances(
     def paths(image_id: int | str) -> list[Path]:
         info = infos[image_id]
         parts = [picture_name(info)]
-        if "coco_url" in info:  # .../val2017/000000000139.jpg
+        if isinstance(info.get("coco_url"), str):  # .../val2017/000000000139.jpg
             parts.append("/".join(info["coco_url"].rsplit("/", 2)[-2:]))
         found = [folder / part for folder in (images, images.parent) for part in parts]
         return [next((path for path in found if path.is_file()), found[0])]
@@ -74,23 +77,58 @@ def open_coco_instances(
 
 
 def decode(annotation: dict, info: dict, json_path: Path) -> np.ndarray:
-    """The mask of one annotation, bool [H, W], from polygons, plain or compressed run-length code."""
+    """The mask of one annotation, bool [H, W], from polygons, plain or compressed run-length code.
+
+    Raises ValueError naming file and annotation; pycocotools would leave what a code does not reach to chance.
+    """
     height, width = info["height"], info["width"]
     code: Any = annotation.get("segmentation")
     try:
         if isinstance(code, list):
-            code = coco_mask.merge(coco_mask.frPyObjects(code, height, width))
-        elif isinstance(code["counts"], list):
-            code = coco_mask.frPyObjects(code, height, width)
-        mask = coco_mask.decode(code).astype(bool)
+            _check_polygons(code)
+            return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(code, height, width))).astype(bool)
+        size, counts = tuple(code["size"]), code["counts"]
+        runs = counts if isinstance(counts, list) else run_lengths(counts)
+        if not all(type(run) is int and run >= 0 for run in runs):
+            raise ValueError("its runs must be whole numbers from 0")
     except Exception as error:  # pycocotools raises bare Exceptions
         raise ValueError(
             f"{json_path}: the segmentation of annotation {annotation.get('id')} is neither polygons nor a run-length "
             f"code ({error}); correct it."
         ) from error
-    if mask.shape != (height, width):
+    if size != (height, width) or sum(runs) != height * width:
         raise ValueError(
-            f"{json_path}: annotation {annotation.get('id')} is coded for {mask.shape[0]} x {mask.shape[1]} pixels, "
-            f"its image has {height} x {width}; correct it."
+            f"{json_path}: annotation {annotation.get('id')} is coded for {' x '.join(map(str, size))} pixels in runs "
+            f"of {sum(runs)} in all, its image has {height} x {width}; correct it."
         )
-    return mask
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def run_lengths(code: str | bytes) -> list[int]:
+    """The runs of COCO's compressed code: six bits a character from "0" on, of which 32 says that the number goes on,
+    16 of its last character that it is negative; from the fourth, a run is given less the one two before."""
+    runs: list[int] = []
+    value = bits = 0
+    for character in code.encode() if isinstance(code, str) else code:
+        digit = character - 48
+        if not 0 <= digit < 64:
+            raise ValueError(f"{chr(character)!r} is no character of it")
+        value |= (digit & 31) << bits
+        bits += 5
+        if not digit & 32:
+            value -= (digit & 16) << (bits - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = bits = 0
+    if bits:
+        raise ValueError("it is cut off")
+    return runs
+
+
+def _check_polygons(polygons: list) -> None:
+    """Two points are let pass beside a whole polygon: they cover nothing."""
+    for polygon in polygons:
+        values = np.asarray(polygon)
+        if values.ndim != 1 or values.dtype.kind not in "iuf" or values.size % 2 or not (abs(values) < FARTHEST).all():
+            raise ValueError("a polygon must be a list of numbers x, y, x, y, ... near the picture")
+    if not any(len(polygon) >= 6 for polygon in polygons):
+        raise ValueError("a polygon needs three points")

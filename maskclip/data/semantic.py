@@ -31,6 +31,9 @@ def open_semantic_folder(
     kinds = open_categories(categories)
     lookup = np.full(65536, -2, np.int32)
     for i, category in enumerate(kinds):
+        if not 0 <= category.id < 65535:  # 65535 is void
+            where = "the list of categories" if isinstance(categories, list) else categories
+            raise ValueError(f"{where}: {category.name!r} has the id {category.id}, but it must be from 0 to 65534.")
         lookup[category.id] = i
     pictures, labels = _by_stem(images, PICTURES), _by_stem(annotations, LABELS)
     for stem in sorted(set(pictures) ^ set(labels)):
@@ -45,7 +48,14 @@ def open_semantic_folder(
         image = read_image(image_path)
         values, void = read_labels(label_path)
         same_size(image, values.shape, image_path, label_path)
-        semantic = np.where(values == void, -1, lookup[np.clip(values, 0, 65535)])
+        unlabelled = values == void
+        if lookup[void] >= 0 and unlabelled.any():
+            raise ValueError(
+                f"{label_path} holds the value {void}, which in an 8-bit file means void but is also a category's id; "
+                "save the label maps with 16 bits, void as 65535."
+            )
+        known = lookup[np.minimum(values.view(np.uint32), 65535)]  # negative values are large ones here: unknown
+        semantic = np.where(unlabelled, -1, known)
         if (semantic == -2).any():
             raise ValueError(
                 f"{label_path} holds the value {values[semantic == -2][0]}, which is neither a category's id nor void "
@@ -68,10 +78,16 @@ def open_categories(source: str | Path | list[str] | list[Category]) -> list[Cat
         return read_categories(entries, path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a JSON or text file with the category names.")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}); save it as UTF-8.") from error
     if lines and lines[0].split("\t")[0].strip() == "Idx":  # Idx Ratio Train Val Stuff Name, Idx from 1, Stuff 0 or 1
         rows = [[cell.strip() for cell in line.split("\t")] for line in lines[1:]]
-        entries = [{"id": int(r[0]) - 1, "name": r[-1], "isthing": 1 - int(r[4])} for r in rows]
+        try:
+            entries = [{"id": int(r[0]) - 1, "name": r[5], "isthing": 1 - int(r[4])} for r in rows]
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"{path} has a line that is not Idx, Ratio, Train, Val, Stuff, Name ({error}).") from error
     else:
         entries = [{"id": i, "name": line.strip()} for i, line in enumerate(lines)]
     return read_categories(entries, path)
@@ -80,4 +96,8 @@ def open_categories(source: str | Path | list[str] | list[Category]) -> list[Cat
 def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; check the data folder against docs/data.md.")
-    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
+    found: dict[str, Path] = {}
+    for path in folder.iterdir():
+        if path.suffix.lower() in suffixes and found.setdefault(path.stem, path) != path:
+            raise ValueError(f"{path} and {found[path.stem].name} are two files of one stem; keep the right one.")
+    return found
