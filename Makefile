@@ -19,6 +19,7 @@ STAGES := data efficiency $(NETWORKS) baselines ours maskclip_mask_rcnn coco_spl
 .PHONY: study stages $(STAGES) test report lint install clean
 
 study: install
+	python -m maskclip.config
 	$(MAKE) --no-print-directory -j $(LANES) stages
 	dvc repro
 	@echo "Done: open reports/index.html"

@@ -105,9 +105,17 @@ def benchmark(
     for given, known, what in ((rows, ROWS, "rows"), (metrics, METRICS, "metrics")):
         if unknown := [x for x in given if x not in known]:
             raise ValueError(f"{what} has {unknown}; it must be among {list(known)}")
-    for value, least, what in ((masks, 1, "masks"), (repeats, 1, "repeats"), (matched, 1, "matched")):
-        if value < least:
-            raise ValueError(f"{what} is {value}; it must be at least {least}")
+    counts = (
+        (masks, "masks"),
+        (repeats, "repeats"),
+        (matched, "matched"),
+        (1 if resolution is None else resolution, "resolution"),
+    )
+    for value, what in counts:
+        if value < 1:
+            raise ValueError(f"{what} is {value}; it must be at least 1")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but PyTorch finds no GPU; take cpu")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16")
     own_process = own_process and "peak_gb" in metrics and device == "cpu" and not isinstance(model, nn.Module)
@@ -325,15 +333,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, metavar="OUT", help="also write the rows as CSV")
     options = vars(parser.parse_args(arguments))
     threads, csv = options.pop("threads"), options.pop("csv")
+    if threads is not None and threads < 1:
+        sys.exit(f"error: threads is {threads}; it must be at least 1")
     if threads:
         torch.set_num_threads(threads)
     try:
         frame = benchmark(**options, own_process=False)  # it is one
-    except (ValueError, FileNotFoundError) as error:
+        print(as_table(frame))
+        if csv:
+            write_atomically(csv, lambda temporary: frame.to_csv(temporary, index=False))
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(as_table(frame))
-    if csv:
-        write_atomically(csv, lambda temporary: frame.to_csv(temporary, index=False))
 
 
 if __name__ == "__main__":

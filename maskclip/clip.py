@@ -125,9 +125,12 @@ def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] =
     (Sec. 4.2) takes the plain names.
 
     Raises:
-        ValueError: no names, an empty name, or a template without `{}`.
+        ValueError: no names, one text in place of a list, an empty name, a name longer than CLIP reads, or a template
+            without `{}`.
     """
-    if not names or any(not str(name).strip() for name in names):
+    if isinstance(names, str) or any(not isinstance(name, str) for name in names):
+        raise ValueError(f"names must be a list of texts, such as ['cat', 'dog'], not {names!r:.100}")
+    if not names or any(not name.strip() for name in names):
         raise ValueError("text_embeddings needs at least one name, and no empty ones")
     if not templates or any("{}" not in template for template in templates):
         raise ValueError(f"each template needs a '{{}}' for the name, but templates are {list(templates)}")
@@ -135,7 +138,12 @@ def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] =
     for template in templates:
         parts = []
         for start in range(0, len(names), 256):
-            tokens = clip.tokenizer([template.format(name) for name in names[start : start + 256]])
+            texts = [template.replace("{}", name) for name in names[start : start + 256]]
+            tokens = clip.tokenizer(texts)
+            if isinstance(clip.tokenizer, open_clip.SimpleTokenizer):  # it cuts off what is too long, and says nothing
+                for text in (text for text, row in zip(texts, tokens) if row[-1]):
+                    if len(clip.tokenizer.encode(text)) + 2 > tokens.shape[1]:  # with beginning and end
+                        raise ValueError(f"{text!r:.100} is longer than the {tokens.shape[1]} tokens CLIP reads")
             parts.append(F.normalize(clip.model.encode_text(tokens.to(clip.device)).float(), dim=-1))
         total = total.to(clip.device) + torch.cat(parts)
     return F.normalize(total, dim=-1)
@@ -149,6 +157,8 @@ def preprocess(clip: Clip, image: np.ndarray) -> Tensor:
     Raises:
         ValueError: not a uint8 RGB picture, or one without pixels.
     """
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"an image must be an array, uint8 [H, W, 3], not a {type(image).__name__}; see read_image")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(
             f"an image must be uint8 [H, W, 3] with at least one pixel, not {image.dtype} {list(image.shape)}"

@@ -189,8 +189,12 @@ def _checked(class_probs: Tensor, mask_logits: Tensor, objectness: Tensor | None
             f"class_probs has shape {tuple(class_probs.shape)} and mask_logits {tuple(mask_logits.shape)}; "
             "they must be [M, K] and [M, h, w] for the same M masks."
         )
+    if not mask_logits.is_floating_point():
+        raise ValueError(f"mask_logits are {mask_logits.dtype}; they must be logits, negative outside of a mask.")
     if columns is not None and class_probs.shape[1] != columns:
-        raise ValueError(f"class_probs has {class_probs.shape[1]} columns but must have {columns}, one for each class.")
+        raise ValueError(
+            f"class_probs has {class_probs.shape[1]} columns but must have {columns}, one for each class in isthing."
+        )
     if not (torch.isfinite(class_probs).all() and torch.isfinite(mask_logits).all()):
         raise ValueError("class_probs or mask_logits are not finite; the model that made them has diverged.")
     if objectness is None:

@@ -91,6 +91,8 @@ class MaskCLIP:
     def __init__(
         self, clip: Clip, encode: MaskEncoder, proposals: ProposalSource | None = None, temperature: float = 0.01
     ):
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; it must be above 0")
         self.clip, self.encode, self.proposals, self.temperature = clip, encode, proposals, temperature
         self._words: tuple[tuple, Tensor] | None = None
 
@@ -99,14 +101,14 @@ class MaskCLIP:
         """Stage one and the visual encoder: a uint8 RGB image [H, W, 3] to masks with CLIP-space embeddings.
 
         Raises:
-            ValueError: there is neither a proposal source nor proposals.
+            ValueError: there is neither a proposal source nor proposals, or the image is none.
         """
+        pixels = preprocess(self.clip, image)[None].to(self.clip.device)
         if proposals is None:
             if self.proposals is None:
                 raise ValueError("no masks to name: give MaskCLIP a proposal source, or embed(...) proposals")
             (proposals,) = self.proposals([image])
         size = (image.shape[0], image.shape[1])
-        pixels = preprocess(self.clip, image)[None].to(self.clip.device)
         side = (self.clip.image_size,) * 2
         logits = proposals.mask_logits.to(pixels)[None]
         if logits.shape[1] == 0:
@@ -118,9 +120,9 @@ class MaskCLIP:
 
     def words(self, names: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
         """Normalized text embeddings [K, C] of the names; the last vocabulary asked for is kept."""
-        key = (tuple(names), tuple(templates))
+        key = (names if isinstance(names, str) else tuple(names), tuple(templates))
         if self._words is None or self._words[0] != key:
-            self._words = (key, text_embeddings(self.clip, list(names), tuple(templates)))
+            self._words = (key, text_embeddings(self.clip, names, tuple(templates)))
         return self._words[1]
 
     def name(

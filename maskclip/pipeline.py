@@ -22,6 +22,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from maskclip.checkpoint import write_atomically
@@ -83,9 +84,12 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
     """Execute `notebook` into `executed`; note time and peak memory in runs/times/.
 
     Raises:
-        RuntimeError: a cell failed; the message names the cell, its error and the kept copy.
+        RuntimeError: a cell failed, or its process was killed; the message names the cell, its error and the kept copy.
+        ValueError: the executed copy would take the notebook's own place.
     """
     notebook, executed = Path(notebook), Path(executed)
+    if executed.resolve() == notebook.resolve():
+        raise ValueError(f"{executed} is the notebook itself; give its executed copy another place")
     executed.parent.mkdir(parents=True, exist_ok=True)
     running, failed = executed.with_suffix(".running.ipynb"), executed.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
@@ -103,6 +107,11 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
         os.replace(running, failed)
         where = f"{notebook} failed in cell {error.exec_count} (see {failed})"
         raise RuntimeError(f"{where}: {error.ename}: {error.evalue}") from None
+    except DeadKernelError:
+        os.replace(running, failed)
+        raise RuntimeError(
+            f"the process of {notebook} was killed, most often for lack of memory (see {failed}); run again, it goes on"
+        ) from None
     os.replace(running, executed)
     seconds = time.monotonic() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
@@ -136,6 +145,8 @@ def main() -> None:
         run_notebook(arguments.notebook, arguments.executed, parameters)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; run again, it goes on")
     except OSError as error:  # a full disk, a folder that may not be written
         place = error.filename or arguments.executed.parent
         sys.exit(

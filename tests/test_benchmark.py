@@ -163,6 +163,7 @@ def test_command_line(clip, tmp_path, monkeypatch, capsys):
         (dict(repeats=0), "repeats is 0"),
         (dict(matched=-1), "matched is -1"),
         (dict(dtype="int8"), "dtype is 'int8'"),
+        (dict(resolution=0), "resolution is 0"),
         (dict(model="ViT-none"), "ViT-none"),
     ],
 )

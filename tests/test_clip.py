@@ -71,7 +71,11 @@ def test_every_word_of_the_world_is_one_token_and_any_text_can_be_read(clip):
         assert clip.tokenizer.decode(clip.tokenizer.encode(name)).strip() == name
     strange = "Zwölf Boxkämpfer, ☃ & 42 cats?"
     assert clip.tokenizer.decode(clip.tokenizer.encode(strange)).replace(" ", "") == strange.lower().replace(" ", "")
-    assert text_embeddings(clip, [strange, "word " * 100]).isfinite().all()
+    assert text_embeddings(clip, [strange]).isfinite().all()
+    fits = clip.tokenizer.context_length - 2
+    assert text_embeddings(clip, ["gear " * fits]).isfinite().all()
+    with pytest.raises(ValueError, match=f"longer than the {fits + 2} tokens"):
+        text_embeddings(clip, ["gear", "gear " * (fits + 1)])
 
 
 def test_preprocess_squashes_and_normalizes(clip):
@@ -85,6 +89,8 @@ def test_preprocess_squashes_and_normalizes(clip):
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
 def test_preprocess_refuses_what_is_no_picture(clip, image):
+    with pytest.raises(ValueError, match="must be an array"):
+        preprocess(clip, "picture.jpg")
     with pytest.raises(ValueError, match="uint8"):
         preprocess(clip, image)
 
@@ -93,6 +99,12 @@ def test_wrong_names_and_templates_are_refused(clip):
     for names, templates in (([], ("{}",)), (["gear", " "], ("{}",)), (["gear"], ("a photo",)), (["gear"], ())):
         with pytest.raises(ValueError):
             text_embeddings(clip, names, templates)
+    for names in ("gear", ["gear", None], [1]):
+        with pytest.raises(ValueError, match="must be a list of texts"):
+            text_embeddings(clip, names)
+    torch.testing.assert_close(
+        text_embeddings(clip, ["gear"], ["{} {}"]), text_embeddings(clip, ["gear gear"]), atol=0, rtol=0
+    )
 
 
 def test_loading_errors_say_what_is_wrong(folder, tmp_path):

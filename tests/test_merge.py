@@ -169,6 +169,8 @@ def test_bad_input():
         semantic_map(probs[:3], masks, (5, 5))
     with pytest.raises(ValueError, match="5 columns but must have 4"):
         panoptic_map(probs, masks, (5, 5), [True] * 4)
+    with pytest.raises(ValueError, match="must be logits"):
+        panoptic_map(probs, masks > 0, (5, 5), [True] * 5)
     with pytest.raises(ValueError, match="one value for each mask"):
         instances(probs, masks, (5, 5), [True] * 5, objectness=torch.ones(3))
     with pytest.raises(ValueError, match="not finite"):

@@ -74,6 +74,28 @@ def test_a_failing_cell_is_readable_and_its_copy_kept(tmp_path: Path) -> None:
     assert any(output.get("ename") == "ValueError" for cell in kept.cells for output in cell.get("outputs", []))
 
 
+def test_a_killed_process_is_one_sentence_and_its_copy_kept(tmp_path: Path) -> None:
+    notebook(tmp_path / "a.ipynb", "seed = 0", "import os; os.kill(os.getpid(), 9)")
+    done = run(tmp_path, "a.ipynb", "b.ipynb")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "the process of a.ipynb was killed, most often for lack of memory" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "b.failed.ipynb").is_file() and not (tmp_path / "b.ipynb").exists()
+
+
+def test_a_notebook_is_not_overwritten_by_its_executed_copy(tmp_path: Path) -> None:
+    before = notebook(tmp_path / "a.ipynb", "seed = 0").read_bytes()
+    assert "is the notebook itself" in run(tmp_path, "a.ipynb", "./a.ipynb").stderr
+    assert (tmp_path / "a.ipynb").read_bytes() == before
+
+
+def test_of_a_progress_bar_the_copy_keeps_the_last_state(tmp_path: Path) -> None:
+    bar = "import time, tqdm\nfor _ in tqdm.tqdm(range(5), mininterval=0): time.sleep(0.05)"
+    notebook(tmp_path / "a.ipynb", "seed = 0", bar)
+    assert run(tmp_path, "a.ipynb", "b.ipynb").returncode == 0
+    (output,) = nbformat.read(tmp_path / "b.ipynb", as_version=4).cells[-1].outputs
+    assert output.text.count("%|") == 1 and "100%" in output.text
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

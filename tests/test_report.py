@@ -299,6 +299,12 @@ def test_other_seeds_are_left_out(made_up: Path):
     assert two.seeds == [0, 2] and set(two.curves.seed) == {0, 2} and set(two.times.stage) >= {"03_baselines"}
 
 
+def test_what_a_killed_process_began_to_write_is_not_read(made_up: Path, tmp_path: Path):
+    shutil.copytree(made_up, tmp_path / "results")
+    (tmp_path / "results" / "0" / ".baselines.csv.x1.csv").write_text("cut")
+    assert read_results(tmp_path / "results").seeds == [0, 1, 2]
+
+
 def _scores(path: Path, text: str) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / "scores.csv").write_text(text)
@@ -311,6 +317,7 @@ HEAD = ",".join(SCORE_COLUMNS) + "\n"
     ("", "empty or cut off"),
     ("method,dataset\na,b\n", "lacks the column 'proposals'"),
     (HEAD + "maskclip,mask2former,a150,PQ,high,0,mini\n", "no number"),
+    (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a1", "scores.csv is cut off"),
     (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a150,PQ,2,0,mini\n", "two different values"),
     (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a150,PQ,2,1,paper\n", "mix the profiles"),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -132,5 +133,12 @@ def test_dvc_shows_dag_metrics_and_plots(study: Path) -> None:
     process = dvc(study, "metrics", "show")
     metrics = process.communicate(timeout=120)[0]
     assert "results/3/maskclip.json" in metrics.replace("\\", "/") and "a150.PQ" in metrics
-    process = dvc(study, "plots", "show")
-    assert process.communicate(timeout=120)[0] and process.returncode == 0
+    assert max(map(len, metrics.splitlines())) < 600, "one screen or two, not a screen a metric"
+    process = dvc(study, "plots", "show", "--json")
+    shown = process.communicate(timeout=120)[0]
+    plots = json.loads(shown[shown.index("{") :])["data"]
+    assert "results/3/maskclip.csv" in plots and any(name.startswith("Table 3") for name in plots)
+    for name, (plot, *_) in plots.items():
+        chart = json.loads(plot["content"]) if isinstance(plot["content"], str) else plot["content"]
+        x = "step" if "curves_" in name else chart["encoding"]["x"]["field"].replace("\\", "")
+        assert all(float(point[x]) >= 0 for point in chart["data"]["values"]), f"{name} is drawn over {x}, no number"

@@ -34,6 +34,8 @@ class Proposals:
                 f"proposals need mask logits [M, h, w] and scores [M], not {list(self.mask_logits.shape)} "
                 f"and {list(self.scores.shape)}"
             )
+        if not self.mask_logits.is_floating_point():  # of a binary mask's 0 and 1 the sigmoid calls both inside
+            raise ValueError(f"mask logits are {self.mask_logits.dtype}; give numbers negative outside of a mask")
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -115,6 +115,7 @@ def read_results(results_dir: str | Path, seeds: Sequence[int] | None = None) ->
         FileNotFoundError: the folder, or any score in it, is missing.
         ValueError: a file is cut off or lacks a column, two profiles are mixed, or one value is given twice.
     """
+    # no hidden files anywhere below: those are what a killed process had begun to write
     root = Path(results_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"no results folder at {root}; run the study first (make study) or correct the path")
@@ -125,7 +126,7 @@ def read_results(results_dir: str | Path, seeds: Sequence[int] | None = None) ->
         for path in sorted(root.iterdir())
         if path.name.isdigit() and path.is_dir() and (seeds is None or int(path.name) in seeds)
     ]
-    for path in [path for folder in (root, *folders) for path in sorted(folder.glob("*.csv"))]:
+    for path in [path for folder in (root, *folders) for path in sorted(folder.glob("[!.]*.csv"))]:
         kind = next((k for k in _OTHER_FILES if path.stem == k or path.stem.startswith(f"{k}_")), None)
         table = _read_csv(path, _OTHER_FILES[kind] if kind else SCORE_COLUMNS)
         if kind is None:
@@ -156,6 +157,9 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
     missing = [column for column in columns if column not in table]
     if missing:
         raise ValueError(f"{path} lacks the column {missing[0]!r} (it needs {', '.join(columns)}); run its stage again")
+    named = [column for column in ("method", "dataset", "metric", "profile") if column in columns]
+    if table[named].isna().any(axis=None):
+        raise ValueError(f"{path} is cut off: a row lacks its {' or '.join(named)}; delete it and run its stage again")
     return table
 
 
@@ -194,7 +198,7 @@ def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
 def _times(folder: Path, seeds: Sequence[int] | None) -> pd.DataFrame:
     """`<seed>-<stage>.csv` or `<stage>.csv`: mean seconds over seeds and largest memory of each stage."""
     rows = []
-    for path in sorted(folder.glob("*.csv")):
+    for path in sorted(folder.glob("[!.]*.csv")):
         seed, _, stage = path.stem.partition("-")
         if not seed.isdigit():
             stage = path.stem
