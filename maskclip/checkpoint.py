@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
+import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 if TYPE_CHECKING:  # writing a table need not wait for torch
     import torch
@@ -36,13 +41,28 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are meant to be shared
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        disk = _disk_error(error)
+        if disk is None:
+            raise
         raise OSError(
-            error.errno, f"cannot write {path}: {error.strerror or error}; free space or permissions"
+            disk.errno, f"cannot write {path}: {disk.strerror or disk}; make room there or allow writing"
         ) from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _disk_error(error: Exception) -> OSError | None:
+    """The disk's own error, which torch's and safetensors' writers hide in errors of theirs; None if it is none."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, SafetensorError) and (number := re.search(r"\(os error (\d+)\)", str(error))):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if "inline_container" in str(error):  # torch's writer, at closing a file that it could not write to
+        hidden = error.__context__
+        return hidden if isinstance(hidden, OSError) else OSError(errno.EIO, os.strerror(errno.EIO))
+    return None
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
@@ -78,6 +98,47 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of weights")
     return state
+
+
+def file_digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The SHA-256 of those of these files that a folder has, for its record.json."""
+    digests = {}
+    for name in names:
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def written_record(folder: Path) -> dict[str, Any]:
+    """What a folder's record.json says: nothing where there is none, or a damaged one."""
+    try:
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def finished(folder: Path, record: dict[str, Any], names: Sequence[str]) -> bool:
+    """Whether a folder holds the training that `record` describes, by today's code, its files as they were written."""
+    found = written_record(folder)
+    if any(found.get(key) != record[key] for key in ("fingerprint", "code")):
+        return False
+    whole = found.get("files") == file_digests(folder, names)
+    if not whole and os.environ.get("RANK", "0") == "0":  # the first of several processes says it
+        print(f"{folder}: {' or '.join(names)} is missing, damaged or of another training; training again")
+    return whole
+
+
+def check_as_written(path: Path) -> None:
+    """Compare a file with its digest in the record.json beside it, if there is one.
+
+    Raises:
+        ValueError: the file is another one.
+    """
+    wanted, found = written_record(path.parent).get("files"), file_digests(path.parent, [path.name])
+    if isinstance(wanted, dict) and wanted.get(path.name, found[path.name]) != found[path.name]:
+        raise ValueError(f"{path} is not what {path.parent / 'record.json'} was written for; train or fetch it again")
 
 
 def code_digest(*names: str) -> str:

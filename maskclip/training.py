@@ -20,7 +20,15 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
-from maskclip.checkpoint import code_digest, load_checkpoint, save_checkpoint, write_atomically
+from maskclip.checkpoint import (
+    check_as_written,
+    code_digest,
+    file_digests,
+    finished,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
 from maskclip.clip import Clip, preprocess, text_embeddings
 from maskclip.config import MaskClipTraining
 from maskclip.criterion import Targets, build_criterion, losses_of_matched_masks
@@ -30,6 +38,8 @@ from maskclip.visual_encoder import MaskCLIPVisualEncoder
 
 ENCODER_CODE = ("clip.py", "visual_encoder.py", "relative_mask_attention.py")
 TRAINING_CODE = ("training.py", *ENCODER_CODE, "criterion.py", "data", "proposals")
+FILES = ("encoder.pt", "curve.csv")  # of a finished training, beside its record
+CURVE = ("step", "loss", "loss_ce", "loss_dice", "loss_bce")
 TARGET_SIZE_RATIO = 2  # ground truth is sampled on a grid this much finer than CLIP's input
 
 
@@ -113,15 +123,20 @@ def load_trained_weights(encoder: MaskCLIPVisualEncoder, path: str | Path) -> Ma
     """Put the weights of `train_maskclip`'s encoder.pt into an encoder of the same CLIP and RMA layers.
 
     Raises:
-        ValueError: the file holds other parameters than the encoder trains; the sentence names them.
+        ValueError: the file holds other parameters than the encoder trains, or no finite ones (the sentence names
+            them), or is not the one that the record.json beside it was written for.
     """
     weights = load_checkpoint(path)
+    check_as_written(Path(path))
     wanted = trained_weights(encoder)
     for name in sorted(weights.keys() ^ wanted.keys()):
         raise ValueError(f"{path} {'has' if name in weights else 'lacks'} {name}; it was trained with other RMA layers")
     for name, value in wanted.items():
-        if weights[name].shape != value.shape:
-            raise ValueError(f"{path}: {name} is {tuple(weights[name].shape)}, this CLIP needs {tuple(value.shape)}")
+        found = weights[name]
+        if not (isinstance(found, Tensor) and found.dtype == torch.float32 and found.isfinite().all()):
+            raise ValueError(f"{path}: {name} is no tensor of finite float32 numbers; delete the file and train again")
+        if found.shape != value.shape:
+            raise ValueError(f"{path}: {name} is {tuple(found.shape)}, this CLIP needs {tuple(value.shape)}")
     encoder.load_state_dict(weights, strict=False)
     return encoder
 
@@ -151,12 +166,6 @@ def _batch_losses(
     return losses_of_matched_masks(encode, batch.mask_logits, batch.valid, text, batch.targets, criterion, training)
 
 
-def _read_record(out: Path) -> dict[str, str] | None:
-    path = out / "record.json"
-    whole = all((out / name).is_file() for name in ("record.json", "encoder.pt", "curve.csv"))
-    return json.loads(path.read_text(encoding="utf-8")) if whole else None
-
-
 def train_maskclip(
     encoder: MaskCLIPVisualEncoder,
     clip: Clip,
@@ -170,8 +179,9 @@ def train_maskclip(
 
     Checkpoints go to `out`/checkpoint.pt every `training.checkpoint_every` steps; called again after a kill, the
     function goes on from there with the pictures, mirrorings and sampled points of an undisturbed run. A checkpoint
-    of other parameters, data or words is not resumed. At the end `out` holds encoder.pt, the trained weights, and
-    record.json: called again for the very same training, by the same code, the function finds it finished.
+    of other parameters, data, words or code is not resumed. At the end `out` holds encoder.pt, the trained weights,
+    curve.csv and record.json, with digests of both: called again for the very same training, by the same code, the
+    function finds it finished, unless one of them has changed since.
 
     Args:
         proposals: stored proposals by image id.
@@ -207,9 +217,8 @@ def train_maskclip(
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for content in (text, first):  # stands for CLIP's weights, and for the proposal network's
         digest.update(content.float().cpu().numpy().tobytes())
-    fingerprint = digest.hexdigest()
-    record = {"fingerprint": fingerprint, "code": code_digest(*TRAINING_CODE)}
-    if _read_record(out) == record:
+    record = {"fingerprint": digest.hexdigest(), "code": code_digest(*TRAINING_CODE)}
+    if finished(out, record, FILES):
         accelerator.print(f"{out} holds this training, finished")
         load_trained_weights(encoder, out / "encoder.pt")
         return pd.read_csv(out / "curve.csv")
@@ -226,7 +235,7 @@ def train_maskclip(
     checkpoint = out / "checkpoint.pt"
     if checkpoint.is_file():
         state = load_checkpoint(checkpoint, device)
-        if state.get("fingerprint") == fingerprint:
+        if all(state.get(key) == value for key, value in record.items()):
             encoder.load_state_dict(state["encoder"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
@@ -235,11 +244,11 @@ def train_maskclip(
             curve = state["curve"]
             accelerator.print(f"resuming at step {len(curve)} of {training.steps}")
         else:
-            accelerator.print(f"{checkpoint} belongs to other parameters or data; starting anew")
+            accelerator.print(f"{checkpoint} belongs to other parameters, data or code; starting anew")
 
     def save() -> None:
         if accelerator.is_main_process:
-            state = {"fingerprint": fingerprint, "encoder": trained_weights(encoder), "curve": curve}
+            state = {**record, "encoder": trained_weights(encoder), "curve": curve}
             state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
             if accelerator.scaler is not None:
                 state["scaler"] = accelerator.scaler.state_dict()
@@ -279,11 +288,12 @@ def train_maskclip(
         if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:
             save()
     if accelerator.is_main_process:
-        frame = pd.DataFrame(curve)
+        frame = pd.DataFrame(curve, columns=CURVE)
         (out / "record.json").unlink(missing_ok=True)  # of another training; the new one comes last, when all is there
         write_atomically(out / "curve.csv", lambda path: frame.to_csv(path, index=False))
         save_checkpoint(out / "encoder.pt", trained_weights(encoder))
-        write_atomically(out / "record.json", lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+        said = json.dumps({**record, "files": file_digests(out, FILES)}, indent=2) + "\n"
+        write_atomically(out / "record.json", lambda path: path.write_text(said))
         checkpoint.unlink(missing_ok=True)  # a finished training is not gone on with
     accelerator.wait_for_everyone()
-    return pd.DataFrame(curve)
+    return pd.DataFrame(curve, columns=CURVE)

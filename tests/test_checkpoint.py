@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from maskclip import checkpoint
 from maskclip.checkpoint import code_digest, load_checkpoint, save_checkpoint, write_atomically
@@ -35,6 +37,26 @@ def test_a_failed_write_keeps_the_former_file_and_leaves_nothing(tmp_path: Path)
     with pytest.raises(OSError, match=r"cannot write .*table\.csv.*No space left"):
         write_atomically(path, fail)
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_sentence_whoever_writes(tmp_path: Path) -> None:
+    """torch and safetensors have errors of their own for it; what is none of the disk's stays as it is."""
+    state, before = {"weight": torch.zeros(100_000)}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*a\.pt: File too large; make room"):
+            save_checkpoint(tmp_path / "a.pt", state)
+        with pytest.raises(OSError, match=r"cannot write .*a\.safetensors: File too large; make room"):
+            write_atomically(tmp_path / "a.safetensors", lambda path: save_file(state, path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    def fail(temporary: Path) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match=r"^shapes do not match$"):
+        write_atomically(tmp_path / "a.pt", fail)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from maskclip.convert import convert, convert_state, our_name, read_detectron2
+from maskclip.convert import convert, convert_state, main, our_name, read_detectron2
 from maskclip.proposals import load_source
 from maskclip.proposals.config import Mask2FormerConfig
 from maskclip.proposals.mask2former import build_mask2former
@@ -181,3 +182,15 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: no checkpoint at")
+
+
+def test_a_full_disk_is_one_line_too(tmp_path, monkeypatch):
+    torch.save({"model": golden("mask2former")[0]}, tmp_path / "m.pth")
+    out, before = tmp_path / "out.safetensors", resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "m.pth"), str(out)])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(SystemExit, match=r"^error: .*cannot write .*out\.safetensors: File too large; make room"):
+            main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

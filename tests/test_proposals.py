@@ -1,6 +1,7 @@
 """Proposal sources, their training, the store and their quality, on toy scenes of coloured ellipses."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -36,7 +37,7 @@ from maskclip.proposals.config import BackboneConfig, Mask2FormerConfig, MaskRCN
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former, mask2former_loss
 from maskclip.proposals.mask_rcnn import MaskRCNNSource, boxes_of_masks, build_mask_rcnn, mask_rcnn_loss, paste_masks
 from maskclip.proposals.quality import match_greedily
-from maskclip.proposals.store import LEVELS, decode, dequantize, encode, quantize
+from maskclip.proposals.store import FOOTER, LEVELS, decode, dequantize, encode, quantize
 
 BACKBONE = BackboneConfig(8, (8, 16, 16, 32), (1, 1, 1, 1), "basic", "group")
 TRAINING = TrainingConfig(
@@ -251,6 +252,40 @@ def test_training_killed_and_resumed_is_bit_equal(name, tmp_path, monkeypatch):
     assert (tmp_path / "cut" / "network.safetensors").stat().st_mtime_ns != before  # another seed: trained anew
 
 
+def test_a_damaged_training_is_trained_again(tmp_path, capsys):
+    config = dataclasses.replace(MASK2FORMER, training=dataclasses.replace(TRAINING, steps=1))
+    out = train_proposals("mask2former", ToyScenes(), config, tmp_path, device="cpu", progress=False)
+    whole = {file.name: file.read_bytes() for file in out.iterdir()}
+    flipped = bytearray(whole["network.safetensors"])
+    flipped[-9] ^= 1
+    for name, damaged, said in [
+        ("network.safetensors", whole["network.safetensors"][:5000], "not a whole safetensors file"),
+        ("network.safetensors", bytes(flipped), "is not what .*record.json was written for"),
+        ("curves.csv", whole["curves.csv"][:20], None),
+        *(("record.json", text, "cut off or damaged") for text in (b"", whole["record.json"][:99], b"[]", b"\xff")),
+        ("record.json", b'{"network": "mask2former"}', "record of .* is damaged"),
+    ]:
+        (out / name).write_bytes(damaged)
+        if said:
+            with pytest.raises(ValueError, match=said):
+                load_source(out)
+        train_proposals("mask2former", ToyScenes(), config, out, device="cpu", progress=False)
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == whole
+        assert ("training again" in capsys.readouterr().out) == (name != "record.json")
+
+
+def test_other_code_does_not_go_on_with_a_checkpoint(tmp_path, monkeypatch, capsys):
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("maskclip.proposals.training.write_network", dies)
+        train_proposals("mask2former", ToyScenes(), MASK2FORMER, tmp_path, device="cpu", progress=False)
+    monkeypatch.setattr("maskclip.proposals.training.code_digest", lambda *names: "other code")
+    train_proposals("mask2former", ToyScenes(), MASK2FORMER, tmp_path, device="cpu", progress=False)
+    assert "another training or other code; starting afresh" in capsys.readouterr().out
+
+
 def test_kill_minus_nine(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_proposals as t, torch; torch.set_num_threads(1); "
@@ -443,6 +478,53 @@ def test_a_stale_or_damaged_store_is_never_used(tmp_path):
     assert len(StoredProposals(path, other)) == 5 and source.asked == 10
     with pytest.raises(FileNotFoundError, match="run the proposals stage"):
         StoredProposals(tmp_path / "none", key)
+
+
+def _reindexed(store: bytes, change) -> bytes:
+    """A store whose index is another, all else as it was."""
+    offset, length, magic = FOOTER.unpack(store[-FOOTER.size :])
+    index = change(json.loads(store[offset : offset + length]))
+    index = index if isinstance(index, bytes) else json.dumps(index).encode()
+    return store[:offset] + index + FOOTER.pack(offset, len(index), magic)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda index: b"\xff{", ValueError, "toy.masks is cut off"),
+        (lambda index: [1], ValueError, "toy.masks is cut off"),
+        (lambda index: {"key": index["key"]}, ValueError, "toy.masks is cut off"),
+        (lambda index: index | {"records": [[100, 10**9]]}, ValueError, "toy.masks is cut off"),
+        (lambda index: index | {"records": [[100, 0]]}, ValueError, "toy.masks is damaged at image 100"),
+        (lambda index: index | {"records": []}, KeyError, "toy.masks has no proposals of image 100"),
+        (
+            lambda index: index | {"records": [[100, index["records"][1][1]], [101, index["records"][0][1]]]},
+            ValueError,
+            "toy.masks is damaged at image 100",
+        ),
+    ],
+)
+def test_a_damaged_index_is_one_sentence_and_healed(change, error, said, tmp_path):
+    scenes = ToyScenes(count=2)
+    path = store_proposals(Fixed(), scenes, tmp_path / "toy.masks", "key", progress=False)
+    whole = path.read_bytes()
+    path.write_bytes(_reindexed(whole, change))
+    with pytest.raises(error, match=said):
+        StoredProposals(path, "key")[100]
+    (tmp_path / "toy.masks.partial").write_bytes(bytes(50))  # what a power cut may leave
+    store_proposals(Fixed(), scenes, path, "key", progress=False)
+    assert path.read_bytes() == whole
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path):
+    scenes, path = ToyScenes(count=4), tmp_path / "toy.masks"
+
+    def source(images):
+        store_proposals(Fixed(), scenes, path, "key", progress=False)  # what another process does meanwhile
+        return Fixed()(images)
+
+    store_proposals(source, scenes, path, "key", batch=2, progress=False)
+    assert len(StoredProposals(path, "key").levels()) == 4 and list(tmp_path.iterdir()) == [path]
 
 
 def test_an_interrupted_store_goes_on(tmp_path):

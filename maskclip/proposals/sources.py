@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from maskclip.checkpoint import check_as_written
 from maskclip.config import from_mapping
 from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig
 from maskclip.proposals.detectron2 import Detectron2Source
@@ -26,7 +27,7 @@ def load_source(path: str | Path, device: str | torch.device = "cpu") -> Proposa
 
     Raises:
         FileNotFoundError: there is nothing of that name.
-        ValueError: the record or the weights are cut off, or the weights are of another architecture.
+        ValueError: the record or the weights are cut off, or the weights are of another architecture or training.
     """
     path = Path(path)
     if not path.is_file() and not (path / "record.json").is_file():
@@ -34,19 +35,24 @@ def load_source(path: str | Path, device: str | torch.device = "cpu") -> Proposa
         return Mask2FormerSource(pretrained.to(device))
     weights = path if path.is_file() else path / "network.safetensors"
     record = read_record(path)
-    config_type = {"mask2former": Mask2FormerConfig, "mask_rcnn": MaskRCNNConfig}.get(record.get("network", ""))
+    config_type = {"mask2former": Mask2FormerConfig, "mask_rcnn": MaskRCNNConfig}.get(str(record.get("network")))
     if config_type is None:
         raise ValueError(f"{path} is of the network {record.get('network')!r}, which is not known here")
-    given = record["config"]
-    given["backbone"]["weights"] = given["start"] = None  # all weights are in the file
+    try:
+        given, classes = record["config"], int(record["classes"])
+        given["backbone"]["weights"] = given["start"] = None  # all weights are in the file
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the record of {path} is damaged ({error!r}); train or convert it again") from None
     config: Any = from_mapping(config_type, given, f"the record of {path}")
-    model: Any = build_network(config, max(1, record["classes"]))
+    model: Any = build_network(config, max(1, classes))
     state = {key: value for key, value in read_weights(weights).items() if not key.startswith(ENCODER)}
     fill(model, state, weights)
+    if path.is_dir():
+        check_as_written(weights)
     model = model.to(device)
     if config_type is Mask2FormerConfig:
-        return Mask2FormerSource(model, config.short_side, config.long_side, class_head=record["classes"] > 0)
-    source = Detectron2Source if record["implementation"] == "detectron2" else MaskRCNNSource
+        return Mask2FormerSource(model, config.short_side, config.long_side, class_head=classes > 0)
+    source = Detectron2Source if record.get("implementation") == "detectron2" else MaskRCNNSource
     return source(model, config.short_side, config.long_side, config.mask_stride)
 
 
@@ -59,8 +65,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
         else:
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {})["record"]
-        return json.loads(text)
-    except (json.JSONDecodeError, SafetensorError) as error:
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise ValueError(f"its record is a {type(record).__name__}")
+        return record
+    except (ValueError, SafetensorError) as error:  # no JSON, no UTF-8
         raise ValueError(f"{path} is cut off or damaged ({error}); train or convert it again") from None
     except KeyError:
         raise ValueError(

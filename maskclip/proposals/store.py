@@ -10,6 +10,7 @@ rough that one takes more than `BYTES_PER_MASK` gets steps twice as wide, and ag
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import mmap
@@ -18,7 +19,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -91,24 +92,25 @@ def proposal_key(network: str | Path, dataset: Any, limit: int | None = None) ->
 def store_proposals(
     source: ProposalSource, dataset: Any, path: str | Path, key: str, *, batch: int = 8, progress: bool = True
 ) -> Path:
-    """Run a source over a data set, once: nothing happens if `path` is already the finished store of this key.
+    """Run a source over a data set, once: nothing happens if `path` is already the whole store of this key.
 
     Written to `<path>.partial` record by record and moved into place at the end; after a kill the next call goes on
-    after the last whole record of the same key.
+    after the last whole record of the same key. A damaged store, or one of other images, is written anew.
     """
     path = Path(path)
     if path.is_file():
         try:
-            StoredProposals(path, key)
-            return path
+            if StoredProposals(path, key).levels().keys() == set(dataset.image_ids):  # each record has been checked
+                return path
         except ValueError:
-            path.unlink()  # of another network or data set, or damaged
+            pass  # of another network or data set, or damaged
+        path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    done, end = _whole_records(partial, key)
-    remaining = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in done]
     try:
-        with partial.open("r+b" if end else "wb") as file:
+        partial, opened = _open_partial(path)
+        with opened as file:
+            done, end = _whole_records(partial, key)
+            remaining = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in done]
             file.truncate(end)
             file.seek(end)
             if not end:
@@ -125,7 +127,7 @@ def store_proposals(
             file.write(index + FOOTER.pack(offset, len(index), MAGIC))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)  # before the lock on it is given up
         levels = StoredProposals(path, key).levels()
         if coarser := sum(value < LEVELS[0] for value in levels.values()):
             print(
@@ -136,6 +138,23 @@ def store_proposals(
             raise
         raise OSError(error.errno, f"cannot store proposals in {path}: {error.strerror or error}") from None
     return path
+
+
+def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
+    """`<path>.partial`, ours alone as long as it is open; where another process has it, a file of another name."""
+    partial = path.with_name(path.name + ".partial")
+    file = partial.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+            return partial, file
+    except (BlockingIOError, FileNotFoundError):
+        pass  # being written, or moved into place since we opened it
+    except OSError:  # a file system without locks
+        return partial, file
+    file.close()
+    partial = partial.with_name(f"{partial.name}.{os.getpid()}")
+    return partial, partial.open("w+b")
 
 
 def _write_record(file: Any, payload: bytes) -> None:
@@ -152,7 +171,7 @@ def _whole_records(partial: Path, key: str) -> tuple[dict[int | str, int], int]:
         while len(header := file.read(HEADER.size)) == HEADER.size:
             length, checksum = HEADER.unpack(header)
             payload = file.read(length)
-            if len(payload) < length or zlib.crc32(payload) != checksum:
+            if length == 0 or len(payload) < length or zlib.crc32(payload) != checksum:
                 break
             if end == 0:
                 if payload != json.dumps({"key": key}).encode():
@@ -168,7 +187,8 @@ class StoredProposals(Mapping[int | str, Proposals]):
 
     Raises:
         FileNotFoundError: there is no such store.
-        ValueError: cut off, or of another network or data set than `key` says.
+        ValueError: cut off or damaged, or of another network or data set than `key` says.
+        KeyError: an image that it does not have is asked for.
     """
 
     def __init__(self, path: str | Path, key: str) -> None:
@@ -184,10 +204,15 @@ class StoredProposals(Mapping[int | str, Proposals]):
         offset, length, magic = FOOTER.unpack(self._map[-FOOTER.size :])
         if magic != MAGIC or offset + length + FOOTER.size != len(self._map):
             raise ValueError(damaged)
-        index = json.loads(self._map[offset : offset + length])
-        if index["key"] != key:
+        try:
+            index = json.loads(self._map[offset : offset + length])
+            found, self._offsets = index["key"], {image_id: int(position) for image_id, position in index["records"]}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(damaged) from None
+        if found != key:
             raise ValueError(f"{path} is of another network or other pictures; run the proposals stage again")
-        self._offsets = {image_id: position for image_id, position in index["records"]}
+        if not all(0 <= position <= offset - HEADER.size for position in self._offsets.values()):
+            raise ValueError(damaged)
 
     def levels(self) -> dict[int | str, int]:
         """Steps on either side of 0 in which each image's logits are stored: `LEVELS[0]`, fewer where it is rough."""
@@ -197,10 +222,16 @@ class StoredProposals(Mapping[int | str, Proposals]):
         return decode(self._payload(image_id))[1]
 
     def _payload(self, image_id: int | str) -> bytes:
+        if image_id not in self._offsets:
+            raise KeyError(f"{self.path} has no proposals of image {image_id!r}; run the proposals stage again")
         offset = self._offsets[image_id]
         length, checksum = HEADER.unpack(self._map[offset : offset + HEADER.size])
         payload = self._map[offset + HEADER.size : offset + HEADER.size + length]
-        if zlib.crc32(payload) != checksum:
+        try:
+            whole = zlib.crc32(payload) == checksum and _head(payload)[0]["id"] == image_id
+        except (ValueError, KeyError, TypeError, struct.error):  # no record of an image
+            whole = False
+        if not whole:
             raise ValueError(f"{self.path} is damaged at image {image_id}; delete it and run the proposals stage again")
         return payload
 

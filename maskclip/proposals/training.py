@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from maskclip.checkpoint import code_digest, load_checkpoint, save_checkpoint, write_atomically
+from maskclip.checkpoint import code_digest, file_digests, finished, load_checkpoint, save_checkpoint, write_atomically
 from maskclip.proposals.augmentation import StepExamples
 from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.proposals.detectron2 import build_detectron2, detectron2_batches, detectron2_loss
@@ -27,6 +27,7 @@ from maskclip.proposals.mask2former import build_mask2former, mask2former_loss
 from maskclip.proposals.mask_rcnn import build_mask_rcnn, mask_rcnn_loss
 
 NetworkConfig = Mask2FormerConfig | MaskRCNNConfig
+FILES = ("network.safetensors", "curves.csv")  # of a finished training, beside its record
 
 
 def train_proposals(
@@ -43,8 +44,9 @@ def train_proposals(
     """Train a proposal network on a panoptic data set, things and stuff alike, as "object" or by class.
 
     Every `checkpoint_every` steps the whole state is written atomically; a killed run, started again, goes on from
-    there and ends with the same weights, bit for bit on one CPU setting. `out_dir` ends with `network.safetensors`,
-    `record.json` (what was trained, on what, with which versions) and `curves.csv` (step, losses, learning rate).
+    there and ends with the same weights, bit for bit on one CPU setting; by other code it begins anew. `out_dir` ends
+    with `network.safetensors`, `curves.csv` (step, losses, learning rate) and `record.json` (what was trained, on what,
+    with which versions, and digests of both).
 
     Args:
         network: "mask2former" or "mask_rcnn".
@@ -69,7 +71,7 @@ def train_proposals(
     out_dir, training = Path(out_dir), config.training
     classes = len(dataset.categories) if class_aware else 1
     record = training_record(network, dataset, config, seed, classes)
-    if finished(out_dir, record):
+    if finished(out_dir, record, FILES):
         return out_dir
 
     accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=device == "cpu")
@@ -78,7 +80,7 @@ def train_proposals(
     optimizer = build_optimizer(model, training)
     model, optimizer = accelerator.prepare(model, optimizer)
     checkpoint = out_dir / "checkpoint.pt"
-    first, curves = _resume(checkpoint, record["fingerprint"], model, optimizer, accelerator)
+    first, curves = _resume(checkpoint, record, model, optimizer, accelerator)
     model.train()
 
     steps = range(first, training.steps)
@@ -104,7 +106,8 @@ def train_proposals(
         curves.append({"step": step, **{name: round(value.item(), 6) for name, value in shown.items()}, "lr": rate})
         bar.set_postfix(loss=f"{np.mean([row['loss'] for row in curves[-20:]]):.3f}", refresh=False)
         if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps and accelerator.is_main_process:
-            state = {"fingerprint": record["fingerprint"], "step": step + 1, "curves": curves}
+            state = {"fingerprint": record["fingerprint"], "code": record["code"]}
+            state |= {"step": step + 1, "curves": curves}
             state |= {"model": accelerator.unwrap_model(model).state_dict(), "optimizer": optimizer.state_dict()}
             if accelerator.scaler is not None:
                 state["scaler"] = accelerator.scaler.state_dict()
@@ -218,15 +221,6 @@ def training_record(network: str, dataset: Any, config: NetworkConfig, seed: int
     }
 
 
-def finished(out_dir: Path, record: dict[str, Any]) -> bool:
-    """Whether `out_dir` holds the complete training that `record` describes, done by today's code."""
-    path = out_dir / "record.json"
-    if not (path.is_file() and (out_dir / "network.safetensors").is_file()):
-        return False
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return all(found.get(key) == record[key] for key in ("fingerprint", "code"))
-
-
 def write_network(
     out_dir: Path, state: dict[str, Tensor], record: dict[str, Any], curves: list[dict[str, float]]
 ) -> None:
@@ -236,7 +230,7 @@ def write_network(
     names = list(curves[0]) if curves else ["step", "loss", "lr"]
     rows = [",".join(names)] + [",".join(f"{row[name]:g}" for name in names) for row in curves]
     write_text(out_dir / "curves.csv", "\n".join(rows) + "\n")
-    write_text(out_dir / "record.json", json.dumps(record, indent=2) + "\n")
+    write_text(out_dir / "record.json", json.dumps({**record, "files": file_digests(out_dir, FILES)}, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -249,14 +243,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _resume(
-    checkpoint: Path, fingerprint: str, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    checkpoint: Path,
+    record: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
 ) -> tuple[int, list[dict[str, float]]]:
-    """Load the state of an interrupted run of the very same training: (its next step, its curves), or (0, [])."""
+    """Load the state of a run of the very same training by the same code: (its next step, its curves), or (0, [])."""
     if not checkpoint.is_file():
         return 0, []
     state = load_checkpoint(checkpoint, accelerator.device)
-    if state.get("fingerprint") != fingerprint:
-        accelerator.print(f"{checkpoint} belongs to another training; starting afresh")
+    if any(state.get(key) != record[key] for key in ("fingerprint", "code")):
+        accelerator.print(f"{checkpoint} belongs to another training or other code; starting afresh")
         return 0, []
     accelerator.unwrap_model(model).load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
