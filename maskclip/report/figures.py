@@ -339,7 +339,8 @@ def attributes(results: Results) -> Figure:
     axes.set(ylim=(0, 100), xlabel="", ylabel="accuracy (%)")
     _title(
         figure,
-        f"Told apart, not trained by MaskCLIP: {accuracy.groupby('pair').accuracy.mean().mean():.0f} % right",
+        f"{', '.join(accuracy.pair.unique())}, never taught to MaskCLIP: "
+        f"{accuracy.groupby('pair').accuracy.mean().mean():.0f} % right",
         "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)",
     )
     return figure
