@@ -24,7 +24,7 @@ OVERRIDES = {
         "twins": {"training": {"steps": 6, "checkpoint_every": 2}},
     },
     "maskclip": {"steps": 5, "checkpoint_every": 1, "points": 128},
-    "efficiency": {"model": "ViT-B-32", "masks": 20},
+    "efficiency": {"model": "ViT-B-32", "masks": 100},
 }
 METHODS = {
     "maskclip", "maskclip_maskrcnn", "wo_refinement", "layers_1_7_13_19", "layers_3_9_15_21", "layers_21_22_23_24",
@@ -138,6 +138,7 @@ def test_dvc_shows_dag_metrics_and_plots(study: Path) -> None:
     shown = process.communicate(timeout=120)[0]
     plots = json.loads(shown[shown.index("{") :])["data"]
     assert "results/3/maskclip.csv" in plots and any(name.startswith("Table 3") for name in plots)
+    assert all(plots.values()), f"nothing to draw: {[name for name, drawn in plots.items() if not drawn]}"
     for name, (plot, *_) in plots.items():
         chart = json.loads(plot["content"]) if isinstance(plot["content"], str) else plot["content"]
         x = "step" if "curves_" in name else chart["encoding"]["x"]["field"].replace("\\", "")
