@@ -105,14 +105,8 @@ def benchmark(
     for given, known, what in ((rows, ROWS, "rows"), (metrics, METRICS, "metrics")):
         if unknown := [x for x in given if x not in known]:
             raise ValueError(f"{what} has {unknown}; it must be among {list(known)}")
-    counts = (
-        (masks, "masks"),
-        (repeats, "repeats"),
-        (matched, "matched"),
-        (1 if resolution is None else resolution, "resolution"),
-    )
-    for value, what in counts:
-        if value < 1:
+    for value, what in ((masks, "masks"), (repeats, "repeats"), (matched, "matched"), (resolution, "resolution")):
+        if value is not None and value < 1:
             raise ValueError(f"{what} is {value}; it must be at least 1")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but PyTorch finds no GPU; take cpu")

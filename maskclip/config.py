@@ -14,20 +14,15 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
-from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig
+from maskclip.proposals.config import Mask2FormerConfig, MaskRCNNConfig, at_least
 
 Section = TypeVar("Section")
-
-
-def at_least(minimum: float, maximum: float = math.inf) -> Any:
-    """A dataclass field that must not be smaller than `minimum`, nor larger than `maximum`."""
-    return field(metadata={"minimum": minimum, "maximum": maximum})
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ class MaskClipTraining:
     checkpoint_every: int = at_least(1)
     linear_query: bool = False  # phi_Qm as the paper writes it (Eq. 3), not the released LayerNorm
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    workers: int = field(default=0, metadata={"minimum": 0})  # processes that read pictures ahead
+    workers: int = at_least(0, default=0)  # processes that read pictures ahead
     zero_init_refinement: bool = False  # begin with residuals of zero, not the released random ones
     activation_checkpointing: bool = False
 
@@ -104,8 +99,8 @@ class Evaluation:
     """How masks and their class probabilities become segmentations, and on how many images (null: all)."""
 
     limit: int | None = at_least(1)
-    object_mask_threshold: float = at_least(0, 1)
-    overlap_threshold: float = at_least(0, 1)
+    object_mask_threshold: float = at_least(0, maximum=1)
+    overlap_threshold: float = at_least(0, maximum=1)
     top_k: int = at_least(1)
     objectness_power: float = at_least(0)
 

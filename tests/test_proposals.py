@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -516,14 +517,19 @@ def test_a_damaged_index_is_one_sentence_and_healed(change, error, said, tmp_pat
     assert path.read_bytes() == whole
 
 
-def test_two_at_once_do_not_disturb_each_other(tmp_path):
-    scenes, path = ToyScenes(count=4), tmp_path / "toy.masks"
+def test_of_two_at_once_the_second_waits_and_finds_the_store(tmp_path):
+    scenes, path, second = ToyScenes(count=4), tmp_path / "toy.masks", Fixed()
+    other = threading.Thread(target=lambda: store_proposals(second, scenes, path, "key", progress=False), daemon=True)
 
     def source(images):
-        store_proposals(Fixed(), scenes, path, "key", progress=False)  # what another process does meanwhile
+        if not other.is_alive():
+            other.start()  # another process meanwhile
+            other.join(0.3)
         return Fixed()(images)
 
-    store_proposals(source, scenes, path, "key", batch=2, progress=False)
+    store_proposals(source, scenes, path, "key", batch=4, progress=False)
+    other.join(30)
+    assert not other.is_alive() and second.asked == 0
     assert len(StoredProposals(path, "key").levels()) == 4 and list(tmp_path.iterdir()) == [path]
 
 

@@ -329,6 +329,11 @@ def test_bad_results_are_named_in_one_sentence(tmp_path: Path, capsys, text: str
     assert not (tmp_path / "reports").exists()
 
 
+def test_reasons_asked_for_must_be_there(made_up: Path, tmp_path: Path, capsys):
+    assert main([str(made_up), str(tmp_path / "reports"), "--reasons", "nowhere.yaml"]) == 1
+    assert "no file of reasons nowhere.yaml" in capsys.readouterr().err and not (tmp_path / "reports").exists()
+
+
 def test_missing_results_and_bad_reasons(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="run the study first"):
         read_results(tmp_path / "nowhere")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from .annotations import ANNOTATION, SIZE, check, index_images, picture_name, read_categories, require, same_size
 from .images import read_image, read_json
-from .panoptic import ANNOTATION, SIZE, check, index_images, picture_name, read_categories, require, same_size
 from .sample import Dataset, Sample, Segment
 
 FARTHEST = 1e5  # pycocotools' memory grows with the length of a polygon's sides

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .annotations import read_categories, same_size
 from .images import read_image, read_json, read_labels
-from .panoptic import read_categories, same_size
 from .sample import Category, Dataset, Sample
 
 PICTURES = {".jpg", ".jpeg", ".png"}

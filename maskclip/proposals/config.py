@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
 
-def at_least(minimum: float, default: Any, maximum: float = math.inf) -> Any:
-    """A dataclass field of which no value must be smaller than `minimum`, or larger than `maximum`."""
+def at_least(minimum: float, default: Any = MISSING, maximum: float = math.inf) -> Any:
+    """A dataclass field of which no value may be smaller than `minimum`, or larger than `maximum`."""
     return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 

@@ -10,7 +10,6 @@ rough that one takes more than `BYTES_PER_MASK` gets steps twice as wide, and ag
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import mmap
@@ -19,10 +18,11 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 from maskclip.proposals.proposals import Proposals, ProposalSource
@@ -95,44 +95,16 @@ def store_proposals(
     """Run a source over a data set, once: nothing happens if `path` is already the whole store of this key.
 
     Written to `<path>.partial` record by record and moved into place at the end; after a kill the next call goes on
-    after the last whole record of the same key. A damaged store, or one of other images, is written anew.
+    after the last whole record of the same key. A damaged store, or one of other images, is written anew. Another
+    process that is writing the same store is waited for.
     """
     path = Path(path)
-    if path.is_file():
-        try:
-            if StoredProposals(path, key).levels().keys() == set(dataset.image_ids):  # each record has been checked
-                return path
-        except ValueError:
-            pass  # of another network or data set, or damaged
-        path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        partial, opened = _open_partial(path)
-        with opened as file:
-            done, end = _whole_records(partial, key)
-            remaining = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in done]
-            file.truncate(end)
-            file.seek(end)
-            if not end:
-                _write_record(file, json.dumps({"key": key}).encode())
-            for start in tqdm(
-                range(0, len(remaining), batch), desc=f"proposals of {dataset.name}", disable=not progress
-            ):
-                samples = [dataset[index] for index in remaining[start : start + batch]]
-                for sample, proposals in zip(samples, source([sample.image for sample in samples])):
-                    done[sample.image_id] = file.tell()
-                    _write_record(file, encode(sample.image_id, proposals))
-            index = json.dumps({"key": key, "records": list(done.items())}).encode()
-            offset = file.tell()
-            file.write(index + FOOTER.pack(offset, len(index), MAGIC))
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(partial, path)  # before the lock on it is given up
-        levels = StoredProposals(path, key).levels()
-        if coarser := sum(value < LEVELS[0] for value in levels.values()):
-            print(
-                f"{path}: the masks of {coarser} of {len(levels)} images were too rough to be stored in full precision"
-            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock") as lock:
+            if not _is_whole(path, key, dataset):
+                _write_store(source, dataset, path, key, batch, progress)
+            Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it notices, and takes a new one
     except OSError as error:
         if error.errno is None:  # a reader's own sentence about a picture
             raise
@@ -140,21 +112,37 @@ def store_proposals(
     return path
 
 
-def _open_partial(path: Path) -> tuple[Path, BinaryIO]:
-    """`<path>.partial`, ours alone as long as it is open; where another process has it, a file of another name."""
-    partial = path.with_name(path.name + ".partial")
-    file = partial.open("a+b")
+def _is_whole(path: Path, key: str, dataset: Any) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file.fileno()), partial.stat()):
-            return partial, file
-    except (BlockingIOError, FileNotFoundError):
-        pass  # being written, or moved into place since we opened it
-    except OSError:  # a file system without locks
-        return partial, file
-    file.close()
-    partial = partial.with_name(f"{partial.name}.{os.getpid()}")
-    return partial, partial.open("w+b")
+        return StoredProposals(path, key).levels().keys() == set(dataset.image_ids)  # each record has been checked
+    except (FileNotFoundError, ValueError):
+        return False  # not there, of another network or data set, or damaged
+
+
+def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, batch: int, progress: bool) -> None:
+    path.unlink(missing_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    done, end = _whole_records(partial, key)
+    remaining = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in done]
+    with partial.open("r+b" if end else "wb") as file:
+        file.truncate(end)
+        file.seek(end)
+        if not end:
+            _write_record(file, json.dumps({"key": key}).encode())
+        for start in tqdm(range(0, len(remaining), batch), desc=f"proposals of {dataset.name}", disable=not progress):
+            samples = [dataset[index] for index in remaining[start : start + batch]]
+            for sample, proposals in zip(samples, source([sample.image for sample in samples])):
+                done[sample.image_id] = file.tell()
+                _write_record(file, encode(sample.image_id, proposals))
+        index = json.dumps({"key": key, "records": list(done.items())}).encode()
+        offset = file.tell()
+        file.write(index + FOOTER.pack(offset, len(index), MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    levels = StoredProposals(path, key).levels()
+    if coarser := sum(value < LEVELS[0] for value in levels.values()):
+        print(f"{path}: the masks of {coarser} of {len(levels)} images were too rough to be stored in full precision")
 
 
 def _write_record(file: Any, payload: bytes) -> None:

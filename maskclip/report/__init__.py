@@ -51,8 +51,10 @@ def build_report(
     `reports_dir/reasons.yaml`).
 
     Raises:
-        FileNotFoundError, ValueError: as read_results and read_reasons.
+        FileNotFoundError, ValueError: as read_results and read_reasons; there is no such file of `reasons`.
     """
+    if reasons is not None and not Path(reasons).is_file():
+        raise FileNotFoundError(f"there is no file of reasons {reasons}")
     out = Path(reports_dir)
     results = read_results(results_dir, seeds)
     found = read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
