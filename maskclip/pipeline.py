@@ -99,7 +99,7 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
     for name, value in KEEP_BUFFERS.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress")  # tqdm's, of widgets that no file can show
-    quiet = {"log_output": True, "progress_bar": False, "extra_arguments": ["--log-level=ERROR"]}
+    quiet = {"log_output": True, "progress_bar": False, "extra_arguments": ["--log-level=CRITICAL"]}
     quiet["coalesce_streams"] = True  # of a progress bar the executed copy keeps its last state
     try:
         papermill.execute_notebook(str(notebook), str(running), parameters, kernel_name="python3", **quiet)

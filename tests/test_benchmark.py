@@ -152,6 +152,17 @@ def test_command_line(clip, tmp_path, monkeypatch, capsys):
     assert "plain CLIP" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"rows has \['nonsense'\]"):
         main(["--rows", "nonsense"])
+    with pytest.raises(SystemExit, match="threads is -1"):
+        main(["--threads", "-1"])
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"^error: .*cannot write"):
+        main([*arguments, "--csv", str(tmp_path / "file" / "out.csv")])
+
+
+def test_no_gpu_is_one_sentence(clip, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="PyTorch finds no GPU"):
+        benchmark(clip, device="cuda")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from maskclip.clip_training import (
     train_clip,
     write_model_folder,
 )
+from maskclip.model import MaskCLIP, encode_masked_images
+from maskclip.proposals import Proposals
 from maskclip.world import STUFF, THINGS, paint
 
 MINI = Path(__file__).parents[1] / "models" / "mini_clip"
@@ -93,6 +95,19 @@ def test_preprocess_refuses_what_is_no_picture(clip, image):
         preprocess(clip, "picture.jpg")
     with pytest.raises(ValueError, match="uint8"):
         preprocess(clip, image)
+
+
+def test_a_word_is_no_list_of_its_letters(clip):
+    model = MaskCLIP(clip, encode_masked_images(clip))
+    model.words(list("gear"))  # kept, as the last vocabulary asked for
+    with pytest.raises(ValueError, match="must be a list of texts"):
+        model.words("gear")
+    with pytest.raises(ValueError, match="temperature is 0; it must be above 0"):
+        MaskCLIP(clip, encode_masked_images(clip), temperature=0)
+    with pytest.raises(ValueError, match="must be an array"):
+        model.embed("picture.jpg", Proposals(torch.zeros(1, 4, 4), torch.ones(1)))
+    with pytest.raises(ValueError, match=r"mask logits are torch\.bool"):
+        Proposals(torch.zeros(1, 4, 4, dtype=torch.bool), torch.ones(1))
 
 
 def test_wrong_names_and_templates_are_refused(clip):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +91,16 @@ def test_overrides_in_params_reach_the_study(tmp_path: Path) -> None:
     params["overrides"]["maskclip"] = {"steps": 7}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     assert load_params(tmp_path / "params.yaml")[1].maskclip.steps == 7
+
+
+def test_the_command_reads_params_before_the_study_begins(tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for profile, status, said in (("mini", 0, ""), ("maxi", 1, "error: unknown profile 'maxi'")):
+        text = (ROOT / "params.yaml").read_text().replace("profile: mini", f"profile: {profile}")
+        (tmp_path / "params.yaml").write_text(text)
+        command = [sys.executable, "-m", "maskclip.config"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status and done.stderr.startswith(said) and done.stderr.count("\n") == status
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:

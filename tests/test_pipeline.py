@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -80,6 +82,19 @@ def test_a_killed_process_is_one_sentence_and_its_copy_kept(tmp_path: Path) -> N
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "the process of a.ipynb was killed, most often for lack of memory" in done.stderr.splitlines()[-1]
     assert (tmp_path / "b.failed.ipynb").is_file() and not (tmp_path / "b.ipynb").exists()
+
+
+def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
+    notebook(tmp_path / "a.ipynb", "seed = 0", "import time; open('begun', 'w'); time.sleep(60)")
+    command = [sys.executable, "-m", "maskclip.pipeline", "a.ipynb", "b.ipynb"]
+    stage = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stage.send_signal(signal.SIGINT)
+    said = stage.communicate(timeout=60)[1]
+    assert stage.returncode == 1 and said.splitlines()[-1] == "stopped; run again, it goes on"
+    assert "Traceback" not in said and not (tmp_path / "b.ipynb").exists()
 
 
 def test_a_notebook_is_not_overwritten_by_its_executed_copy(tmp_path: Path) -> None:

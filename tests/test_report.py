@@ -20,6 +20,7 @@ from report_fixture import write_made_up_results
 from maskclip.report import Results, build_report, build_table, interval, judge_claims, paper_numbers, read_results
 from maskclip.report.__main__ import main
 from maskclip.report.claims import CLAIMS, read_reasons
+from maskclip.report.figures import training_curves
 from maskclip.report.page import embed_picture
 from maskclip.report.results import SCORE_COLUMNS
 from maskclip.report.tables import DASH, TABLES, latex_escape, to_csv, to_latex, to_markdown
@@ -160,6 +161,18 @@ def test_ground_truth_masks_are_not_the_own_ones():
     )
     assert results.score("maskclip", "a150", "PQ").tolist() == [15.0, 15.1]
     assert verdict_of(results, "C12").verdict == "agrees"
+
+
+def test_a_reason_stands_beside_claims_that_do_not_agree_alone(made_up: Path):
+    judged = judge_claims(read_results(made_up), {f"C{number}": "why not" for number in range(1, 19)})
+    assert {j.verdict == "agrees" for j in judged} == {True, False}
+    assert all(bool(j.reason) == (j.verdict != "agrees") for j in judged)
+
+
+def test_training_curves_compare_quarters_not_single_steps():
+    curves = pd.DataFrame({"method": "maskclip", "seed": 0, "step": range(8), "loss": [5.0, 3, 9, 9, 9, 9, 1, 2]})
+    title = training_curves(Results(pd.DataFrame(columns=SCORE_COLUMNS), curves=curves)).texts[0].get_text()
+    assert title == "Training MaskCLIP: mean loss 4.0 in the first quarter, 1.5 in the last"
 
 
 def test_distinctions_are_judged_against_chance():

@@ -25,6 +25,7 @@ OVERRIDES = {
     },
     "maskclip": {"steps": 5, "checkpoint_every": 1, "points": 128},
     "efficiency": {"model": "ViT-B-32", "masks": 100},
+    "evaluation": {"limit": 2},  # fewer than the notebooks show, were there more
 }
 METHODS = {
     "maskclip", "maskclip_maskrcnn", "wo_refinement", "layers_1_7_13_19", "layers_3_9_15_21", "layers_21_22_23_24",
@@ -134,6 +135,9 @@ def test_dvc_shows_dag_metrics_and_plots(study: Path) -> None:
     metrics = process.communicate(timeout=120)[0]
     assert "results/3/maskclip.json" in metrics.replace("\\", "/") and "a150.PQ" in metrics
     assert max(map(len, metrics.splitlines())) < 600, "one screen or two, not a screen a metric"
+    for name in ("maskclip", "baselines_clip_baseline", "ground_truth_masks_wo_rma"):
+        main = json.loads((study / f"results/3/{name}.json").read_text())
+        assert set(main["a150"]) == {"PQ"} and set(main["a150_semantic"]) == {"mIoU"}
     process = dvc(study, "plots", "show", "--json")
     shown = process.communicate(timeout=120)[0]
     plots = json.loads(shown[shown.index("{") :])["data"]
