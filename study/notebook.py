@@ -185,9 +185,7 @@ def main() -> None:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("executed", type=Path)
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument(
-        "--untimed", action="store_true", help="note no time: of the stage that reads all others' times"
-    )
+    parser.add_argument("--untimed", action="store_true", help="note no time (of the stage that reads the others')")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger = logging.getLogger("papermill")

@@ -48,7 +48,7 @@ def longest_first(waits: dict[str, set[str]], seconds: dict[str, float]) -> list
 
 
 def run(lanes: int, retrain: str | None = None) -> None:
-    """Bring the study up to date, `lanes` stages at a time; `retrain` is a stage to run, its training too, even if it is.
+    """Bring the study up to date, `lanes` stages at a time; the stage `retrain` is run, its training too, even if it is.
 
     Raises:
         RuntimeError: a stage failed; all others are stopped.
