@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from ruamel.yaml import YAML
 
 TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `Run.tasks` says what each is annotated for
 TRAINING_PICTURES = ("coco_train", "coco_split_train")
@@ -199,7 +199,7 @@ def check_stages(path: str | Path = "dvc.yaml") -> None:
     Raises:
         ValueError: something is missing or unknown; the sentence names it.
     """
-    stages = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["stages"]
+    stages = YAML(typ="safe").load(Path(path))["stages"]
     deps = {name: content["deps"] for content in stages.values() for name in _matrix(content)}
     metrics = str([content.get("metrics") for content in stages.values()])
     trained = [entry.id for entry in (*NETWORKS.values(), *METHODS.values()) if entry.training_set]

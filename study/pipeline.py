@@ -18,6 +18,7 @@ from pathlib import Path
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from study.methods import check_stages
 from study.params import load_params
 
 
@@ -48,7 +49,7 @@ def longest_first(waits: dict[str, set[str]], seconds: dict[str, float]) -> list
 
 
 def run(lanes: int, retrain: str | None = None) -> None:
-    """Bring the study up to date, `lanes` stages at a time; the stage `retrain` is run, its training too, even if it is.
+    """Bring the study up to date, `lanes` stages at a time; the stage `retrain` is run even if it is, its training too.
 
     Raises:
         RuntimeError: a stage failed; all others are stopped.
@@ -119,6 +120,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.lanes)))
     try:
         load_params()
+        check_stages()
         run(arguments.lanes, arguments.retrain)
     except (ValueError, OSError, RuntimeError, DvcException) as error:
         sys.exit(f"error: {error}")

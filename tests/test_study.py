@@ -98,6 +98,7 @@ def study(repository: Path) -> Path:
     while not checkpoint.is_file() and pipeline.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     pipeline.kill()
+    pipeline.wait()
     output = pipeline.communicate()[0]
     assert checkpoint.is_file() and not (repository / "results/mini/3/maskclip.csv").exists(), output
     deadline = time.monotonic() + 30
