@@ -53,7 +53,10 @@ def test_a_method_is_a_row_of_tables_and_a_bar_of_charts(
     for name in ("table2_semantic", "table3_panoptic"):
         assert "MaskCLIP + ours" in [text.get_text() for text in charts[name].legends[0].get_texts()]
         bars = [bar for axes in charts[name].axes for bar in axes.patches]
-        assert {bar.get_height() for bar in bars if bar.get_facecolor() == (18 / 255, 52 / 255, 86 / 255, 1)} & {62.5, 32.5}
+        assert {bar.get_height() for bar in bars if bar.get_facecolor() == (18 / 255, 52 / 255, 86 / 255, 1)} & {
+            62.5,
+            32.5,
+        }
 
 
 def test_the_pipeline_runs_every_method() -> None:
@@ -61,10 +64,12 @@ def test_the_pipeline_runs_every_method() -> None:
 
 
 def test_a_forgotten_or_unknown_stage_is_named(other: Method, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 'other', which .*dvc.yaml has not"):
+    with pytest.raises(ValueError, match=r"has 'other', which .*dvc.yaml has not"):
         check_stages(ROOT / "dvc.yaml")
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    matrices = [stage["matrix"]["method"] for stage in pipeline["stages"].values() if "method" in stage.get("matrix", {})]
+    matrices = [
+        stage["matrix"]["method"] for stage in pipeline["stages"].values() if "method" in stage.get("matrix", {})
+    ]
 
     def check() -> None:
         (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(pipeline), encoding="utf-8")
@@ -78,14 +83,14 @@ def test_a_forgotten_or_unknown_stage_is_named(other: Method, tmp_path: Path) ->
     next(matrix for matrix in matrices if "maskclip" in matrix).append("other")
     check()
     matrices[0].append("nobody")
-    with pytest.raises(ValueError, match="dvc.yaml has 'nobody', which study/methods.py has not"):
+    with pytest.raises(ValueError, match=r"dvc.yaml has 'nobody', which study/methods.py has not"):
         check()
 
 
 def test_a_row_without_training_needs_its_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Method("cropped", "Cropped", "#123456", (2,), "mask2former", tests=("a150",), mask_tokens=False)
     monkeypatch.setitem(METHODS, "cropped", entry)
-    with pytest.raises(ValueError, match="no stage has the metrics baselines_cropped.json"):
+    with pytest.raises(ValueError, match=r"no stage has the metrics baselines_cropped.json"):
         check_stages(ROOT / "dvc.yaml")
 
 
@@ -109,9 +114,9 @@ def test_a_half_filled_method_is_named(parts: dict, sentence: str) -> None:
 
 
 def test_a_half_filled_network_is_named() -> None:
-    with pytest.raises(ValueError, match="network 'new' of study/methods.py lacks its colour"):
+    with pytest.raises(ValueError, match=r"network 'new' of study/methods.py lacks its colour"):
         ProposalNetwork("new")
-    with pytest.raises(ValueError, match="network 'new' of study/methods.py: 'coco' is none of the pictures"):
+    with pytest.raises(ValueError, match=r"network 'new' of study/methods.py: 'coco' is none of the pictures"):
         ProposalNetwork("new", "#123456", pictures=("coco",))
 
 
@@ -125,7 +130,7 @@ def test_nothing_hides_behind_anothers_name(other: Method, monkeypatch: pytest.M
     with pytest.raises(ValueError, match="two entries 'maskclip'; rename one"):
         methods._Named(METHODS["maskclip"], METHODS["maskclip"])
     monkeypatch.setitem(METHODS, "twin", Method("twin", tables=(3,), tests=("a150",), **OTHER))
-    with pytest.raises(ValueError, match="method 'other' .* another one's label in Table 3"):
+    with pytest.raises(ValueError, match=r"method 'other' .* another one's label in Table 3"):
         rows_of(3)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from study.methods import METHODS
+from study.methods import METHODS, NETWORKS
 
 SCORE_COLUMNS = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]
 # Other results, by the beginning of their files' names, which is also their field in Results.
@@ -23,6 +23,7 @@ _COLUMNS = {
     "attributes": ["pair", "word", "accuracy"],
     "times": ["seconds", "peak_gb"],
 }
+_OF = {"scores": "method", "curves": "method", "proposal_quality": "source"}  # the column of methods or networks
 _TEXT = {"method", "dataset", "metric", "profile"}  # columns whose cells are never empty in a whole file
 # One data set read in several ways is one data set in the paper's tables.
 _SAME_DATASET = {"a150_semantic": "a150", "a150_instances": "a150"}
@@ -110,6 +111,9 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
             table["seed"] = int(path.parent.name)
         if kind == "curves":
             table["method"] = path.stem.removeprefix("curves_")
+        for name in table[_OF[kind]].unique() if kind in _OF else ():
+            if name not in METHODS and name not in NETWORKS:
+                raise ValueError(f"{path}: study/methods.py has no {name!r}; add it there, or delete the file")
         found[kind].append(table)
     for path in _csv_files(root.parent.parent / "runs" / root.name / "times"):
         seed, _, stage = path.stem.partition("-")  # <seed>-<stage>, or <stage> where no seed matters

@@ -176,9 +176,9 @@ def to_markdown(table: Table) -> str:
 
 def markdown(frame: pd.DataFrame, numbers: int = 0) -> str:
     """A table of texts in GitHub's Markdown, its last columns, so many `numbers`, aligned right."""
-    align = ["left"] * (frame.shape[1] - numbers) + ["right"] * numbers
-    frame = frame.map(lambda text: text.replace("|", "\\|"))
-    return frame.to_markdown(index=False, colalign=align, disable_numparse=True)
+    rule = ["---"] * (frame.shape[1] - numbers) + ["---:"] * numbers
+    rows = [list(frame.columns), rule, *frame.map(lambda text: text.replace("|", "\\|")).to_numpy()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 _LATEX = str.maketrans({
