@@ -114,7 +114,7 @@ class Method:
         return self.labels.get(table, self.label)
 
 
-Entry = TypeVar("Entry", ProposalNetwork, Method)
+Entry = TypeVar("Entry", bound=ProposalNetwork | Method)
 
 
 class _Named(dict[str, Entry]):
@@ -190,6 +190,19 @@ METHODS: dict[str, Method] = _Named(
 )  # fmt: skip
 
 
+def rows_of(table: int) -> dict[str, Method]:
+    """The methods that are rows of one of the paper's tables, by their labels there.
+
+    Raises:
+        ValueError: two of them have one label.
+    """
+    methods = [method for method in METHODS.values() if table in method.tables]
+    rows = {method.label_in(table): method for method in methods}
+    if hidden := [method.id for method in methods if method not in rows.values()]:
+        raise ValueError(f"method {hidden[0]!r} of study/methods.py has another one's label in Table {table}")
+    return rows
+
+
 def check_stages(path: str | Path = "dvc.yaml") -> None:
     """Check that the pipeline runs every network and method, and no other.
 
@@ -202,7 +215,7 @@ def check_stages(path: str | Path = "dvc.yaml") -> None:
     stages = YAML(typ="safe").load(Path(path))["stages"]
     deps = {name: _deps(content) for content in stages.values() for name in _matrix(content)}
     metrics = str([content.get("metrics") for content in stages.values()])
-    trained = [entry.id for entry in (*NETWORKS.values(), *METHODS.values()) if entry.training_set]
+    trained = [*NETWORKS, *(method.id for method in METHODS.values() if method.training_set)]
     if wrong := sorted(set(trained) ^ set(deps)):
         here, there = (path, "study/methods.py") if wrong[0] in deps else ("study/methods.py", path)
         raise ValueError(f"{here} has {wrong[0]!r}, which {there} has not; add it there")

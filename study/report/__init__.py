@@ -28,7 +28,7 @@ from study.report.tables import (
     Table,
     build_table,
     latex_escape,
-    markdown_row,
+    markdown,
     paper_numbers,
     to_csv,
     to_latex,
@@ -53,12 +53,16 @@ def build_report(
     seeds: Sequence[int] | None = None,
     reasons: str | Path | None = None,
 ) -> Path:
-    """Write everything there is to say about `results_dir` into `reports_dir`; return the HTML page's path.
+    """Write everything there is to say about a profile's results into `reports_dir`; return the HTML page's path.
 
     Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png;
-    metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`. `seeds` (default: all) leaves other seeds'
-    results out. `reasons` is the YAML file of what people found out about claims and tables (default
-    `reports_dir/reasons.yaml`).
+    metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`.
+
+    Args:
+        results_dir: results/<profile>.
+        reports_dir: the folder to write to.
+        seeds: leave other seeds' results out; None: all there are.
+        reasons: the YAML file of what people found out about claims and tables; None: `reports_dir/reasons.yaml`.
 
     Raises:
         FileNotFoundError, ValueError: as read_results and read_reasons; there is no such file of `reasons`.
@@ -70,71 +74,45 @@ def build_report(
     found = read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
     judgements = judge_claims(results, found)
     tables = {number: build_table(results, number, found.get(f"Table {number}", "")) for number in TABLES}
-    for number, table in tables.items():
-        for suffix, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_latex(table))):
-            _write(out / "tables" / f"table{number}.{suffix}", text)
-    _write_claims(judgements, out)
-    _write_for_dvc(tables, judgements, out)
     figures = draw_figures(results, judgements, out / "figures")
-    page = out / "index.html"
-    _write(page, render_page(results, tables, judgements, figures))
-    return page
-
-
-def _write(path: Path, text: str) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
-
-
-def _write_claims(judgements: list[Judgement], out: Path) -> None:
-    table = claims_table(judgements)
-    _write_csv(out / "claims.csv", table)
-    _write_csv(out / "comparisons.csv", comparisons_table(judgements))
-    agree = sum(j.verdict == AGREES for j in judgements)
-    rows = [[str(value) for value in row] for row in table.itertuples(index=False)]
-    lines = [markdown_row(list(table.columns)), markdown_row(["---"] * len(table.columns)), *map(markdown_row, rows)]
-    _write(out / "claims.md", "\n".join([f"**{agree} of {len(judgements)} claims agree.**", "", *lines, "", RULE, ""]))
-    body = "\n".join(" & ".join(map(latex_escape, (r[0], r[1], r[2], r[3], r[5]))) + r" \\" for r in rows)
-    _write(
-        out / "claims.tex",
-        "\n".join(
-            [
-                r"% needs \usepackage{booktabs,longtable}",
-                r"\small",
-                r"\begin{longtable}{lp{.25\linewidth}p{.26\linewidth}p{.26\linewidth}l}",
-                r"\toprule",
-                r"& Claim & Paper & Study & Verdict \\",
-                r"\midrule",
-                r"\endhead",
-                body,
-                r"\bottomrule",
-                rf"\caption{{{latex_escape(RULE)}}}",
-                r"\label{tab:claims} \\",
-                r"\end{longtable}",
-                "",
-            ]
-        ),
-    )
-
-
-def _write_for_dvc(tables: dict[int, Table], judgements: list[Judgement], out: Path) -> None:
-    """metrics.json (how many claims agree) and plots/table<2..9>.csv: the study's rows, means over seeds."""
-    verdicts = [j.verdict for j in judgements]
-    counts = {verdict: verdicts.count(verdict) for verdict in (AGREES, UNDECIDED, DISAGREES)}
-    _write(out / "metrics.json", json.dumps({"claims": counts}, indent=2) + "\n")
+    texts = _claims(judgements) | {"index.html": render_page(results, tables, judgements, figures)}
     for number, table in tables.items():
-        study = {
-            line.label: {
-                column: round(cell.mean, 4) for column, cell in zip(table.spec.columns, line.cells) if cell.seeds
-            }
-            for line in table.lines
-            if line.source == "study"
-        }
-        plain = pd.DataFrame([{"method": label, **cells} for label, cells in study.items()])
-        _write_csv(out / "plots" / f"table{number}.csv", plain)
+        texts |= {f"plots/table{number}.csv": _csv(_for_plots(table)), f"tables/table{number}.csv": to_csv(table)}
+        texts |= {f"tables/table{number}.md": to_markdown(table), f"tables/table{number}.tex": to_latex(table)}
+    for name, text in texts.items():
+        write_atomically(out / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    return out / "index.html"
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _claims(judgements: list[Judgement]) -> dict[str, str]:
+    """The claims' files: name -> text; metrics.json counts the verdicts."""
+    table, verdicts = claims_table(judgements), [j.verdict for j in judgements]
+    counts = {verdict: verdicts.count(verdict) for verdict in (AGREES, UNDECIDED, DISAGREES)}
+    shown = table[["claim", "text", "paper", "study", "verdict"]].map(latex_escape)
+    latex = shown.set_axis(["", "Claim", "Paper", "Study", "Verdict"], axis=1).style.hide(axis="index")
+    return {
+        "claims.csv": _csv(table),
+        "comparisons.csv": _csv(comparisons_table(judgements)),
+        "claims.md": f"**{counts[AGREES]} of {len(table)} claims agree.**\n\n{markdown(table.astype(str))}\n\n{RULE}\n",
+        "claims.tex": "% needs \\usepackage{booktabs,longtable}\n\\small\n"
+        + latex.to_latex(
+            environment="longtable",
+            column_format=r"lp{.25\linewidth}p{.26\linewidth}p{.26\linewidth}l",
+            hrules=True,
+            caption=latex_escape(RULE),
+            label="tab:claims",
+        ),
+        "metrics.json": json.dumps({"claims": counts}, indent=2) + "\n",
+    }
+
+
+def _for_plots(table: Table) -> pd.DataFrame:
+    """The study's rows, means over seeds, as `dvc plots show` draws them."""
+    study, columns = table.frame[table.frame.Numbers == "study"], list(table.spec.columns)
+    means = study[columns].map(lambda cell: round(cell.mean, 4))
+    means.insert(0, "method", study.Method)
+    return means.dropna(axis=1, how="all")
