@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
+from ruamel.yaml import YAML, YAMLError
 
 from study.methods import METHODS
 from study.report.results import Results, interval
@@ -37,7 +37,7 @@ class Claim:
         return "ratio" if any(" / " in order for order in self.orders) else "difference"
 
 
-_FILE = yaml.safe_load(read_data("claims.yaml"))
+_FILE = YAML(typ="safe").load(read_data("claims.yaml"))
 RULE = _FILE.pop("rule")
 CLAIMS = tuple(Claim(name, **parts) for name, parts in _FILE.items())
 
@@ -191,8 +191,8 @@ def read_reasons(path: str | Path, profile: str, seeds: int | None = None) -> di
     if not path.is_file():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
+    except YAMLError as error:
         problem = str(error).splitlines()[0]
         raise ValueError(f"{path} is not valid YAML ({problem}); write one `C5: text` a line") from None
     names = {"profile", "seeds", *(claim.name for claim in CLAIMS), *(f"Table {number}" for number in TABLES)}
