@@ -19,9 +19,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from maskclip.data import Dataset, open_dataset, read_split
-from maskclip.evaluation.metrics import split_average_precision
-from maskclip.evaluation.tasks import InstanceTask, PanopticTask, SemanticTask, Task, evaluate
+from maskclip.data import DATASETS, Dataset, open_dataset, same_pictures
+from maskclip.evaluation.tasks import evaluate, tasks_of
 from maskclip.files import write_atomically
 from maskclip.model.clip import Clip, load_clip
 from maskclip.model.pipeline import MaskCLIP, MaskEncoder, encode_masked_images, encode_with_mask_tokens
@@ -39,7 +38,7 @@ from maskclip.training.mask_tokens import load_trained_weights, train_maskclip
 from maskclip.training.proposal_networks import train_proposals
 from study.params import Study, load_params
 
-# The collections of test pictures; `Run.tasks` knows the tasks of Tables 2 to 5 that each is annotated for.
+# The collections of test pictures; the table of data sets knows the tasks of Tables 2 to 5 that each is annotated for.
 TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")
 MAIN_METRICS = ("PQ", "mIoU", "AP", "AP50_generalized_base", "AP50_generalized_target")  # for `dvc metrics show`
 
@@ -104,7 +103,7 @@ class GroundTruth(Mapping[int | str, Proposals]):
         self.dataset = dataset
 
     def __getitem__(self, image_id: int | str) -> Proposals:
-        return ground_truth_proposals(self.dataset.read(image_id))
+        return ground_truth_proposals(self.dataset.annotation(image_id))
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(self.dataset.image_ids)
@@ -129,6 +128,7 @@ class Run:
         self.params, study = load_params(params)
         self.study: Study = study
         self.folder, self.results = Path("runs") / str(seed), Path("results") / str(seed)
+        self._datasets: dict[str, Dataset] = {}
         self.device = self.params["device"]
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,9 +141,11 @@ class Run:
         return load_clip(self.study.clip.model, self.study.clip.pretrained, device=self.device)
 
     def dataset(self, name: str) -> Dataset:
-        """A data set by its short name; test sets are cut to `evaluation.limit` pictures."""
-        limit = None if "train" in name else self.study.evaluation.limit
-        return open_dataset(name, self.study.data.root, limit=limit)
+        """A data set by its short name, opened once; test sets are cut to `evaluation.limit` pictures."""
+        if name not in self._datasets:
+            limit = None if name in DATASETS and DATASETS[name].training else self.study.evaluation.limit
+            self._datasets[name] = open_dataset(name, self.study.data.root, limit=limit)
+        return self._datasets[name]
 
     def proposals(self, network: str, dataset: Dataset) -> Mapping[int | str, Proposals]:
         """The stored proposals of a network for a data set's pictures; `ground_truth` takes the annotation itself."""
@@ -200,53 +202,9 @@ class Run:
         """The whole of Fig. 1 for a method, without a proposal source: give it stored or own proposals."""
         return MaskCLIP(self.clip, self.encode(method), temperature=self.study.maskclip.temperature)
 
-    def tasks(self, pictures: str) -> dict[str, Task]:
-        """The tasks (by the results' data set name) that a collection of test pictures is annotated for."""
-        match pictures:
-            case "a150":
-                panoptic = self.dataset("a150")
-                return {
-                    "a150": PanopticTask(panoptic),
-                    "a150_semantic": SemanticTask(self.dataset("a150_semantic"), panoptic.categories),
-                    "a150_instances": InstanceTask(self.dataset("a150_instances"), categories=panoptic.categories),
-                }
-            case "p59":
-                return {"p59": SemanticTask(self.dataset("p59")), "p459": SemanticTask(self.dataset("p459"))}
-            case "a847":
-                return {"a847": SemanticTask(self.dataset("a847"))}
-            case "lvis":
-                return {"lvis": InstanceTask(self.dataset("lvis"))}
-            case "coco_val":
-                dataset, split = self.split_val, self.split
-                words = {"base_only": split["base"], "target_only": split["target"]}
-                words["generalized"] = split["base"] + split["target"]
-                return {name: InstanceTask(dataset, names) for name, names in words.items()}
-        raise ValueError(f"there are no test pictures {pictures!r}; there are {', '.join(TEST_PICTURES)}")
-
-    @cached_property
-    def split_val(self) -> Dataset:
-        """The COCO split's test pictures, of those of `coco_val`: a limit cuts both alike."""
-        pictures = set(self.dataset("coco_val").image_ids)
-        dataset = open_dataset("coco_split_val", self.study.data.root)
-        return dataset.subset([image_id for image_id in dataset.image_ids if image_id in pictures])
-
-    @cached_property
-    def split(self) -> dict[str, list[str]]:
-        """COCO's base and target category names."""
-        return read_split(self.study.data.root)
-
     def same_pictures(self, names: Iterable[str]) -> list[list[str]]:
-        """Data sets by name, those together whose pictures are the same files, by name and length: the A-847 mirror
-        annotates the A-150 mirror's (ADE20K's own A-847 has its scenes in another size). What is made of pictures is
-        made of each group's first."""
-        groups: dict[tuple, list[str]] = {}
-        for name in names:
-            dataset = self.dataset(name)
-            files = [dataset.files(image_id)[0] for image_id in dataset.image_ids]
-            groups.setdefault(tuple((file.name, file.is_file() and file.stat().st_size) for file in files), []).append(
-                name
-            )
-        return list(groups.values())
+        """Data sets by name, those together whose pictures are the same files."""
+        return [[dataset.name for dataset in group] for group in same_pictures(map(self.dataset, names))]
 
     def evaluate(
         self, method: str, pictures: Iterable[str], network: str, tasks: Iterable[str] | None = None
@@ -262,17 +220,12 @@ class Run:
         scores: dict[str, dict[str, float]] = {}
         wanted, templates = None if tasks is None else set(tasks), tuple(self.study.clip.templates)
         for group in self.same_pictures(pictures):
-            found = {name: task for collection in group for name, task in self.tasks(collection).items()}
+            found = {name: task for collection in group for name, task in tasks_of(collection, self.dataset).items()}
             chosen = {name: task for name, task in found.items() if wanted is None or name in wanted}
             dataset = self.dataset(group[0])
             proposals = self.proposals(network, dataset)
             evaluate(self.model(method), dataset, proposals, list(chosen.values()), self.study.evaluation, templates)
-            if group == ["coco_val"]:
-                results = {name: task.results for name, task in chosen.items() if isinstance(task, InstanceTask)}
-                split = split_average_precision(self.split_val, self.split, **results)
-                scores["coco_split"] = split
-            else:
-                scores |= {name: task.compute() for name, task in chosen.items()}
+            scores |= {name: task.compute() for name, task in chosen.items()}
         same = {"method": method, "proposals": network, "seed": self.seed, "profile": self.params["profile"]}
         return [
             same | {"dataset": name, "metric": metric, "value": value}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,9 +146,7 @@ def things_as_instances(dataset: Dataset) -> Dataset:
                 annotations.append(entry | {"segmentation": code, "area": int(segment.mask.sum())})
     kinds = [{"id": c.id, "name": c.name} for c in dataset.categories]
     content = {"images": images, "annotations": annotations, "categories": kinds}
-    return Dataset(
-        dataset.name, dataset.categories, dataset.image_ids, dataset.read, dataset.files, dataset.source, content
-    )
+    return replace(dataset, instances=content)
 
 
 def main() -> None:

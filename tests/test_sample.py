@@ -102,7 +102,7 @@ def test_the_chain_end_to_end(tmp_path, tiny_run, capsys):
 
 def test_things_become_instances(tmp_path):
     dataset = sample.things_as_instances(open_coco_sample(write_folder(tmp_path)))
-    annotations = dataset.annotations["annotations"]
+    annotations = dataset.instances["annotations"]
     assert [(a["category_id"], a["iscrowd"], a["area"]) for a in annotations[:2]] == [(1, 0, 120), (1, 1, 72)]
     assert len(annotations) == 4
     ids, segments = true_panoptic(dataset[0])
