@@ -78,6 +78,10 @@ class Sample:
     segments: list[Segment]
     semantic: np.ndarray | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.shape[:2]
+
 
 @dataclass
 class ToyScenes:

@@ -12,15 +12,14 @@ CERTAIN = 10.0  # the logit of a ground-truth pixel: sigmoid and tanh are both s
 
 
 def ground_truth_proposals(sample: Any) -> Proposals:
-    """The segments of a `maskclip.data.Sample` as proposals at the image's own size, every score 1.
+    """The segments of a `maskclip.data.Annotation` as proposals at the image's own size, every score 1.
 
-    Crowd regions are no objects and are left out. A sample of a semantic set, which has a map in place of segments,
+    Crowd regions are no objects and are left out. That of a semantic set, which has a map in place of segments,
     gives one proposal per class present, void left out.
     """
     masks = [torch.from_numpy(segment.mask) for segment in sample.segments if not segment.iscrowd]
     if not sample.segments and sample.semantic is not None:
         semantic = torch.from_numpy(sample.semantic)
         masks = [semantic == index for index in torch.unique(semantic).tolist() if index >= 0]
-    height, width = sample.image.shape[:2]
-    stacked = torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool)
+    stacked = torch.stack(masks) if masks else torch.zeros(0, *sample.size, dtype=torch.bool)
     return Proposals(torch.where(stacked, CERTAIN, -CERTAIN), torch.ones(len(stacked)))

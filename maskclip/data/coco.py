@@ -1,0 +1,171 @@
+"""COCO's formats: panoptic (a JSON, and a PNG of segment ids per image) and instances (one JSON), which is LVIS's."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskclip.data import schema
+from maskclip.data.images import read_image, read_panoptic_ids
+from maskclip.data.masks import decode
+from maskclip.data.types import Annotation, Category, Dataset, Segment
+
+
+def open_coco_panoptic(
+    json_path: str | Path, masks: str | Path, images: str | Path, *, name: str | None = None
+) -> Dataset:
+    """A data set in COCO panoptic format: COCO 2017, ADE20K as `prepare_ade20k_pan_seg.py` writes it, the miniature.
+
+    json_path: the JSON with "images", "annotations" (segments_info) and "categories" (isthing); masks: folder of the
+    PNGs; images: folder of the pictures. Classes are counted in the order of the JSON's categories. A segment of the
+    JSON may be wholly hidden in the PNG, as ADE20K's stuff is under things.
+    """
+    json_path, masks, images = Path(json_path), Path(masks), Path(images)
+    content, categories, infos = _open(json_path, schema.PanopticFile)
+    entries = schema.index_by(content["annotations"], "image_id", json_path)
+    known = {category.id for category in categories}
+    for image_id, entry in entries.items():
+        where = f"{json_path}, image {image_id}"
+        schema.check_listed(entry["segments_info"], "category_id", known, where)
+        schema.index_by(entry["segments_info"], "id", where)
+
+    def files(image_id: int | str) -> list[Path]:
+        return [images / _picture_names(infos[image_id])[0], masks / entries[image_id]["file_name"]]
+
+    @lru_cache(maxsize=1)  # true masks as proposals and PQ ask for the same one
+    def annotation(image_id: int | str) -> Annotation:
+        mask_path, info = files(image_id)[1], infos[image_id]
+        ids, where = read_panoptic_ids(mask_path), f"{json_path}, image {image_id}"
+        if ids.shape != (size := (info["height"], info["width"])):
+            raise ValueError(f"{where} is {size}, {mask_path} {ids.shape} (height, width); make both alike.")
+        try:
+            return _segments(image_id, ids, entries[image_id]["segments_info"], categories)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error} in {mask_path}; take both files from the same release.") from None
+
+    return Dataset(
+        name or json_path.stem, categories, list(entries), lambda i: read_image(files(i)[0]), annotation, files,
+        json_path, images,
+    )  # fmt: skip
+
+
+def _segments(
+    image_id: int | str,
+    ids: np.ndarray,
+    infos: list[schema.SegmentEntry],
+    categories: list[Category],
+) -> Annotation:
+    """The segments that a map of ids [H, W] shows, and the classes of those that it hides."""
+    index = {category.id: i for i, category in enumerate(categories)}
+    shown = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True)), strict=True))
+    if unlisted := sorted(shown.keys() - {0} - {info["id"] for info in infos}):
+        raise ValueError(f"it does not list the segments {unlisted[:5]}")
+    annotation = Annotation(image_id, ids.shape, semantic=np.full(ids.shape, -1, np.int32))
+    for info in infos:
+        category, crowd, pixels = index[info["category_id"]], bool(info.get("iscrowd", 0)), shown.get(info["id"], 0)
+        if not pixels:
+            annotation.hidden += [] if crowd else [category]
+            continue
+        area = info.get("area")  # PQ's union is counted from it; ADE20K's counts what is hidden, too
+        if area is not None and not pixels <= area <= ids.size:
+            raise ValueError(f"segment {info['id']} has the area {area:g}, but {pixels} pixels of {ids.size}")
+        segment = Segment(category, ids == info["id"], crowd, categories[category].isthing, area)
+        annotation.semantic[segment.mask] = category  # type: ignore[index]
+        annotation.segments.append(segment)
+    return annotation
+
+
+def open_coco_sample(folder: str | Path, *, limit: int | None = None) -> Dataset:
+    """A folder laid out as panopticapi's sample data: panoptic_examples.json, panoptic_examples/ (PNGs),
+    input_images/. Real photographs, for trying the whole chain (`python -m study.sample FOLDER OUT`)."""
+    folder = Path(folder)
+    parts = [folder / part for part in ("panoptic_examples.json", "panoptic_examples", "input_images")]
+    for part in parts:
+        if not part.exists():
+            raise FileNotFoundError(
+                f"{folder} {'lacks ' + part.name if folder.is_dir() else 'is no folder'}; give a folder that holds "
+                "panoptic_examples.json, panoptic_examples/ (the PNGs it names) and input_images/ (the photographs)."
+            )
+    return open_coco_panoptic(*parts).first(limit)
+
+
+def open_coco_instances(
+    json_path: str | Path,
+    images: str | Path,
+    split: str | Path | None = None,
+    *,
+    name: str | None = None,
+    only: Sequence[str] | None = None,
+    annotated: bool = False,
+) -> Dataset:
+    """A data set in COCO or LVIS instance format; masks may overlap, all categories are things.
+
+    images: folder of the pictures; for LVIS, whose images are named by COCO's address, the folder that holds
+    train2017/ and val2017/, or one of them. split: the file of a base/target split (`read_split_file`). only: keep
+    these category names, in the JSON's order, or of a split its "base" or "target" names. annotated: keep only the
+    images with at least one annotation of the categories kept, as the COCO base/target split is trained on.
+    """
+    json_path, images = Path(json_path), Path(images)
+    content, categories, infos = _open(json_path, schema.InstanceFile)
+    schema.check_listed(content["annotations"], "category_id", {category.id for category in categories}, json_path)
+    names = None if split is None else read_split_file(split)
+    if names is not None:
+        only = [category for group in only or names for category in names[group]]
+    if only is not None:
+        if missing := sorted(set(only) - {category.name for category in categories}):
+            raise ValueError(f"{json_path} has no category named {missing[0]!r}; names must be among its categories.")
+        categories = [category for category in categories if category.name in set(only)]
+    index = {category.id: i for i, category in enumerate(categories)}
+    by_image: dict[int | str, list] = defaultdict(list)
+    for entry in content["annotations"]:
+        if entry["category_id"] in index:
+            by_image[entry["image_id"]].append(entry)
+
+    def files(image_id: int | str) -> list[Path]:
+        found = [folder / name for folder in (images, images.parent) for name in _picture_names(infos[image_id])]
+        return [next((path for path in found if path.is_file()), found[0])]
+
+    def annotation(image_id: int | str) -> Annotation:
+        size = infos[image_id]["height"], infos[image_id]["width"]
+        segments = [
+            Segment(index[entry["category_id"]], decode(entry, size, json_path), bool(entry.get("iscrowd", 0)))
+            for entry in by_image[image_id]
+        ]
+        return Annotation(image_id, size, segments)
+
+    image_ids = [image_id for image_id in infos if not annotated or by_image[image_id]]
+    return Dataset(
+        name or json_path.stem, categories, image_ids, lambda i: read_image(files(i)[0]), annotation, files, json_path,
+        images, content, names,
+    )  # fmt: skip
+
+
+def read_split_file(path: str | Path) -> dict[str, list[str]]:
+    """The names of a base/target split from its JSON, {"base": [names], "target": [names]}."""
+    split = schema.read_json(Path(path), schema.SplitFile)
+    if both := sorted(set(split["base"]) & set(split["target"])):
+        raise ValueError(f"{path}: {both[0]!r} is a base and a target name; no name may be in both.")
+    return split
+
+
+def _open(path: Path, kind: Any) -> tuple[Any, list[Category], dict[int | str, schema.ImageEntry]]:
+    """A file's content, its categories, and its images by their ids."""
+    content = schema.read_json(path, kind)
+    infos = schema.index_by(content["images"], "id", path)
+    for image_id, info in infos.items():
+        if not _picture_names(info):
+            raise ValueError(f"{path}: image {image_id!r} has no file_name and no coco_url; add one.")
+    schema.check_listed(content["annotations"], "image_id", infos, path)
+    return content, schema.read_categories(content["categories"], path), infos
+
+
+def _picture_names(info: schema.ImageEntry) -> list[str]:
+    """Where a picture may lie in its folder; LVIS has only COCO's address, .../val2017/000000000139.jpg."""
+    parts = info.get("coco_url", "").split("/")
+    names = [info.get("file_name", ""), parts[-1], "/".join(parts[-2:])]
+    return [name for name in names if name]
