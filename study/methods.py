@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from ruamel.yaml import YAML
 
 TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `Run.tasks` says what each is annotated for
 TRAINING_PICTURES = ("coco_train", "coco_split_train")
@@ -212,8 +212,8 @@ def check_stages(path: str | Path = "dvc.yaml") -> None:
     Raises:
         ValueError: something is missing or unknown; the sentence names it.
     """
-    stages = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["stages"]
-    deps = {name: content["deps"] for content in stages.values() for name in _matrix(content)}
+    stages = YAML(typ="safe").load(Path(path))["stages"]
+    deps = {name: _deps(content) for content in stages.values() for name in _matrix(content)}
     metrics = str([content.get("metrics") for content in stages.values()])
     trained = [*NETWORKS, *(method.id for method in METHODS.values() if method.training_set)]
     if wrong := sorted(set(trained) ^ set(deps)):
@@ -221,7 +221,7 @@ def check_stages(path: str | Path = "dvc.yaml") -> None:
         raise ValueError(f"{here} has {wrong[0]!r}, which {there} has not; add it there")
     for method in METHODS.values():
         file = f"{'ground_truth_masks' if method.network == GROUND_TRUTH else 'baselines'}_{method.trained_as}.json"
-        if method.training_set and not any(str(dep).endswith(f"/{method.network}") for dep in deps[method.id]):
+        if method.training_set and not any(dep.endswith(f"/{method.network}") for dep in deps[method.id]):
             raise ValueError(f"{path}: the stage of {method.id!r} lacks the folder of {method.network} among its deps")
         if method.network and not method.training_set and file not in metrics:
             raise ValueError(f"{path}: no stage has the metrics {file} of {method.id!r}")
@@ -230,3 +230,10 @@ def check_stages(path: str | Path = "dvc.yaml") -> None:
 def _matrix(stage: dict[str, Any]) -> list[str]:
     matrix = stage.get("matrix", {})
     return [*matrix.get("network", ()), *matrix.get("method", ())]
+
+
+def _deps(stage: dict[str, Any]) -> list[str]:
+    text = "\n".join(stage["deps"])
+    for name, value in ((name, value) for entry in stage.get("vars", ()) for name, value in entry.items()):
+        text = text.replace(f"${{{name}}}", value)
+    return text.split("\n")

@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from maskclip.files import write_atomically
-from study.methods import METHODS, NETWORKS, Method
+from study.methods import METHODS, NETWORKS, Method, ProposalNetwork
 from study.report.claims import Judgement
 from study.report.results import Results, interval
 from study.report.tables import TABLES, paper_number, study_mean, study_values, table_rows
@@ -42,25 +42,25 @@ def set_style() -> None:
         plt.style.use(["default", path])
 
 
-def _panels(count: int, height: float, **options: bool | str) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), squeeze=False, **options)
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), squeeze=False)
     return figure, list(axes[0])
 
 
-def _title(figure: Figure, message: str, detail: str) -> Figure:
-    """The message above, in words one can quote; what is drawn below it, small and grey. Both in fixed inches."""
+def _title(figure: Figure, message: str, detail: str, handles: Sequence[Artist] | None = None) -> Figure:
+    """The message above, in words one can quote; what is drawn below it, small and grey. Both in fixed inches.
+
+    `handles` (None: no legend) stand below the chart, with the paper's diamond.
+    """
     height = figure.get_size_inches()[1]
     figure.text(0.01, 1 + 0.42 / height, message, ha="left", va="bottom", fontsize=16, fontweight="bold")
     figure.text(0.01, 1 + 0.12 / height, detail, ha="left", va="bottom", fontsize=11.5, color=MUTED)
+    if handles is not None:
+        diamond = Line2D([], [], linestyle="", marker="D", markersize=7, label="the paper (real data)")
+        diamond.set(markerfacecolor="white", markeredgecolor=INK)
+        shown, place = [*handles, diamond], {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+        figure.legend(handles=shown, ncols=min(len(shown), 6), columnspacing=1.5, handlelength=1.2, **place)
     return figure
-
-
-def _legend(figure: Figure, *handles: Artist) -> None:
-    """Below the chart: its colours, and the paper's diamond."""
-    style = {"marker": "D", "markerfacecolor": "white", "markeredgecolor": INK, "markersize": 7, "linestyle": ""}
-    shown = [*handles, Line2D([], [], **style, label="the paper (real data)")]
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": min(len(shown), 6)}
-    figure.legend(handles=shown, **place, columnspacing=1.5, handlelength=1.2)
 
 
 def _diamond(axes: Axes, x: float, y: float, zorder: int = 5) -> None:
@@ -77,22 +77,19 @@ def _bars(
 ) -> None:
     """Grouped bars with 95 % intervals and every seed as a dot; the paper's numbers as diamonds.
 
-    Args:
-        axes: to draw on.
-        values: `group`, `row` and `value`, a line a seed; NaN where nothing was measured.
-        colours: of the rows, in the order of the bars.
-        paper: (group, row) -> its number.
-        pale: groups drawn in lighter colours.
+    `values` has `group`, `row` and `value`, a line a seed, NaN where nothing was measured; `colours` has the rows in
+    order; `paper` is by (group, row); bars of `pale` groups are lighter.
     """
-    groups, width = list(values.group.unique()), 0.8 / len(colours)
-    for (group, row), of_bar in values.groupby(["group", "row"], sort=False).value:
-        x = groups.index(group) + (list(colours).index(row) - (len(colours) - 1) / 2) * width
+    groups, rows, width = list(values.group.unique()), list(colours), 0.8 / len(colours)
+    for bar, of_bar in values.groupby(["group", "row"], sort=False).value:
+        group, row = map(str, bar)
+        x = groups.index(group) + (rows.index(row) - (len(rows) - 1) / 2) * width
         mean, half = interval(seeds := of_bar.dropna())
         axes.bar(x, mean, width * 0.9, color=colours[row], alpha=0.45 if group in pale else 1, zorder=2)
         if half == half:
             axes.errorbar(x, mean, half, color=INK, elinewidth=1.3, capsize=3, zorder=4)
             axes.scatter([x] * len(seeds), seeds, s=9, color=INK, alpha=0.45, linewidths=0, zorder=3)
-        if paper and (printed := paper.get((group, row))) is not None:
+        if paper and (printed := paper[group, row]) is not None:
             _diamond(axes, x, printed)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylim(bottom=0)
@@ -134,8 +131,8 @@ def _table_chart(
         shown |= methods
     n = len(results.seeds)
     seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
-    _legend(figure, *(Patch(color=method.colour, label=method.label) for method in shown.values()))
-    return _title(figure, message, f"{source}; study ({results.profile} profile): {seeds}")
+    handles = [Patch(color=method.colour, label=method.label) for method in shown.values()]
+    return _title(figure, message, f"{source}; study ({results.profile} profile): {seeds}", handles)
 
 
 def _over_classes(quality: str) -> dict[str, str]:
@@ -211,7 +208,7 @@ def ablations(results: Results) -> Figure | None:
 def efficiency(results: Results) -> Figure:
     """Table 6: FLOPs and time on a logarithmic scale."""
     methods = _methods(6)
-    figure, panels = _panels(2, 3.8, sharey=True)
+    figure, panels = _panels(2, 3.8)
     for axes, column in zip(panels, ("TFLOPs", "seconds")):
         for y, method in enumerate(methods):
             value, printed = study_mean(results, 6, method.id, column), paper_number(6, method.id, column)
@@ -225,12 +222,11 @@ def efficiency(results: Results) -> Figure:
         axes.set_xlim(left / 2, right * 2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_title(f"{column}, {results.cost_model(TABLES[6].columns[column][1])} (logarithmic)")
-        _horizontal(axes, [method.label for method in methods])
+        _horizontal(axes, [method.label if axes is panels[0] else "" for method in methods])
     ratio = study_mean(results, 6, "clip_baseline", "seconds") / study_mean(results, 6, "wo_rma", "seconds")
     message = f"Mask tokens: {ratio:.3g} times the speed of one CLIP pass per mask"
-    _legend(figure)
     detail = "Table 6; the features of 100 masks of one image"
-    return _title(figure, message if ratio > 0 else "What 100 masks cost", detail)
+    return _title(figure, message if ratio > 0 else "What 100 masks cost", detail, [])
 
 
 def seed_spread(results: Results) -> Figure | None:
@@ -259,64 +255,57 @@ def seed_spread(results: Results) -> Figure | None:
 
 def attributes(results: Results) -> Figure:
     """C18: words that differ in one attribute, told apart without having been trained on."""
-    table = results.attributes.groupby(["pair", "word", "seed"], sort=False, as_index=False).accuracy.mean()
+    table = results.attributes.rename(columns={"word": "group", "accuracy": "value"}).assign(row="maskclip")
+    table = table.groupby(["pair", "group", "row", "seed"], sort=False, as_index=False).mean(numeric_only=True)
     figure, (axes,) = _panels(1, 4.0)
-    values = table.rename(columns={"word": "group", "accuracy": "value"}).assign(row="maskclip")
-    _bars(axes, values, {"maskclip": METHODS["maskclip"].colour})
-    start = 0
-    for words in table.groupby("pair", sort=False).word.nunique():
+    _bars(axes, table, {"maskclip": METHODS["maskclip"].colour})
+    start, pairs = 0, table.groupby("pair", sort=False)
+    for words in pairs.group.nunique():
         axes.hlines(100 / words, start - 0.5, start + words - 0.5, color=_CHANCE, linestyle="--", zorder=4)
         start += words
     axes.set(ylim=(0, 100), ylabel="accuracy (%)")
-    right = table.groupby("pair").accuracy.mean().mean()
-    return _title(
-        figure,
-        f"{', '.join(table.pair.unique())}, never taught to MaskCLIP: {right:.0f} % right",
-        "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)",
-    )
+    message = f"{', '.join(table.pair.unique())}, never taught to MaskCLIP: {pairs.value.mean().mean():.0f} % right"
+    detail = "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)"
+    return _title(figure, message, detail)
 
 
 def training_curves(results: Results) -> Figure:
     """The training loss of every trained network, smoothed: the visual encoders left, the proposal networks right."""
-    curves, parts = results.curves, {}
-    groups = {"visual encoder": METHODS, "proposal network": NETWORKS}
-    groups = {title: table for title, table in groups.items() if curves.method.isin(list(table)).any()}
-    figure, panels = _panels(len(groups), 4.3)
-    for axes, (group, table) in zip(panels, groups.items()):
-        for name in (name for name in table if name in set(curves.method)):
+    curves, quarters = results.curves, {}
+    groups: dict[str, Mapping[str, Method | ProposalNetwork]] = {
+        title: {name: entry for name, entry in table.items() if name in set(curves.method)}
+        for title, table in (("visual encoder", METHODS), ("proposal network", NETWORKS))
+    }
+    figure, panels = _panels(len(shown := {title: table for title, table in groups.items() if table}), 4.3)
+    for axes, (title, table) in zip(panels, shown.items()):
+        for name, entry in table.items():
             runs = curves[curves.method == name].pivot_table(index="step", columns="seed", values="loss").dropna()
-            smooth, colour = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), table[name].colour
-            axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.15, lw=0)
-            label = getattr(table[name], "label", name)
-            axes.plot(smooth.index, smooth.mean(axis=1), color=colour, linewidth=2, label=label)
+            smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), getattr(entry, "label", name)
+            lowest, highest = smooth.min(axis=1), smooth.max(axis=1)
+            axes.fill_between(smooth.index, lowest, highest, color=entry.colour, alpha=0.15, lw=0)
+            axes.plot(smooth.index, smooth.mean(axis=1), color=entry.colour, linewidth=2, label=label)
             quarter = math.ceil(len(runs) / 4)  # single steps are too noisy to compare
-            parts[label] = runs.iloc[:quarter].mean(axis=None), runs.iloc[-quarter:].mean(axis=None)
-        axes.set(xlabel="step", ylabel="loss", title=group, ylim=(0, None))
+            quarters[label] = runs.iloc[:quarter].mean(axis=None), runs.iloc[-quarter:].mean(axis=None)
+        axes.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
         axes.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    shown, seeds = "MaskCLIP" if "MaskCLIP" in parts else next(iter(parts)), curves.seed.nunique()
-    first, last = parts[shown]
-    return _title(
-        figure,
-        f"Training {shown}: mean loss {first:.1f} in the first quarter, {last:.1f} in the last",
-        "encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed"
-        + (f"; mean of {seeds} seeds, band: their range" if seeds > 1 else ""),
-    )
+    of = "MaskCLIP" if "MaskCLIP" in quarters else next(iter(quarters))
+    message = "Training {}: mean loss {:.1f} in the first quarter, {:.1f} in the last".format(of, *quarters[of])
+    several = f"; mean of {n} seeds, band: their range" if (n := curves.seed.nunique()) > 1 else ""
+    return _title(figure, message, f"encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed{several}")
 
 
-def _quality_chart(panels: Mapping[str, pd.DataFrame]) -> Figure:
-    """A panel a title: the proposals' quality (0 to 1) by group of annotated segments."""
+def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -> Figure:
+    """The proposals' quality (0 to 1) by group of annotated segments; a panel for each value of one column."""
+    panels = list(table[panel].unique())
     figure, all_axes = _panels(len(panels), 4.0)
-    colours: dict[str, str] = {}
-    for axes, (title, table) in zip(all_axes, panels.items()):
-        own = {name: NETWORKS[name].colour for name in NETWORKS if name in set(table.source)}
-        order = table.assign(row=table.source).sort_values("group", key=lambda group: group.map(_GROUPS.index))
-        _bars(axes, order, own)
+    colours = {name: network.colour for name, network in NETWORKS.items() if name in set(table.source)}
+    ordered = table.rename(columns={"source": "row"}).sort_values("group", key=lambda group: group.map(_GROUPS.index))
+    for axes, title in zip(all_axes, panels):
+        _bars(axes, ordered[ordered[panel] == title], colours)
         axes.set(title=title, ylim=(0, 1))
-        colours |= own
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "alignment": "left"}
-    all_axes[-1].legend(handles=handles, title="proposals", **place)
-    return figure
+    all_axes[-1].legend(handles=handles, title="proposals", loc="upper left", bbox_to_anchor=(1.01, 1))
+    return _title(figure, message, detail)
 
 
 def proposal_quality(results: Results) -> Figure | None:
@@ -326,72 +315,60 @@ def proposal_quality(results: Results) -> Figure | None:
         return None
     dataset, source = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0], table.source.iloc[0]
     table = table[table.dataset == dataset].replace({"metric": {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}})
-    metrics = {str(metric): of_metric for metric, of_metric in table.groupby("metric", sort=False)}
-    message, first = "How good the proposals are", next(iter(metrics))
-    means = metrics[first][metrics[first].source == source].groupby("group").value.mean()
+    message, metric = "How good the proposals are", table.metric.iloc[0]
+    means = table[(table.metric == metric) & (table.source == source)].groupby("group").value.mean()
     if {"novel", "trained"} <= set(means.index):
-        message = (
-            f"Proposals, {first}: {means.novel:.2f} on categories never trained on, {means.trained:.2f} on trained ones"
-        )
-    return _title(_quality_chart(metrics), message, f"{source}; data set {dataset}; by group of annotated segments")
+        novel, trained = (f"{means[group]:.2f}" for group in ("novel", "trained"))
+        message = f"Proposals, {metric}: {novel} on categories never trained on, {trained} on trained ones"
+    return _quality_chart(table, "metric", message, f"{source}; data set {dataset}; by group of annotated segments")
 
 
 def class_supervision(results: Results) -> Figure | None:
     """AR@100 of one network trained with class supervision and without, from the same random weights."""
     table = results.proposal_quality[results.proposal_quality.metric == "AR100"]
-    table = table[table.source.isin(_TWINS)]
+    table = table[table.source.isin(_TWINS)].assign(panel="AR@100, " + table.dataset)
     if set(table.source) != set(_TWINS):
         return None
     differences = []
     for (dataset, group), values in table.groupby(["dataset", "group"], sort=False):
-        pairs = values.pivot_table(index="seed", columns="source", values="value")
-        mean, half = interval(pairs.class_agnostic - pairs.class_aware)
         if group in ("all", "novel"):
+            seeds = values.pivot_table(index="seed", columns="source", values="value")
+            mean, half = interval(seeds.class_agnostic - seeds.class_aware)
             differences.append(f"{dataset} {group} {mean:+.3f}" + (f" ± {half:.3f}" if half == half else ""))
-    figure = _quality_chart({f"AR@100, {name}": of_set for name, of_set in table.groupby("dataset", sort=False)})
     detail = f"class-agnostic minus class-aware, seed by seed: {', '.join(differences)}"
-    return _title(figure, "Masks learned without classes and with them", detail)
+    return _quality_chart(table, "panel", "Masks learned without classes and with them", detail)
 
 
 def comparisons(judgements: list[Judgement]) -> Figure | None:
     """Every difference the claims speak of, relative to its second side: the study's interval, the paper's diamond."""
-    shown = [
-        (judged.claim, outcome)
-        for judged in judgements
-        for outcome in judged.outcomes
-        if outcome.kind == "difference" and outcome.b
-    ]
+    pairs = [(judged.claim, outcome) for judged in judgements for outcome in judged.outcomes]
+    shown = [(claim, outcome, outcome.b) for claim, outcome in pairs if outcome.kind == "difference" and outcome.b]
     if not shown:
         return None
     figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.3 * len(shown)), layout="none")
     figure.subplots_adjust(left=0.3, right=0.99, top=0.995, bottom=0.8 / figure.get_size_inches()[1])
     beside, before = axes.get_yaxis_transform(), None
-    for y, (claim, outcome) in enumerate(shown):
+    for y, (claim, outcome, base) in enumerate(shown):
         if claim is not before:
             name = f"{claim.name}  {claim.columns[0] if len(claim.columns) == 1 else 'mIoU'}"
             axes.text(-0.42, y, name, transform=beside, va="center", fontsize=11.5, fontweight="bold")
             axes.plot([-0.42, 1], [y - 0.5] * 2, transform=beside, color=GRID, clip_on=False)
             before = claim
-        scale = 100 / outcome.b
-        style = {"fmt": "o", "markersize": 7, "elinewidth": 2.4, "zorder": 4, "color": _STATES[outcome.state]}
-        axes.errorbar(outcome.value * scale, y, xerr=np.nan_to_num(outcome.high - outcome.value) * scale, **style)
+        mean, half = 100 * outcome.value / base, np.nan_to_num(100 * (outcome.high - outcome.value) / base)
+        axes.errorbar(mean, y, xerr=half, fmt="o", markersize=7, elinewidth=2.4, color=_STATES[outcome.state], zorder=4)
         if outcome.paper_a and outcome.paper_b:
             _diamond(axes, (outcome.paper_a / outcome.paper_b - 1) * 100, y, zorder=3)
-    _horizontal(axes, [outcome.label for _, outcome in shown])
+    _horizontal(axes, [outcome.label for _, outcome, _ in shown])
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("symlog", linthresh=20)
     left, right = axes.get_xlim()
     ticks = [t for t in (-100, -50, -20, -10, 0, 10, 20, 50, 200, 1000) if left <= t <= right]
     axes.set_xticks(ticks, [f"{tick:+d} %" if tick else "0" for tick in ticks])
     axes.set_xlabel("first over second, relative (linear within ±20 %, logarithmic beyond)")
-    holds, single = sum(outcome.state == "holds" for _, outcome in shown), max(o.seeds for _, o in shown) == 1
-    _legend(figure, *(Line2D([], [], marker="o", linestyle="", color=c, label=s) for s, c in _STATES.items()))
-    several = "; one seed" if single else ", with its 95 % interval over seeds"
-    return _title(
-        figure,
-        f"{holds} of {len(shown)} comparisons come out as the paper says",
-        f"every difference behind C1 to C8 and C14 to C17{several}",
-    )
+    message = f"{sum(o.state == 'holds' for _, o, _ in shown)} of {len(shown)} comparisons come out as the paper says"
+    several = ", with its 95 % interval over seeds" if max(o.seeds for _, o, _ in shown) > 1 else "; one seed"
+    handles = [Line2D([], [], marker="o", linestyle="", color=c, label=state) for state, c in _STATES.items()]
+    return _title(figure, message, f"every difference behind C1 to C8 and C14 to C17{several}", handles)
 
 
 # name -> how to draw it, what it needs (a table's number or a frame of Results), its caption

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 
 import pandas as pd
-import yaml
+from ruamel.yaml import YAML
 
 from study.methods import METHODS, Method, rows_of
 from study.report.results import Results, interval
@@ -39,7 +39,7 @@ def read_data(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-TABLES = {number: TableSpec(**parts) for number, parts in yaml.safe_load(read_data("tables.yaml")).items()}
+TABLES = {number: TableSpec(**parts) for number, parts in YAML(typ="safe").load(read_data("tables.yaml")).items()}
 
 
 @dataclass(frozen=True)
