@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -29,8 +30,8 @@ from study.report.tables import TABLES, paper_number, study_mean, study_values, 
 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 _CHANCE = "#d55e00"
+_PALE = "\ntarget"  # ending of the groups of classes never trained on, which are drawn lighter
 _STATES = {"holds": "#009e73", "fails": "#d55e00", "open": "#a3a8b0"}
-_CLASSES = {"": "all", "th": "things", "st": "stuff"}  # a quality's ending and the classes it is over
 _GROUPS = ("all", "things", "stuff", "trained", "novel")  # of annotated segments
 _TWINS = ("class_agnostic", "class_aware")  # networks of the study that differ in class supervision alone
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
@@ -58,8 +59,8 @@ def _title(figure: Figure, message: str, detail: str, handles: Sequence[Artist] 
     if handles is not None:
         diamond = Line2D([], [], linestyle="", marker="D", markersize=7, label="the paper (real data)")
         diamond.set(markerfacecolor="white", markeredgecolor=INK)
-        shown, place = [*handles, diamond], {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
-        figure.legend(handles=shown, ncols=min(len(shown), 6), columnspacing=1.5, handlelength=1.2, **place)
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": min(len(handles) + 1, 6)}
+        figure.legend(handles=[*handles, diamond], columnspacing=1.5, handlelength=1.2, **place)
     return figure
 
 
@@ -68,29 +69,23 @@ def _diamond(axes: Axes, x: float, y: float, zorder: int = 5) -> None:
     axes.scatter([x], [y], s=46, marker="D", facecolor="white", edgecolor=INK, zorder=zorder)
 
 
-def _bars(
-    axes: Axes,
-    values: pd.DataFrame,
-    colours: Mapping[str, str],
-    paper: Mapping[tuple[str, str], float | None] | None = None,
-    pale: Sequence[str] = (),
-) -> None:
+def _bars(axes: Axes, values: pd.DataFrame, colours: Mapping[str, str]) -> None:
     """Grouped bars with 95 % intervals and every seed as a dot; the paper's numbers as diamonds.
 
-    `values` has `group`, `row` and `value`, a line a seed, NaN where nothing was measured; `colours` has the rows in
-    order; `paper` is by (group, row); bars of `pale` groups are lighter.
+    `values` has `group`, `row`, `value` (NaN: not measured) and, where there are any, the `paper`'s numbers, a line a
+    seed; `colours` has the rows in order.
     """
     groups, rows, width = list(values.group.unique()), list(colours), 0.8 / len(colours)
-    for bar, of_bar in values.groupby(["group", "row"], sort=False).value:
+    for bar, of_bar in values.groupby(["group", "row"], sort=False):
         group, row = map(str, bar)
         x = groups.index(group) + (rows.index(row) - (len(rows) - 1) / 2) * width
-        mean, half = interval(seeds := of_bar.dropna())
-        axes.bar(x, mean, width * 0.9, color=colours[row], alpha=0.45 if group in pale else 1, zorder=2)
+        mean, half = interval(seeds := of_bar.value.dropna())
+        axes.bar(x, mean, width * 0.9, color=colours[row], alpha=0.45 if group.endswith(_PALE) else 1, zorder=2)
         if half == half:
             axes.errorbar(x, mean, half, color=INK, elinewidth=1.3, capsize=3, zorder=4)
             axes.scatter([x] * len(seeds), seeds, s=9, color=INK, alpha=0.45, linewidths=0, zorder=3)
-        if paper and (printed := paper[group, row]) is not None:
-            _diamond(axes, x, printed)
+        if "paper" in of_bar:
+            _diamond(axes, x, of_bar.paper.iloc[0])
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylim(bottom=0)
 
@@ -108,35 +103,33 @@ def _methods(number: int) -> list[Method]:
     return [method for method in table_rows(number).values() if method]
 
 
-def _table_chart(
-    results: Results,
-    panels: Sequence[tuple[str, int, Mapping[str, str]]],
-    message: str,
-    source: str,
-    pale: Sequence[str] = (),
-) -> Figure:
-    """Panels of grouped bars, each (title, table, {column: its name}), side by side."""
+def _measured(results: Results, number: int) -> bool:
+    """Whether anything of a table was measured."""
+    cells = [(number, method.id, column) for method in _methods(number) for column in TABLES[number].columns]
+    return any(len(study_values(results, *cell)) for cell in cells)
+
+
+def _table_chart(numbers: Sequence[int], message: str, results: Results) -> Figure:
+    """The panels of one table or more side by side."""
+    panels = [(number, *panel) for number in numbers for panel in TABLES[number].panels.items()]
     figure, all_axes = _panels(len(panels), 4.3)
-    shown: dict[str, Method] = {}
-    for axes, (title, number, columns) in zip(all_axes, panels):
-        methods = {method.id: method for method in _methods(number)}
-        cells = {(name, method): (number, method, column) for column, name in columns.items() for method in methods}
+    for axes, (number, title, columns) in zip(all_axes, panels):
         values = pd.DataFrame(
-            [(*bar, value) for bar, cell in cells.items() for value in [*study_values(results, *cell)] or [np.nan]],
-            columns=["group", "row", "value"],
+            [
+                (name, method.id, paper_number(number, method.id, column), value)
+                for column, name in columns.items()
+                for method in _methods(number)
+                for value in [*study_values(results, number, method.id, column)] or [np.nan]
+            ],
+            columns=["group", "row", "paper", "value"],
         )
-        paper = {bar: paper_number(*cell) for bar, cell in cells.items()}
-        _bars(axes, values, {name: method.colour for name, method in methods.items()}, paper, pale)
+        _bars(axes, values.astype({"paper": float}), {method.id: method.colour for method in _methods(number)})
         axes.set_title(title)
-        shown |= methods
-    n = len(results.seeds)
+    n, shown = len(results.seeds), {method.id: method for number in numbers for method in _methods(number)}
     seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
     handles = [Patch(color=method.colour, label=method.label) for method in shown.values()]
-    return _title(figure, message, f"{source}; study ({results.profile} profile): {seeds}", handles)
-
-
-def _over_classes(quality: str) -> dict[str, str]:
-    return {f"{quality}{ending}": classes for ending, classes in _CLASSES.items()}
+    tables = f"Table{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"
+    return _title(figure, message, f"{tables}; study ({results.profile} profile): {seeds}", handles)
 
 
 def _versus(results: Results, number: int, column: str) -> str:
@@ -145,68 +138,38 @@ def _versus(results: Results, number: int, column: str) -> str:
     return ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean) or "not measured"
 
 
-def semantic(results: Results) -> Figure:
-    """Table 2: mIoU on the four semantic sets."""
-    columns = {column: column for column in TABLES[2].columns}
-    means = pd.DataFrame({c: {m.id: study_mean(results, 2, m.id, c) for m in _methods(2)} for c in columns})
+def _semantic(results: Results) -> str:
+    means = pd.DataFrame({c: {m.id: study_mean(results, 2, m.id, c) for m in _methods(2)} for c in TABLES[2].columns})
     means = means.dropna(axis=1, how="all")
-    message = f"MaskCLIP comes first on {(means.idxmax() == 'maskclip').sum()} of {len(means.columns)} semantic sets"
-    return _table_chart(results, [("mIoU (%)", 2, columns)], message, "Table 2")
+    return f"MaskCLIP comes first on {(means.idxmax() == 'maskclip').sum()} of {len(means.columns)} semantic sets"
 
 
-def panoptic(results: Results) -> Figure:
-    """Table 3: PQ, SQ and RQ, all classes, things, stuff."""
-    names = {"PQ": "panoptic", "SQ": "segmentation", "RQ": "recognition"}
-    panels = [(f"{q}: {name} quality (%)", 3, _over_classes(q)) for q, name in names.items()]
-    return _table_chart(results, panels, f"Panoptic quality: {_versus(results, 3, 'PQ')}", "Table 3, A-150")
-
-
-def instance(results: Results) -> Figure:
-    """Table 4: AP, AP50, AP75 on ADE20K and LVIS."""
-    metrics = ("AP", "AP50", "AP75")
-    panels = [(f"{name} (%)", 4, {f"{name} {metric}": metric for metric in metrics}) for name in ("ADE20K", "LVIS")]
-    return _table_chart(results, panels, f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}", "Table 4")
-
-
-def split(results: Results) -> Figure:
-    """Table 5: AP50 of trained-on (base) and never trained-on (target) classes."""
-    columns = {column: column.replace(" ", "\n") for column in TABLES[5].columns}
+def _split(results: Results) -> str:
     target, base = (study_mean(results, 5, "maskclip_split", f"generalized {group}") for group in ("target", "base"))
     reached = f"{target / base:.0%} of the trained ones' AP50" if base > 0 else "no measured share of the others' AP50"
-    return _table_chart(
-        results,
-        [("AP50 (%)", 5, columns)],
-        f"Classes never trained on reach {reached}",
-        "Table 5, message: generalized; pale: target classes",
-        pale=[name for name in columns.values() if "target" in name],
-    )
+    return f"Classes never trained on reach {reached} (generalized)"
 
 
-def ground_truth(results: Results) -> Figure | None:
-    """Table 7: what perfect masks would give."""
+def _ground_truth(results: Results) -> str | None:
     own, given = (study_mean(results, 7, method, "PQ") for method in ("maskclip", "maskclip_gt"))
-    if not given > 0:
-        return None
-    message = f"Ground-truth masks give {given / own:.1f} times the PQ" if own > 0 else "Ground-truth masks"
-    return _table_chart(results, [("%", 7, {"PQ": "PQ", "mIoU": "mIoU"})], message, "Table 7, A-150")
+    times = f"Ground-truth masks give {given / own:.1f} times the PQ" if own > 0 else "Ground-truth masks"
+    return times if given > 0 else None
 
 
-def ablations(results: Results) -> Figure | None:
-    """Tables 8 and 9: mask refinement, and the layers that carry RMA."""
+def _ablations(results: Results) -> str | None:
     gain = study_mean(results, 8, "maskclip", "PQ") - study_mean(results, 8, "wo_refinement", "PQ")
     layers = {m.label_in(9): mean for m in _methods(9) if (mean := study_mean(results, 9, m.id, "PQ")) > 0}
     if gain != gain and len(layers) < 2:
         return None
-    panels = [(f"Mask refinement, {quality} (%)", 8, _over_classes(quality)) for quality in ("PQ", "SQ")]
-    panels.append(("Layers that carry RMA, PQ (%)", 9, _over_classes("PQ")))
     best = max(layers, key=lambda label: layers[label], default="none")
     change = f"changes PQ by {gain:+.1f}" if abs(gain) >= 0.05 else "leaves PQ as it is"
-    message = f"Refinement {change}; of the layer sets, {best} comes first"
-    return _table_chart(results, panels, message, "Tables 8 and 9, A-150")
+    return f"Refinement {change}; of the layer sets, {best} comes first"
 
 
-def efficiency(results: Results) -> Figure:
+def efficiency(results: Results) -> Figure | None:
     """Table 6: FLOPs and time on a logarithmic scale."""
+    if results.efficiency.empty:
+        return None
     methods = _methods(6)
     figure, panels = _panels(2, 3.8)
     for axes, column in zip(panels, ("TFLOPs", "seconds")):
@@ -231,7 +194,7 @@ def efficiency(results: Results) -> Figure:
 
 def seed_spread(results: Results) -> Figure | None:
     """Every seed's PQ and mIoU, one line a seed: is the order of the methods the same each time?"""
-    if len(results.seeds) < 2:
+    if len(results.seeds) < 2 or not _measured(results, 3):
         return None
     figure, panels = _panels(2, 4.2)
     same = 0
@@ -253,8 +216,10 @@ def seed_spread(results: Results) -> Figure | None:
     return _title(figure, message, detail)
 
 
-def attributes(results: Results) -> Figure:
+def attributes(results: Results) -> Figure | None:
     """C18: words that differ in one attribute, told apart without having been trained on."""
+    if results.attributes.empty:
+        return None
     table = results.attributes.rename(columns={"word": "group", "accuracy": "value"}).assign(row="maskclip")
     table = table.groupby(["pair", "group", "row", "seed"], sort=False, as_index=False).mean(numeric_only=True)
     figure, (axes,) = _panels(1, 4.0)
@@ -269,8 +234,10 @@ def attributes(results: Results) -> Figure:
     return _title(figure, message, detail)
 
 
-def training_curves(results: Results) -> Figure:
+def training_curves(results: Results) -> Figure | None:
     """The training loss of every trained network, smoothed: the visual encoders left, the proposal networks right."""
+    if results.curves.empty:
+        return None
     curves, quarters = results.curves, {}
     groups: dict[str, Mapping[str, Method | ProposalNetwork]] = {
         title: {name: entry for name, entry in table.items() if name in set(curves.method)}
@@ -310,8 +277,8 @@ def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -
 
 def proposal_quality(results: Results) -> Figure | None:
     """AR@100 and mean best IoU of the proposals for every group of ground-truth segments."""
-    table = results.proposal_quality[~results.proposal_quality.source.isin(_TWINS)]
-    if table.empty:
+    table = results.proposal_quality
+    if table.empty or (table := table[~table.source.isin(_TWINS)]).empty:
         return None
     dataset, source = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0], table.source.iloc[0]
     table = table[table.dataset == dataset].replace({"metric": {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}})
@@ -325,10 +292,10 @@ def proposal_quality(results: Results) -> Figure | None:
 
 def class_supervision(results: Results) -> Figure | None:
     """AR@100 of one network trained with class supervision and without, from the same random weights."""
-    table = results.proposal_quality[results.proposal_quality.metric == "AR100"]
-    table = table[table.source.isin(_TWINS)].assign(panel="AR@100, " + table.dataset)
-    if set(table.source) != set(_TWINS):
+    table = results.proposal_quality
+    if table.empty or not {*_TWINS} <= {*table.source}:
         return None
+    table = table[(table.metric == "AR100") & table.source.isin(_TWINS)].assign(panel="AR@100, " + table.dataset)
     differences = []
     for (dataset, group), values in table.groupby(["dataset", "group"], sort=False):
         if group in ("all", "novel"):
@@ -371,29 +338,35 @@ def comparisons(judgements: list[Judgement]) -> Figure | None:
     return _title(figure, message, f"every difference behind C1 to C8 and C14 to C17{several}", handles)
 
 
-# name -> how to draw it, what it needs (a table's number or a frame of Results), its caption
-FIGURES: dict[str, tuple[Callable[[Results], Figure | None], int | str, str]] = {
-    "table2_semantic": (semantic, 2, "Semantic segmentation (Table 2)."),
-    "table3_panoptic": (panoptic, 3, "Panoptic, segmentation and recognition quality (Table 3)."),
-    "table4_instance": (instance, 4, "Instance segmentation across data sets (Table 4)."),
-    "table5_split": (split, 5, "Instance segmentation on the COCO split (Table 5)."),
-    "table6_efficiency": (efficiency, 6, "What the features of 100 masks cost (Table 6)."),
-    "table7_ground_truth": (ground_truth, 7, "Ground-truth masks as proposals (Table 7)."),
-    "tables8_9_ablations": (ablations, 8, "Mask refinement (Table 8) and RMA layers (Table 9)."),
-    "seeds": (seed_spread, 3, "The spread over seeds."),
-    "attributes": (attributes, "attributes", "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
-    "training_curves": (training_curves, "curves", "Training of both stages."),
-    "proposal_quality": (proposal_quality, "proposal_quality", "Quality of the proposals, named by nobody yet."),
-    "class_supervision": (class_supervision, "proposal_quality", "What class labels do to the masks (Sec. 3.1)."),
+# name -> the tables it draws, and its message (None: there is nothing to see)
+TABLE_CHARTS: dict[str, tuple[tuple[int, ...], Callable[[Results], str | None]]] = {
+    "table2_semantic": ((2,), _semantic),
+    "table3_panoptic": ((3,), lambda results: f"Panoptic quality: {_versus(results, 3, 'PQ')}"),
+    "table4_instance": ((4,), lambda results: f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}"),
+    "table5_split": ((5,), _split),
+    "table7_ground_truth": ((7,), _ground_truth),
+    "tables8_9_ablations": ((8, 9), _ablations),
+}
+# name -> how to draw it (None: its results are missing), its caption
+CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
+    "table6_efficiency": (efficiency, f"Table 6. {TABLES[6].title}."),
+    "seeds": (seed_spread, "The spread over seeds."),
+    "attributes": (attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
+    "training_curves": (training_curves, "Training of both stages."),
+    "proposal_quality": (proposal_quality, "Quality of the proposals."),
+    "class_supervision": (class_supervision, "What class labels do to the masks (Sec. 3.1)."),
 }
 
 
-def _measured(results: Results, need: int | str) -> bool:
-    """Whether there is anything of a table (its number) or of one of Results' frames (its name)."""
-    if isinstance(need, str):
-        return not getattr(results, need).empty
-    cells = ((method.id, column) for method in _methods(need) for column in TABLES[need].columns)
-    return any(len(study_values(results, need, *cell)) for cell in cells)
+def _draw(results: Results, judgements: list[Judgement]) -> Iterator[tuple[str, Figure | None, str]]:
+    """Name, chart and caption."""
+    yield "claims", comparisons(judgements), "The comparisons behind the claims."
+    for name, (numbers, say) in TABLE_CHARTS.items():
+        message = say(results) if any(_measured(results, number) for number in numbers) else None
+        caption = " ".join(f"Table {number}. {TABLES[number].title}." for number in numbers)
+        yield name, _table_chart(numbers, message, results) if message else None, caption
+    for name, (draw, caption) in CHARTS.items():
+        yield name, draw(results), caption
 
 
 def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
@@ -401,10 +374,7 @@ def draw_figures(results: Results, judgements: list[Judgement], folder: Path) ->
     drawn = {}
     with plt.rc_context():  # the report's look is the report's alone
         set_style()
-        charts = {"claims": (comparisons(judgements), "The comparisons behind the claims.")}
-        for name, (draw, need, caption) in FIGURES.items():
-            charts[name] = (draw(results) if _measured(results, need) else None), caption
-        for name, (figure, caption) in charts.items():
+        for name, figure, caption in _draw(results, judgements):
             path = folder / f"{name}.png"
             if figure is None:  # a chart of former results would be shown as if it were of these
                 path.unlink(missing_ok=True)
