@@ -18,13 +18,23 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parent))
 from report_fixture import write_made_up_results
 
-from study.report import Results, build_report, build_table, interval, judge_claims, paper_numbers, read_results
+from study.report import build_report
 from study.report.__main__ import main
-from study.report.claims import CLAIMS, read_reasons
+from study.report.claims import CLAIMS, judge_claims, read_reasons
 from study.report.figures import training_curves
 from study.report.page import embed_picture
-from study.report.results import SCORE_COLUMNS
-from study.report.tables import DASH, TABLES, latex_escape, table_rows, to_csv, to_latex, to_markdown
+from study.report.results import SCORE_COLUMNS, Results, interval, read_results
+from study.report.tables import (
+    DASH,
+    TABLES,
+    build_table,
+    latex_escape,
+    paper_numbers,
+    table_rows,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 
 
 @pytest.fixture(scope="module")

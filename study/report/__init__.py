@@ -4,47 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from maskclip.files import write_atomically
-from study.report.claims import (
-    AGREES,
-    DISAGREES,
-    RULE,
-    UNDECIDED,
-    Judgement,
-    claims_table,
-    comparisons_table,
-    judge_claims,
-    read_reasons,
-)
-from study.report.figures import draw_figures, set_style
+from study.report import claims, tables
+from study.report.figures import draw_figures
 from study.report.page import render_page
-from study.report.results import Results, interval, read_results
-from study.report.tables import (
-    TABLES,
-    Table,
-    build_table,
-    latex_escape,
-    markdown,
-    paper_numbers,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
+from study.report.results import read_results
 
-__all__ = [
-    "Results",
-    "build_report",
-    "build_table",
-    "interval",
-    "judge_claims",
-    "paper_numbers",
-    "read_results",
-    "set_style",
-]
+__all__ = ["build_report"]
 
 
 def build_report(
@@ -71,16 +42,17 @@ def build_report(
         raise FileNotFoundError(f"there is no file of reasons {reasons}")
     out = Path(reports_dir)
     results = read_results(results_dir, seeds)
-    found = read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
-    judgements = judge_claims(results, found)
-    tables = {number: build_table(results, number, found.get(f"Table {number}", "")) for number in TABLES}
-    figures = draw_figures(results, judgements, out / "figures")
-    texts = _claims(judgements) | {"index.html": render_page(results, tables, judgements, figures)}
-    for number, table in tables.items():
-        texts |= {f"plots/table{number}.csv": _csv(_for_plots(table)), f"tables/table{number}.csv": to_csv(table)}
-        texts |= {f"tables/table{number}.md": to_markdown(table), f"tables/table{number}.tex": to_latex(table)}
-    for name, text in texts.items():
-        write_atomically(out / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    found = claims.read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
+    judged = claims.judge_claims(results, found)
+    built = {number: tables.build_table(results, number, found.get(f"Table {number}", "")) for number in tables.TABLES}
+    figures = draw_figures(results, judged, out / "figures")
+    texts = _claims(judged) | {"index.html": render_page(results, built, judged, figures)}
+    for number, table in built.items():
+        texts[f"plots/table{number}.csv"] = _csv(_for_plots(table))
+        for suffix, text in (("csv", tables.to_csv), ("md", tables.to_markdown), ("tex", tables.to_latex)):
+            texts[f"tables/table{number}.{suffix}"] = text(table)
+    for name, content in texts.items():
+        write_atomically(out / name, partial(Path.write_text, data=content, encoding="utf-8"))
     return out / "index.html"
 
 
@@ -88,31 +60,31 @@ def _csv(table: pd.DataFrame) -> str:
     return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _claims(judgements: list[Judgement]) -> dict[str, str]:
+def _claims(judged: list[claims.Judgement]) -> dict[str, str]:
     """The claims' files: name -> text; metrics.json counts the verdicts."""
-    table, verdicts = claims_table(judgements), [j.verdict for j in judgements]
-    counts = {verdict: verdicts.count(verdict) for verdict in (AGREES, UNDECIDED, DISAGREES)}
-    shown = table[["claim", "text", "paper", "study", "verdict"]].map(latex_escape)
-    latex = shown.set_axis(["", "Claim", "Paper", "Study", "Verdict"], axis=1).style.hide(axis="index")
+    table, counts, rule = claims.claims_table(judged), claims.count_verdicts(judged), claims.RULE
+    agree = f"**{counts[claims.AGREES]} of {len(table)} claims agree.**"
+    shown = table[["claim", "text", "paper", "study", "verdict"]].map(tables.latex_escape)
+    shown.columns = ["", "Claim", "Paper", "Study", "Verdict"]
+    latex = shown.style.hide(axis="index").to_latex(
+        environment="longtable",
+        hrules=True,
+        column_format=r"lp{.25\linewidth}p{.26\linewidth}p{.26\linewidth}l",
+        caption="The claims of the paper, judged by the rule below.",
+        label="tab:claims",
+    )
     return {
         "claims.csv": _csv(table),
-        "comparisons.csv": _csv(comparisons_table(judgements)),
-        "claims.md": f"**{counts[AGREES]} of {len(table)} claims agree.**\n\n{markdown(table.astype(str))}\n\n{RULE}\n",
-        "claims.tex": "% needs \\usepackage{booktabs,longtable}\n\\small\n"
-        + latex.to_latex(
-            environment="longtable",
-            column_format=r"lp{.25\linewidth}p{.26\linewidth}p{.26\linewidth}l",
-            hrules=True,
-            caption=latex_escape(RULE),
-            label="tab:claims",
-        ),
+        "comparisons.csv": _csv(claims.comparisons_table(judged)),
+        "claims.md": f"{agree}\n\n{tables.markdown(table.astype(str))}\n\n{rule}\n",
+        "claims.tex": f"% needs \\usepackage{{booktabs,longtable}}\n\\small\n{latex}\n{tables.latex_escape(rule)}\n",
         "metrics.json": json.dumps({"claims": counts}, indent=2) + "\n",
     }
 
 
-def _for_plots(table: Table) -> pd.DataFrame:
+def _for_plots(table: tables.Table) -> pd.DataFrame:
     """The study's rows, means over seeds, as `dvc plots show` draws them."""
-    study, columns = table.frame[table.frame.Numbers == "study"], list(table.spec.columns)
-    means = study[columns].map(lambda cell: round(cell.mean, 4))
+    study = table.frame[table.frame.Numbers == "study"]
+    means = study[list(table.spec.columns)].map(lambda cell: round(cell.mean, 4)).dropna(axis=1, how="all")
     means.insert(0, "method", study.Method)
-    return means.dropna(axis=1, how="all")
+    return means

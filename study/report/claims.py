@@ -63,10 +63,8 @@ class Outcome:
         """The paper's two numbers and their difference or ratio."""
         if self.paper_a is None or self.paper_b is None:
             return "pictures only"
-        ratio = self.kind == "ratio"
-        return self._figures(
-            self.paper_a, self.paper_b, self.paper_a / self.paper_b if ratio else self.paper_a - self.paper_b
-        )
+        a, b = self.paper_a, self.paper_b
+        return self._figures(a, b, a / b if self.kind == "ratio" else a - b)
 
     @property
     def study_figures(self) -> str:
@@ -124,7 +122,7 @@ def _compare(claim: Claim, results: Results) -> list[Outcome]:
             names = [METHODS[method].labels.get(claim.table, METHODS[method].short) for method in methods]
             label = claim.label or (column if len(claim.columns) > 1 else " > ".join(names))
             cells = [(claim.table, method, c) for method, c in zip(methods, columns)]
-            paper = [paper_number(*cell) for cell in cells]
+            paper = paper_number(*cells[0]), paper_number(*cells[1])
             pair = pd.DataFrame({name: study_values(results, *cell) for name, cell in zip("ab", cells)}).dropna()
             if ratio:
                 pair = pair[pair.b != 0]  # a ratio to nothing says nothing
@@ -134,7 +132,12 @@ def _compare(claim: Claim, results: Results) -> list[Outcome]:
 
 
 def _outcome(
-    label: str, kind: str, paper: Sequence[float | None], pair: pd.DataFrame, low: float = 0.0, high: float = np.inf
+    label: str,
+    kind: str,
+    paper: tuple[float | None, float | None],
+    pair: pd.DataFrame,
+    low: float = 0.0,
+    high: float = np.inf,
 ) -> Outcome:
     """Judge a comparison by its values of each seed: columns a, b and value."""
     if pair.empty:
@@ -191,7 +194,7 @@ def read_reasons(path: str | Path, profile: str, seeds: int | None = None) -> di
     if not path.is_file():
         return {}
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
     except YAMLError as error:
         problem = str(error).splitlines()[0]
         raise ValueError(f"{path} is not valid YAML ({problem}); write one `C5: text` a line") from None
@@ -202,6 +205,12 @@ def read_reasons(path: str | Path, profile: str, seeds: int | None = None) -> di
     of, over = content.pop("profile", profile), content.pop("seeds", seeds)
     found = "" if over == seeds else f"Found with {over} seeds: "
     return {key: found + " ".join(str(text).split()) for key, text in content.items()} if of == profile else {}
+
+
+def count_verdicts(judgements: list[Judgement]) -> dict[str, int]:
+    """How many claims agree, are undecided, do not agree."""
+    verdicts = [judged.verdict for judged in judgements]
+    return {verdict: verdicts.count(verdict) for verdict in (AGREES, UNDECIDED, DISAGREES)}
 
 
 def claims_table(judgements: list[Judgement]) -> pd.DataFrame:

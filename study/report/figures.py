@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -22,15 +23,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from maskclip.files import write_atomically
-from study.methods import METHODS, NETWORKS, Method
+from study.methods import METHODS, NETWORKS, Method, ProposalNetwork
 from study.report.claims import Judgement
 from study.report.results import Results, interval
 from study.report.tables import TABLES, paper_number, study_mean, study_values, table_rows
 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 _CHANCE = "#d55e00"
+_PALE = "\ntarget"  # ending of the groups of classes never trained on, which are drawn lighter
 _STATES = {"holds": "#009e73", "fails": "#d55e00", "open": "#a3a8b0"}
-_CLASSES = {"": "all", "th": "things", "st": "stuff"}  # a quality's ending and the classes it is over
 _GROUPS = ("all", "things", "stuff", "trained", "novel")  # of annotated segments
 _TWINS = ("class_agnostic", "class_aware")  # networks of the study that differ in class supervision alone
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
@@ -42,25 +43,25 @@ def set_style() -> None:
         plt.style.use(["default", path])
 
 
-def _panels(count: int, height: float, **options: bool | str) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), squeeze=False, **options)
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), squeeze=False)
     return figure, list(axes[0])
 
 
-def _title(figure: Figure, message: str, detail: str) -> Figure:
-    """The message above, in words one can quote; what is drawn below it, small and grey. Both in fixed inches."""
+def _title(figure: Figure, message: str, detail: str, handles: Sequence[Artist] | None = None) -> Figure:
+    """The message above, in words one can quote; what is drawn below it, small and grey. Both in fixed inches.
+
+    `handles` (None: no legend) stand below the chart, with the paper's diamond.
+    """
     height = figure.get_size_inches()[1]
     figure.text(0.01, 1 + 0.42 / height, message, ha="left", va="bottom", fontsize=16, fontweight="bold")
     figure.text(0.01, 1 + 0.12 / height, detail, ha="left", va="bottom", fontsize=11.5, color=MUTED)
+    if handles is not None:
+        diamond = Line2D([], [], linestyle="", marker="D", markersize=7, label="the paper (real data)")
+        diamond.set(markerfacecolor="white", markeredgecolor=INK)
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": min(len(handles) + 1, 6)}
+        figure.legend(handles=[*handles, diamond], columnspacing=1.5, handlelength=1.2, **place)
     return figure
-
-
-def _legend(figure: Figure, *handles: Artist) -> None:
-    """Below the chart: its colours, and the paper's diamond."""
-    style = {"marker": "D", "markerfacecolor": "white", "markeredgecolor": INK, "markersize": 7, "linestyle": ""}
-    shown = [*handles, Line2D([], [], **style, label="the paper (real data)")]
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": min(len(shown), 6)}
-    figure.legend(handles=shown, **place, columnspacing=1.5, handlelength=1.2)
 
 
 def _diamond(axes: Axes, x: float, y: float, zorder: int = 5) -> None:
@@ -68,32 +69,23 @@ def _diamond(axes: Axes, x: float, y: float, zorder: int = 5) -> None:
     axes.scatter([x], [y], s=46, marker="D", facecolor="white", edgecolor=INK, zorder=zorder)
 
 
-def _bars(
-    axes: Axes,
-    values: pd.DataFrame,
-    colours: Mapping[str, str],
-    paper: Mapping[tuple[str, str], float | None] | None = None,
-    pale: Sequence[str] = (),
-) -> None:
+def _bars(axes: Axes, values: pd.DataFrame, colours: Mapping[str, str]) -> None:
     """Grouped bars with 95 % intervals and every seed as a dot; the paper's numbers as diamonds.
 
-    Args:
-        axes: to draw on.
-        values: `group`, `row` and `value`, a line a seed; NaN where nothing was measured.
-        colours: of the rows, in the order of the bars.
-        paper: (group, row) -> its number.
-        pale: groups drawn in lighter colours.
+    `values` has `group`, `row`, `value` (NaN: not measured) and, where there are any, the `paper`'s numbers, a line a
+    seed; `colours` has the rows in order.
     """
-    groups, width = list(values.group.unique()), 0.8 / len(colours)
-    for (group, row), of_bar in values.groupby(["group", "row"], sort=False).value:
-        x = groups.index(group) + (list(colours).index(row) - (len(colours) - 1) / 2) * width
-        mean, half = interval(seeds := of_bar.dropna())
-        axes.bar(x, mean, width * 0.9, color=colours[row], alpha=0.45 if group in pale else 1, zorder=2)
+    groups, rows, width = list(values.group.unique()), list(colours), 0.8 / len(colours)
+    for bar, of_bar in values.groupby(["group", "row"], sort=False):
+        group, row = map(str, bar)
+        x = groups.index(group) + (rows.index(row) - (len(rows) - 1) / 2) * width
+        mean, half = interval(seeds := of_bar.value.dropna())
+        axes.bar(x, mean, width * 0.9, color=colours[row], alpha=0.45 if group.endswith(_PALE) else 1, zorder=2)
         if half == half:
             axes.errorbar(x, mean, half, color=INK, elinewidth=1.3, capsize=3, zorder=4)
             axes.scatter([x] * len(seeds), seeds, s=9, color=INK, alpha=0.45, linewidths=0, zorder=3)
-        if paper and (printed := paper.get((group, row))) is not None:
-            _diamond(axes, x, printed)
+        if "paper" in of_bar:
+            _diamond(axes, x, of_bar.paper.iloc[0])
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylim(bottom=0)
 
@@ -111,35 +103,33 @@ def _methods(number: int) -> list[Method]:
     return [method for method in table_rows(number).values() if method]
 
 
-def _table_chart(
-    results: Results,
-    panels: Sequence[tuple[str, int, Mapping[str, str]]],
-    message: str,
-    source: str,
-    pale: Sequence[str] = (),
-) -> Figure:
-    """Panels of grouped bars, each (title, table, {column: its name}), side by side."""
+def _measured(results: Results, number: int) -> bool:
+    """Whether anything of a table was measured."""
+    cells = [(number, method.id, column) for method in _methods(number) for column in TABLES[number].columns]
+    return any(len(study_values(results, *cell)) for cell in cells)
+
+
+def _table_chart(numbers: Sequence[int], message: str, results: Results) -> Figure:
+    """The panels of one table or more side by side."""
+    panels = [(number, *panel) for number in numbers for panel in TABLES[number].panels.items()]
     figure, all_axes = _panels(len(panels), 4.3)
-    shown: dict[str, Method] = {}
-    for axes, (title, number, columns) in zip(all_axes, panels):
-        methods = {method.id: method for method in _methods(number)}
-        cells = {(name, method): (number, method, column) for column, name in columns.items() for method in methods}
+    for axes, (number, title, columns) in zip(all_axes, panels):
         values = pd.DataFrame(
-            [(*bar, value) for bar, cell in cells.items() for value in [*study_values(results, *cell)] or [np.nan]],
-            columns=["group", "row", "value"],
+            [
+                (name, method.id, paper_number(number, method.id, column), value)
+                for column, name in columns.items()
+                for method in _methods(number)
+                for value in [*study_values(results, number, method.id, column)] or [np.nan]
+            ],
+            columns=["group", "row", "paper", "value"],
         )
-        paper = {bar: paper_number(*cell) for bar, cell in cells.items()}
-        _bars(axes, values, {name: method.colour for name, method in methods.items()}, paper, pale)
+        _bars(axes, values.astype({"paper": float}), {method.id: method.colour for method in _methods(number)})
         axes.set_title(title)
-        shown |= methods
-    n = len(results.seeds)
+    n, shown = len(results.seeds), {method.id: method for number in numbers for method in _methods(number)}
     seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
-    _legend(figure, *(Patch(color=method.colour, label=method.label) for method in shown.values()))
-    return _title(figure, message, f"{source}; study ({results.profile} profile): {seeds}")
-
-
-def _over_classes(quality: str) -> dict[str, str]:
-    return {f"{quality}{ending}": classes for ending, classes in _CLASSES.items()}
+    handles = [Patch(color=method.colour, label=method.label) for method in shown.values()]
+    tables = f"Table{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"
+    return _title(figure, message, f"{tables}; study ({results.profile} profile): {seeds}", handles)
 
 
 def _versus(results: Results, number: int, column: str) -> str:
@@ -148,70 +138,40 @@ def _versus(results: Results, number: int, column: str) -> str:
     return ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean) or "not measured"
 
 
-def semantic(results: Results) -> Figure:
-    """Table 2: mIoU on the four semantic sets."""
-    columns = {column: column for column in TABLES[2].columns}
-    means = pd.DataFrame({c: {m.id: study_mean(results, 2, m.id, c) for m in _methods(2)} for c in columns})
+def _semantic(results: Results) -> str:
+    means = pd.DataFrame({c: {m.id: study_mean(results, 2, m.id, c) for m in _methods(2)} for c in TABLES[2].columns})
     means = means.dropna(axis=1, how="all")
-    message = f"MaskCLIP comes first on {(means.idxmax() == 'maskclip').sum()} of {len(means.columns)} semantic sets"
-    return _table_chart(results, [("mIoU (%)", 2, columns)], message, "Table 2")
+    return f"MaskCLIP comes first on {(means.idxmax() == 'maskclip').sum()} of {len(means.columns)} semantic sets"
 
 
-def panoptic(results: Results) -> Figure:
-    """Table 3: PQ, SQ and RQ, all classes, things, stuff."""
-    names = {"PQ": "panoptic", "SQ": "segmentation", "RQ": "recognition"}
-    panels = [(f"{q}: {name} quality (%)", 3, _over_classes(q)) for q, name in names.items()]
-    return _table_chart(results, panels, f"Panoptic quality: {_versus(results, 3, 'PQ')}", "Table 3, A-150")
-
-
-def instance(results: Results) -> Figure:
-    """Table 4: AP, AP50, AP75 on ADE20K and LVIS."""
-    metrics = ("AP", "AP50", "AP75")
-    panels = [(f"{name} (%)", 4, {f"{name} {metric}": metric for metric in metrics}) for name in ("ADE20K", "LVIS")]
-    return _table_chart(results, panels, f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}", "Table 4")
-
-
-def split(results: Results) -> Figure:
-    """Table 5: AP50 of trained-on (base) and never trained-on (target) classes."""
-    columns = {column: column.replace(" ", "\n") for column in TABLES[5].columns}
+def _split(results: Results) -> str:
     target, base = (study_mean(results, 5, "maskclip_split", f"generalized {group}") for group in ("target", "base"))
     reached = f"{target / base:.0%} of the trained ones' AP50" if base > 0 else "no measured share of the others' AP50"
-    return _table_chart(
-        results,
-        [("AP50 (%)", 5, columns)],
-        f"Classes never trained on reach {reached}",
-        "Table 5, message: generalized; pale: target classes",
-        pale=[name for name in columns.values() if "target" in name],
-    )
+    return f"Classes never trained on reach {reached} (generalized)"
 
 
-def ground_truth(results: Results) -> Figure | None:
-    """Table 7: what perfect masks would give."""
+def _ground_truth(results: Results) -> str | None:
     own, given = (study_mean(results, 7, method, "PQ") for method in ("maskclip", "maskclip_gt"))
-    if not given > 0:
-        return None
-    message = f"Ground-truth masks give {given / own:.1f} times the PQ" if own > 0 else "Ground-truth masks"
-    return _table_chart(results, [("%", 7, {"PQ": "PQ", "mIoU": "mIoU"})], message, "Table 7, A-150")
+    times = f"Ground-truth masks give {given / own:.1f} times the PQ" if own > 0 else "Ground-truth masks"
+    return times if given > 0 else None
 
 
-def ablations(results: Results) -> Figure | None:
-    """Tables 8 and 9: mask refinement, and the layers that carry RMA."""
+def _ablations(results: Results) -> str | None:
     gain = study_mean(results, 8, "maskclip", "PQ") - study_mean(results, 8, "wo_refinement", "PQ")
     layers = {m.label_in(9): mean for m in _methods(9) if (mean := study_mean(results, 9, m.id, "PQ")) > 0}
     if gain != gain and len(layers) < 2:
         return None
-    panels = [(f"Mask refinement, {quality} (%)", 8, _over_classes(quality)) for quality in ("PQ", "SQ")]
-    panels.append(("Layers that carry RMA, PQ (%)", 9, _over_classes("PQ")))
     best = max(layers, key=lambda label: layers[label], default="none")
     change = f"changes PQ by {gain:+.1f}" if abs(gain) >= 0.05 else "leaves PQ as it is"
-    message = f"Refinement {change}; of the layer sets, {best} comes first"
-    return _table_chart(results, panels, message, "Tables 8 and 9, A-150")
+    return f"Refinement {change}; of the layer sets, {best} comes first"
 
 
-def efficiency(results: Results) -> Figure:
+def efficiency(results: Results) -> Figure | None:
     """Table 6: FLOPs and time on a logarithmic scale."""
+    if results.efficiency.empty:
+        return None
     methods = _methods(6)
-    figure, panels = _panels(2, 3.8, sharey=True)
+    figure, panels = _panels(2, 3.8)
     for axes, column in zip(panels, ("TFLOPs", "seconds")):
         for y, method in enumerate(methods):
             value, printed = study_mean(results, 6, method.id, column), paper_number(6, method.id, column)
@@ -225,17 +185,16 @@ def efficiency(results: Results) -> Figure:
         axes.set_xlim(left / 2, right * 2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_title(f"{column}, {results.cost_model(TABLES[6].columns[column][1])} (logarithmic)")
-        _horizontal(axes, [method.label for method in methods])
+        _horizontal(axes, [method.label if axes is panels[0] else "" for method in methods])
     ratio = study_mean(results, 6, "clip_baseline", "seconds") / study_mean(results, 6, "wo_rma", "seconds")
     message = f"Mask tokens: {ratio:.3g} times the speed of one CLIP pass per mask"
-    _legend(figure)
     detail = "Table 6; the features of 100 masks of one image"
-    return _title(figure, message if ratio > 0 else "What 100 masks cost", detail)
+    return _title(figure, message if ratio > 0 else "What 100 masks cost", detail, [])
 
 
 def seed_spread(results: Results) -> Figure | None:
     """Every seed's PQ and mIoU, one line a seed: is the order of the methods the same each time?"""
-    if len(results.seeds) < 2:
+    if len(results.seeds) < 2 or not _measured(results, 3):
         return None
     figure, panels = _panels(2, 4.2)
     same = 0
@@ -257,166 +216,157 @@ def seed_spread(results: Results) -> Figure | None:
     return _title(figure, message, detail)
 
 
-def attributes(results: Results) -> Figure:
+def attributes(results: Results) -> Figure | None:
     """C18: words that differ in one attribute, told apart without having been trained on."""
-    table = results.attributes.groupby(["pair", "word", "seed"], sort=False, as_index=False).accuracy.mean()
+    if results.attributes.empty:
+        return None
+    table = results.attributes.rename(columns={"word": "group", "accuracy": "value"}).assign(row="maskclip")
+    table = table.groupby(["pair", "group", "row", "seed"], sort=False, as_index=False).mean(numeric_only=True)
     figure, (axes,) = _panels(1, 4.0)
-    values = table.rename(columns={"word": "group", "accuracy": "value"}).assign(row="maskclip")
-    _bars(axes, values, {"maskclip": METHODS["maskclip"].colour})
-    start = 0
-    for words in table.groupby("pair", sort=False).word.nunique():
+    _bars(axes, table, {"maskclip": METHODS["maskclip"].colour})
+    start, pairs = 0, table.groupby("pair", sort=False)
+    for words in pairs.group.nunique():
         axes.hlines(100 / words, start - 0.5, start + words - 0.5, color=_CHANCE, linestyle="--", zorder=4)
         start += words
     axes.set(ylim=(0, 100), ylabel="accuracy (%)")
-    right = table.groupby("pair").accuracy.mean().mean()
-    return _title(
-        figure,
-        f"{', '.join(table.pair.unique())}, never taught to MaskCLIP: {right:.0f} % right",
-        "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)",
-    )
+    message = f"{', '.join(table.pair.unique())}, never taught to MaskCLIP: {pairs.value.mean().mean():.0f} % right"
+    detail = "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)"
+    return _title(figure, message, detail)
 
 
-def training_curves(results: Results) -> Figure:
+def training_curves(results: Results) -> Figure | None:
     """The training loss of every trained network, smoothed: the visual encoders left, the proposal networks right."""
-    curves, parts = results.curves, {}
-    groups = {"visual encoder": METHODS, "proposal network": NETWORKS}
-    groups = {title: table for title, table in groups.items() if curves.method.isin(list(table)).any()}
-    figure, panels = _panels(len(groups), 4.3)
-    for axes, (group, table) in zip(panels, groups.items()):
-        for name in (name for name in table if name in set(curves.method)):
+    if results.curves.empty:
+        return None
+    curves, quarters = results.curves, {}
+    groups: dict[str, Mapping[str, Method | ProposalNetwork]] = {
+        title: {name: entry for name, entry in table.items() if name in set(curves.method)}
+        for title, table in (("visual encoder", METHODS), ("proposal network", NETWORKS))
+    }
+    figure, panels = _panels(len(shown := {title: table for title, table in groups.items() if table}), 4.3)
+    for axes, (title, table) in zip(panels, shown.items()):
+        for name, entry in table.items():
             runs = curves[curves.method == name].pivot_table(index="step", columns="seed", values="loss").dropna()
-            smooth, colour = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), table[name].colour
-            axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.15, lw=0)
-            label = getattr(table[name], "label", name)
-            axes.plot(smooth.index, smooth.mean(axis=1), color=colour, linewidth=2, label=label)
+            smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), getattr(entry, "label", name)
+            lowest, highest = smooth.min(axis=1), smooth.max(axis=1)
+            axes.fill_between(smooth.index, lowest, highest, color=entry.colour, alpha=0.15, lw=0)
+            axes.plot(smooth.index, smooth.mean(axis=1), color=entry.colour, linewidth=2, label=label)
             quarter = math.ceil(len(runs) / 4)  # single steps are too noisy to compare
-            parts[label] = runs.iloc[:quarter].mean(axis=None), runs.iloc[-quarter:].mean(axis=None)
-        axes.set(xlabel="step", ylabel="loss", title=group, ylim=(0, None))
+            quarters[label] = runs.iloc[:quarter].mean(axis=None), runs.iloc[-quarter:].mean(axis=None)
+        axes.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
         axes.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    shown, seeds = "MaskCLIP" if "MaskCLIP" in parts else next(iter(parts)), curves.seed.nunique()
-    first, last = parts[shown]
-    return _title(
-        figure,
-        f"Training {shown}: mean loss {first:.1f} in the first quarter, {last:.1f} in the last",
-        "encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed"
-        + (f"; mean of {seeds} seeds, band: their range" if seeds > 1 else ""),
-    )
+    of = "MaskCLIP" if "MaskCLIP" in quarters else next(iter(quarters))
+    message = "Training {}: mean loss {:.1f} in the first quarter, {:.1f} in the last".format(of, *quarters[of])
+    several = f"; mean of {n} seeds, band: their range" if (n := curves.seed.nunique()) > 1 else ""
+    return _title(figure, message, f"encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed{several}")
 
 
-def _quality_chart(panels: Mapping[str, pd.DataFrame]) -> Figure:
-    """A panel a title: the proposals' quality (0 to 1) by group of annotated segments."""
+def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -> Figure:
+    """The proposals' quality (0 to 1) by group of annotated segments; a panel for each value of one column."""
+    panels = list(table[panel].unique())
     figure, all_axes = _panels(len(panels), 4.0)
-    colours: dict[str, str] = {}
-    for axes, (title, table) in zip(all_axes, panels.items()):
-        own = {name: NETWORKS[name].colour for name in NETWORKS if name in set(table.source)}
-        order = table.assign(row=table.source).sort_values("group", key=lambda group: group.map(_GROUPS.index))
-        _bars(axes, order, own)
+    colours = {name: network.colour for name, network in NETWORKS.items() if name in set(table.source)}
+    ordered = table.rename(columns={"source": "row"}).sort_values("group", key=lambda group: group.map(_GROUPS.index))
+    for axes, title in zip(all_axes, panels):
+        _bars(axes, ordered[ordered[panel] == title], colours)
         axes.set(title=title, ylim=(0, 1))
-        colours |= own
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "alignment": "left"}
-    all_axes[-1].legend(handles=handles, title="proposals", **place)
-    return figure
+    all_axes[-1].legend(handles=handles, title="proposals", loc="upper left", bbox_to_anchor=(1.01, 1))
+    return _title(figure, message, detail)
 
 
 def proposal_quality(results: Results) -> Figure | None:
     """AR@100 and mean best IoU of the proposals for every group of ground-truth segments."""
-    table = results.proposal_quality[~results.proposal_quality.source.isin(_TWINS)]
-    if table.empty:
+    table = results.proposal_quality
+    if table.empty or (table := table[~table.source.isin(_TWINS)]).empty:
         return None
     dataset, source = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0], table.source.iloc[0]
     table = table[table.dataset == dataset].replace({"metric": {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}})
-    metrics = {str(metric): of_metric for metric, of_metric in table.groupby("metric", sort=False)}
-    message, first = "How good the proposals are", next(iter(metrics))
-    means = metrics[first][metrics[first].source == source].groupby("group").value.mean()
+    message, metric = "How good the proposals are", table.metric.iloc[0]
+    means = table[(table.metric == metric) & (table.source == source)].groupby("group").value.mean()
     if {"novel", "trained"} <= set(means.index):
-        message = (
-            f"Proposals, {first}: {means.novel:.2f} on categories never trained on, {means.trained:.2f} on trained ones"
-        )
-    return _title(_quality_chart(metrics), message, f"{source}; data set {dataset}; by group of annotated segments")
+        novel, trained = (f"{means[group]:.2f}" for group in ("novel", "trained"))
+        message = f"Proposals, {metric}: {novel} on categories never trained on, {trained} on trained ones"
+    return _quality_chart(table, "metric", message, f"{source}; data set {dataset}; by group of annotated segments")
 
 
 def class_supervision(results: Results) -> Figure | None:
     """AR@100 of one network trained with class supervision and without, from the same random weights."""
-    table = results.proposal_quality[results.proposal_quality.metric == "AR100"]
-    table = table[table.source.isin(_TWINS)]
-    if set(table.source) != set(_TWINS):
+    table = results.proposal_quality
+    if table.empty or not {*_TWINS} <= {*table.source}:
         return None
+    table = table[(table.metric == "AR100") & table.source.isin(_TWINS)].assign(panel="AR@100, " + table.dataset)
     differences = []
     for (dataset, group), values in table.groupby(["dataset", "group"], sort=False):
-        pairs = values.pivot_table(index="seed", columns="source", values="value")
-        mean, half = interval(pairs.class_agnostic - pairs.class_aware)
         if group in ("all", "novel"):
+            seeds = values.pivot_table(index="seed", columns="source", values="value")
+            mean, half = interval(seeds.class_agnostic - seeds.class_aware)
             differences.append(f"{dataset} {group} {mean:+.3f}" + (f" ± {half:.3f}" if half == half else ""))
-    figure = _quality_chart({f"AR@100, {name}": of_set for name, of_set in table.groupby("dataset", sort=False)})
     detail = f"class-agnostic minus class-aware, seed by seed: {', '.join(differences)}"
-    return _title(figure, "Masks learned without classes and with them", detail)
+    return _quality_chart(table, "panel", "Masks learned without classes and with them", detail)
 
 
 def comparisons(judgements: list[Judgement]) -> Figure | None:
     """Every difference the claims speak of, relative to its second side: the study's interval, the paper's diamond."""
-    shown = [
-        (judged.claim, outcome)
-        for judged in judgements
-        for outcome in judged.outcomes
-        if outcome.kind == "difference" and outcome.b
-    ]
+    pairs = [(judged.claim, outcome) for judged in judgements for outcome in judged.outcomes]
+    shown = [(claim, outcome, outcome.b) for claim, outcome in pairs if outcome.kind == "difference" and outcome.b]
     if not shown:
         return None
     figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.3 * len(shown)), layout="none")
     figure.subplots_adjust(left=0.3, right=0.99, top=0.995, bottom=0.8 / figure.get_size_inches()[1])
     beside, before = axes.get_yaxis_transform(), None
-    for y, (claim, outcome) in enumerate(shown):
+    for y, (claim, outcome, base) in enumerate(shown):
         if claim is not before:
             name = f"{claim.name}  {claim.columns[0] if len(claim.columns) == 1 else 'mIoU'}"
             axes.text(-0.42, y, name, transform=beside, va="center", fontsize=11.5, fontweight="bold")
             axes.plot([-0.42, 1], [y - 0.5] * 2, transform=beside, color=GRID, clip_on=False)
             before = claim
-        scale = 100 / outcome.b
-        style = {"fmt": "o", "markersize": 7, "elinewidth": 2.4, "zorder": 4, "color": _STATES[outcome.state]}
-        axes.errorbar(outcome.value * scale, y, xerr=np.nan_to_num(outcome.high - outcome.value) * scale, **style)
+        mean, half = 100 * outcome.value / base, np.nan_to_num(100 * (outcome.high - outcome.value) / base)
+        axes.errorbar(mean, y, xerr=half, fmt="o", markersize=7, elinewidth=2.4, color=_STATES[outcome.state], zorder=4)
         if outcome.paper_a and outcome.paper_b:
             _diamond(axes, (outcome.paper_a / outcome.paper_b - 1) * 100, y, zorder=3)
-    _horizontal(axes, [outcome.label for _, outcome in shown])
+    _horizontal(axes, [outcome.label for _, outcome, _ in shown])
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("symlog", linthresh=20)
     left, right = axes.get_xlim()
     ticks = [t for t in (-100, -50, -20, -10, 0, 10, 20, 50, 200, 1000) if left <= t <= right]
     axes.set_xticks(ticks, [f"{tick:+d} %" if tick else "0" for tick in ticks])
     axes.set_xlabel("first over second, relative (linear within ±20 %, logarithmic beyond)")
-    holds, single = sum(outcome.state == "holds" for _, outcome in shown), max(o.seeds for _, o in shown) == 1
-    _legend(figure, *(Line2D([], [], marker="o", linestyle="", color=c, label=s) for s, c in _STATES.items()))
-    several = "; one seed" if single else ", with its 95 % interval over seeds"
-    return _title(
-        figure,
-        f"{holds} of {len(shown)} comparisons come out as the paper says",
-        f"every difference behind C1 to C8 and C14 to C17{several}",
-    )
+    message = f"{sum(o.state == 'holds' for _, o, _ in shown)} of {len(shown)} comparisons come out as the paper says"
+    several = ", with its 95 % interval over seeds" if max(o.seeds for _, o, _ in shown) > 1 else "; one seed"
+    handles = [Line2D([], [], marker="o", linestyle="", color=c, label=state) for state, c in _STATES.items()]
+    return _title(figure, message, f"every difference behind C1 to C8 and C14 to C17{several}", handles)
 
 
-# name -> how to draw it, what it needs (a table's number or a frame of Results), its caption
-FIGURES: dict[str, tuple[Callable[[Results], Figure | None], int | str, str]] = {
-    "table2_semantic": (semantic, 2, "Semantic segmentation (Table 2)."),
-    "table3_panoptic": (panoptic, 3, "Panoptic, segmentation and recognition quality (Table 3)."),
-    "table4_instance": (instance, 4, "Instance segmentation across data sets (Table 4)."),
-    "table5_split": (split, 5, "Instance segmentation on the COCO split (Table 5)."),
-    "table6_efficiency": (efficiency, 6, "What the features of 100 masks cost (Table 6)."),
-    "table7_ground_truth": (ground_truth, 7, "Ground-truth masks as proposals (Table 7)."),
-    "tables8_9_ablations": (ablations, 8, "Mask refinement (Table 8) and RMA layers (Table 9)."),
-    "seeds": (seed_spread, 3, "The spread over seeds."),
-    "attributes": (attributes, "attributes", "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
-    "training_curves": (training_curves, "curves", "Training of both stages."),
-    "proposal_quality": (proposal_quality, "proposal_quality", "Quality of the proposals, named by nobody yet."),
-    "class_supervision": (class_supervision, "proposal_quality", "What class labels do to the masks (Sec. 3.1)."),
+# name -> the tables it draws, and its message (None: there is nothing to see)
+TABLE_CHARTS: dict[str, tuple[tuple[int, ...], Callable[[Results], str | None]]] = {
+    "table2_semantic": ((2,), _semantic),
+    "table3_panoptic": ((3,), lambda results: f"Panoptic quality: {_versus(results, 3, 'PQ')}"),
+    "table4_instance": ((4,), lambda results: f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}"),
+    "table5_split": ((5,), _split),
+    "table7_ground_truth": ((7,), _ground_truth),
+    "tables8_9_ablations": ((8, 9), _ablations),
+}
+# name -> how to draw it (None: its results are missing), its caption
+CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
+    "table6_efficiency": (efficiency, f"Table 6. {TABLES[6].title}."),
+    "seeds": (seed_spread, "The spread over seeds."),
+    "attributes": (attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
+    "training_curves": (training_curves, "Training of both stages."),
+    "proposal_quality": (proposal_quality, "Quality of the proposals."),
+    "class_supervision": (class_supervision, "What class labels do to the masks (Sec. 3.1)."),
 }
 
 
-def _measured(results: Results, need: int | str) -> bool:
-    """Whether there is anything of a table (its number) or of one of Results' frames (its name)."""
-    if isinstance(need, str):
-        return not getattr(results, need).empty
-    cells = ((method.id, column) for method in _methods(need) for column in TABLES[need].columns)
-    return any(len(study_values(results, need, *cell)) for cell in cells)
+def _draw(results: Results, judgements: list[Judgement]) -> Iterator[tuple[str, Figure | None, str]]:
+    """Name, chart and caption."""
+    yield "claims", comparisons(judgements), "The comparisons behind the claims."
+    for name, (numbers, say) in TABLE_CHARTS.items():
+        message = say(results) if any(_measured(results, number) for number in numbers) else None
+        caption = " ".join(f"Table {number}. {TABLES[number].title}." for number in numbers)
+        yield name, _table_chart(numbers, message, results) if message else None, caption
+    for name, (draw, caption) in CHARTS.items():
+        yield name, draw(results), caption
 
 
 def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
@@ -424,10 +374,7 @@ def draw_figures(results: Results, judgements: list[Judgement], folder: Path) ->
     drawn = {}
     with plt.rc_context():  # the report's look is the report's alone
         set_style()
-        charts = {"claims": (comparisons(judgements), "The comparisons behind the claims.")}
-        for name, (draw, need, caption) in FIGURES.items():
-            charts[name] = (draw(results) if _measured(results, need) else None), caption
-        for name, (figure, caption) in charts.items():
+        for name, figure, caption in _draw(results, judgements):
             path = folder / f"{name}.png"
             if figure is None:  # a chart of former results would be shown as if it were of these
                 path.unlink(missing_ok=True)

@@ -40,7 +40,6 @@ def render_page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    verdicts = [j.verdict for j in judgements]
     return environment.get_template("report.html").render(
         results=results,
         tables=tables,
@@ -48,7 +47,7 @@ def render_page(
         figures=figures,
         embed=embed_picture,
         rule=claims.RULE,
-        counts={v: verdicts.count(v) for v in (claims.AGREES, claims.UNDECIDED, claims.DISAGREES)},
+        counts=claims.count_verdicts(judgements),
         headlines=headlines(results),
         facts=run_facts(results),
         times=results.times.to_dict("records"),
@@ -88,7 +87,7 @@ def headlines(results: Results) -> list[dict[str, str]]:
 
 def run_facts(results: Results) -> dict[str, str]:
     """What ran: profile, seeds, versions, machine, commit."""
-    versions = {"python": platform.python_version()} | {p: v for p in _PACKAGES if (v := _version(p))}
+    versions = {"python": platform.python_version()} | {package: metadata.version(package) for package in _PACKAGES}
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     facts = {
         "profile": results.profile,
@@ -97,13 +96,6 @@ def run_facts(results: Results) -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{gpu}",
     }
     return facts | ({"commit": commit} if (commit := _commit()) else {})
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

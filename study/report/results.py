@@ -23,7 +23,7 @@ _COLUMNS = {
     "attributes": ["pair", "word", "accuracy"],
     "times": ["seconds", "peak_gb"],
 }
-_OF = {"scores": "method", "curves": "method", "proposal_quality": "source"}  # the column of methods or networks
+_NAMES = {"scores": "method", "curves": "method", "proposal_quality": "source"}  # the column of methods or networks
 _TEXT = {"method", "dataset", "metric", "profile"}  # columns whose cells are never empty in a whole file
 # One data set read in several ways is one data set in the paper's tables.
 _SAME_DATASET = {"a150_semantic": "a150", "a150_instances": "a150"}
@@ -106,15 +106,7 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
     found: dict[str, list[pd.DataFrame]] = {kind: [] for kind in _COLUMNS}
     for path in (path for folder in folders for path in _csv_files(folder)):
         kind = next((k for k in _COLUMNS if path.stem == k or path.stem.startswith(f"{k}_")), "scores")
-        table = _read_csv(path, kind)
-        if "seed" not in table and path.parent != root:
-            table["seed"] = int(path.parent.name)
-        if kind == "curves":
-            table["method"] = path.stem.removeprefix("curves_")
-        for name in table[_OF[kind]].unique() if kind in _OF else ():
-            if name not in METHODS and name not in NETWORKS:
-                raise ValueError(f"{path}: study/methods.py has no {name!r}; add it there, or delete the file")
-        found[kind].append(table)
+        found[kind].append(_read_csv(path, kind))
     for path in _csv_files(root.parent.parent / "runs" / root.name / "times"):
         seed, _, stage = path.stem.partition("-")  # <seed>-<stage>, or <stage> where no seed matters
         if seeds is None or not seed.isdigit() or int(seed) in seeds:
@@ -145,8 +137,15 @@ def _read_csv(path: Path, kind: str) -> pd.DataFrame:
         raise ValueError(f"{path} is empty or cut off; delete it and run its stage again") from None
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"{path} lacks the column {missing[0]!r} (it needs {', '.join(columns)}); run its stage again")
+    if kind == "curves":
+        table["method"] = path.stem.removeprefix("curves_")
+    if "seed" not in table and path.parent.name.isdigit():
+        table["seed"] = int(path.parent.name)
     if table[sorted(_TEXT & set(columns))].isna().any(axis=None):
         raise ValueError(f"{path} is cut off: a row ends too soon; delete it and run its stage again")
+    names = set(table[_NAMES[kind]]) if kind in _NAMES else set()
+    if unknown := names - {*METHODS, *NETWORKS}:
+        raise ValueError(f"{path}: study/methods.py has no {min(unknown)!r}; add it there, or delete the file")
     return table
 
 

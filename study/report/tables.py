@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
@@ -32,6 +32,7 @@ class TableSpec:
     digits: int = 1
     contest: bool = True
     remark: str = ""
+    panels: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def read_data(name: str) -> str:
@@ -202,8 +203,8 @@ def to_latex(table: Table) -> str:
 
     frame, numbers = table.frame, len(table.spec.columns)
     texts = frame.map(cell).rename(columns=latex_escape)
-    new = frame.Method.ne(frame.Method.shift()) & (frame.index > 0)  # a little space before each method
-    texts["Method"] = texts.Method.where(~new, r"\addlinespace[2pt] " + texts.Method)
+    spaced = (frame.Numbers == "paper") & (frame.index > 0)  # a little space before each method
+    texts["Method"] = texts.Method.mask(spaced, r"\addlinespace[2pt] " + texts.Method)
     latex = texts.style.hide(axis="index").to_latex(
         position="t",
         position_float="centering",
