@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maskclip.data.masks import decode
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -19,6 +18,7 @@ from maskclip.data import (
     open_semantic_folder,
     read_image,
 )
+from maskclip.data.masks import decode
 
 H, W = 12, 16
 
@@ -84,6 +84,44 @@ def test_a_listed_segment_that_no_pixel_shows_is_hidden(tmp_path):
     assert [segment.area for segment in sample.segments] == [90, 120] and sample.hidden == [1]
 
 
+def test_areas_that_the_mask_denies(tmp_path):
+    """Left from before the mask was resized, or the boxes'; ADE20K's count what is hidden, but never all of it."""
+    folder = panoptic_folder(tmp_path)
+    content = json.loads((folder / "panoptic_examples.json").read_text())
+    mask = folder / "panoptic_examples" / "a.png"
+    pixels = np.asarray(Image.open(mask)).copy()
+    pixels[2:4, 3:6], pixels[3, 3] = (9, 0, 0), pixels[0, 1]
+    Image.fromarray(pixels).save(mask)
+    segments = content["annotations"][0]["segments_info"]
+    segments.append({"id": 9, "category_id": 200, "iscrowd": 0, "area": 5})
+    for areas, message in [
+        ([85, 90, 5], ""),
+        ([90, 90, 5], ""),  # a part of the first is hidden
+        ([90, 90, 6], "the areas are those of the segments' boxes, not of the segments"),
+        ([90, 90, 4], "segment 9 has the area 4, but 5 pixels"),
+        ([90, 193, 5], "segment 70000 has the area 193, but 90 pixels of 192"),
+    ]:
+        for segment, area in zip(segments, areas, strict=True):
+            segment["area"] = area
+        save_json(folder / "panoptic_examples.json", content)
+        dataset = open_coco_sample(folder)
+        if not message:
+            assert [segment.area for segment in dataset[0].segments] == areas
+        else:
+            with pytest.raises(ValueError, match=f"image 5: {message} .*in .*a.png; take both files from the same"):
+                dataset.annotation(5)
+    content["images"][0]["width"] = 32
+    save_json(folder / "panoptic_examples.json", content)
+    with pytest.raises(ValueError, match=r"image 5 is \(12, 32\), .*a.png \(12, 16\) .* make both alike"):
+        open_coco_sample(folder).annotation(5)
+
+
+def test_a_picture_is_not_decoded_for_its_annotation(tmp_path):
+    folder = panoptic_folder(tmp_path)
+    (folder / "input_images" / "a.png").unlink()
+    assert open_coco_sample(folder).annotation(5).size == (H, W)
+
+
 def test_a_limit_cuts_every_annotation_to_the_same_pictures(tmp_path):
     """COCO's panoptic and instance files list the same pictures in other orders."""
     names = {3: "c.png", 1: "a.png", 2: "b.png"}
@@ -99,7 +137,9 @@ def test_a_limit_cuts_every_annotation_to_the_same_pictures(tmp_path):
 
 def test_panoptic_errors_name_file_and_remedy(tmp_path):
     folder = panoptic_folder(tmp_path / "unknown", category_id=9)
-    with pytest.raises(ValueError, match=r"panoptic_examples.json, image 5: the category_id 9 of annotation 70000 is not listed"):
+    with pytest.raises(
+        ValueError, match=r"panoptic_examples.json, image 5: the category_id 9 of annotation 70000 is not listed"
+    ):
         open_coco_sample(folder)
 
     folder = panoptic_folder(tmp_path / "size")
@@ -229,11 +269,23 @@ def test_lvis_pictures_are_found_by_coco_address(tmp_path):
         ({"segmentation": None}, r"i.json: annotations\[0\].segmentation is None, but it must be polygons"),
         ({"segmentation": ...}, r"i.json: annotations\[0\].segmentation is missing"),
         ({"segmentation": {"size": [H, W], "counts": 5}}, r"segmentation is {.*, but it must be .* a run-length code"),
-        ({"segmentation": {"size": [4, 4], "counts": [0, 16]}}, r"annotation 1 cannot be a mask \(it is coded for 4 x 4 pixels in runs of 16"),
-        ({"segmentation": {"size": [H, W], "counts": [10, 5]}}, r"annotation 1 .* in runs of 15, the image has \(12, 16\)"),
+        (
+            {"segmentation": {"size": [4, 4], "counts": [0, 16]}},
+            r"annotation 1 cannot be a mask \(it is coded for 4 x 4 pixels in runs of 16",
+        ),
+        (
+            {"segmentation": {"size": [H, W], "counts": [10, 5]}},
+            r"annotation 1 .* in runs of 15, the image has \(12, 16\)",
+        ),
         ({"segmentation": {"size": [H, W], "counts": ":5"}}, r"annotation 1 .* in runs of 15, the image"),
-        ({"segmentation": {"size": [H, W], "counts": [-8, 200]}}, r"annotations\[0\].segmentation is {.* a run-length code"),
-        ({"segmentation": {"size": [H, W], "counts": [0, 192.0]}}, r"annotations\[0\].segmentation is {.* a run-length code"),
+        (
+            {"segmentation": {"size": [H, W], "counts": [-8, 200]}},
+            r"annotations\[0\].segmentation is {.* a run-length code",
+        ),
+        (
+            {"segmentation": {"size": [H, W], "counts": [0, 192.0]}},
+            r"annotations\[0\].segmentation is {.* a run-length code",
+        ),
         ({"segmentation": {"size": [H, W], "counts": "5P"}}, r"it is cut off"),
         ({"segmentation": {"size": [H, W], "counts": "5 6"}}, r"annotation 1 .*a character that is none of the code"),
         ({"segmentation": [[0, 0, 4, 0, 4, float("nan")]]}, r"segmentation is \[\[.* near the picture"),
@@ -258,7 +310,9 @@ def test_instance_errors(tmp_path, annotation, message):
         open_coco_instances(instances_file(tmp_path / "i.json", []), tmp_path, only=["dog"])
     with pytest.raises(ValueError, match=r"i.json: annotations\[0\] is 'cup', but it must be an object"):
         open_coco_instances(instances_file(tmp_path / "i.json", ["cup"]), tmp_path)
-    with pytest.raises(ValueError, match=r"i.json: images\[0\].height is '12', but it must be a whole number of pixels"):
+    with pytest.raises(
+        ValueError, match=r"i.json: images\[0\].height is '12', but it must be a whole number of pixels"
+    ):
         open_coco_instances(instances_file(tmp_path / "i.json", [], height="12"), tmp_path)
 
 
@@ -302,7 +356,9 @@ def test_semantic_palette_and_colour_maps(tmp_path):
     sample = open_semantic_folder(tmp_path / "i", tmp_path / "l", ["a", "b", "c"])[0]
     np.testing.assert_array_equal(sample.semantic, np.arange(H * W).reshape(H, W) % 3)
     picture(tmp_path / "l" / "a.png")
-    with pytest.raises(ValueError, match=r"a.png cannot be read as a semantic map \(its mode is RGB, but it must have one channel"):
+    with pytest.raises(
+        ValueError, match=r"a.png cannot be read as a semantic map \(its mode is RGB, but it must have one channel"
+    ):
         open_semantic_folder(tmp_path / "i", tmp_path / "l", ["a", "b", "c"])[0]
 
 
@@ -353,6 +409,12 @@ def test_category_lists(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             open_categories(save_json(tmp_path / "c.json", broken))
+    for wrong in ("1: wall", "0:invalid_class_id", "2\twall", "7;wall"):
+        lines.write_text(f"{wrong}\nsky")
+        with pytest.raises(ValueError, match=r"names.txt: the line '.*' has a number; list names alone"):
+            open_categories(lines)
+    lines.write_text("7-up bottle\n4 wheeler")
+    assert [c.name for c in open_categories(lines)] == ["7-up bottle", "4 wheeler"]
     lines.write_bytes("\ufeffmur\nforêt".encode())
     assert [c.name for c in open_categories(lines)] == ["mur", "forêt"]
     lines.write_bytes("forêt".encode("latin-1"))
@@ -368,9 +430,15 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path):
     grey = np.linspace(0, 255, H * W).round().astype(np.uint8).reshape(H, W)
     rgb = np.stack([grey, grey.T.reshape(H, W), 255 - grey], -1)
     palette = Image.fromarray(rgb).quantize(256)
+    twelve = np.rint(grey * (16 * 255 / 4095))  # whose white is 4095
     cases = {
         "grey.png": (Image.fromarray(grey), np.repeat(grey[..., None], 3, 2)),
         "grey16.png": (Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, 2)),
+        "grey12.png": (
+            Image.fromarray(grey.astype(np.uint16) * 16),
+            np.repeat((grey * (4080 / 4095)).round()[..., None], 3, 2),
+        ),
+        "grey32.tif": (Image.fromarray(grey.astype(np.int32)), np.repeat(grey[..., None], 3, 2)),
         "grey16.tif": (Image.fromarray(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, 2)),
         "two.png": (Image.fromarray(grey > 99), np.repeat(((grey > 99) * 255)[..., None], 3, 2)),
         "rgb.png": (Image.fromarray(rgb), rgb),
@@ -413,6 +481,13 @@ def test_fingerprint_changes_with_every_file(tmp_path):
     before = open_coco_sample(folder).fingerprint()
     assert before == open_coco_sample(folder).fingerprint()
     seen = {before}
+    head = (folder / "input_images" / "a.png").read_bytes()
+    picture(folder / "input_images" / "a.png", size=(300, 300))
+    turned = Image.Exif()
+    for turned[0x0112] in (1, 6):  # set right in place: neither the length nor the end changes
+        Image.effect_noise((300, 300), 50).save(folder / "input_images" / "a.png", exif=turned)
+        seen.add(open_coco_sample(folder).fingerprint())
+    (folder / "input_images" / "a.png").write_bytes(head)
     picture(folder / "input_images" / "a.png", compress_level=0)
     seen.add(open_coco_sample(folder).fingerprint())
     mask = folder / "panoptic_examples" / "a.png"
@@ -424,7 +499,7 @@ def test_fingerprint_changes_with_every_file(tmp_path):
     dataset = open_coco_sample(folder)
     seen.add(dataset.fingerprint())
     seen.add(dataset.subset([]).fingerprint())
-    assert len(seen) == 5
+    assert len(seen) == 7
     mask.unlink()
     with pytest.raises(FileNotFoundError, match=r"a.png of data set"):
         dataset.fingerprint()

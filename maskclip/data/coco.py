@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from maskclip.data import schema
 from maskclip.data.images import read_image, read_panoptic_ids
@@ -77,7 +78,17 @@ def _segments(
         segment = Segment(category, ids == info["id"], crowd, categories[category].isthing, area)
         annotation.semantic[segment.mask] = category  # type: ignore[index]
         annotation.segments.append(segment)
+    if _areas_of_boxes(annotation.segments):
+        raise ValueError("the areas are those of the segments' boxes, not of the segments")
     return annotation
+
+
+def _areas_of_boxes(segments: list[Segment]) -> bool:
+    """Whether all areas are those of boxes around what is shown, of which some show less; ADE20K's never all are."""
+    if len(segments) < 3 or all(s.area is None or s.area == s.mask.sum() for s in segments):
+        return False
+    code = coco_mask.encode(np.asfortranarray(np.stack([s.mask for s in segments], -1), np.uint8))
+    return [s.area for s in segments] == coco_mask.toBbox(code)[:, 2:].prod(1).tolist()
 
 
 def open_coco_sample(folder: str | Path, *, limit: int | None = None) -> Dataset:
