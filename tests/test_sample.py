@@ -117,7 +117,7 @@ def test_things_become_instances(tmp_path):
         ({"images": [{"id": "../../escape", "file_name": "a.jpg"}]}, "without slashes"),
         (
             {"annotations": [{"image_id": 142238, "file_name": "a", "segments_info": [{"id": 1}]}]},
-            "category_id is miss",
+            "no category_id",
         ),
     ],
 )
