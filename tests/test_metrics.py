@@ -201,6 +201,15 @@ def test_lvis_ap_equals_the_lvis_package():
     assert average_precision(dataset, results)["AP"] < expected["AP"]  # COCO's rules punish what nobody checked
 
 
+def test_lvis_rules_hold_for_all_images_or_none():
+    """One image without neg_category_ids would have all others scored by COCO's rules."""
+    dataset = open_coco_instances(GOLDEN / "lvis" / "lvis_gt.json", GOLDEN / "lvis")
+    image = dataset.instances["images"][1]
+    del image["neg_category_ids"]
+    with pytest.raises(ValueError, match=rf"lvis_gt.json: image {image['id']} lacks the neg_category_ids"):
+        average_precision(dataset, [])
+
+
 def test_lvis_keeps_300_results_an_image():
     folder = GOLDEN / "lvis"
     dataset = open_coco_instances(folder / "lvis_gt.json", folder)

@@ -117,7 +117,10 @@ def test_things_become_instances(tmp_path):
         (None, "photos is no folder"),
         ({"annotations": []}, "panoptic_examples.json annotates no picture"),
         ({"images": [{"id": "../../escape", "file_name": "a.jpg"}]}, "without slashes"),
-        ({"annotations": [{"image_id": 142238, "file_name": "a", "segments_info": [{"id": 1}]}]}, "no category_id"),
+        (
+            {"annotations": [{"image_id": 142238, "file_name": "a", "segments_info": [{"id": 1}]}]},
+            "no category_id",
+        ),
     ],
 )
 def test_a_broken_folder_is_one_sentence(tmp_path, tiny_run, monkeypatch, change, message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maskclip.data.coco import open_coco_instances, open_coco_panoptic, open_coco_sample
-from maskclip.data.datasets import DATASETS, DatasetEntry, open_dataset, read_split, same_pictures, tests_on
+from maskclip.data.datasets import DATASETS, DatasetEntry, open_dataset, read_split, same_pictures, scored_on
 from maskclip.data.images import read_image, write_panoptic_ids
 from maskclip.data.semantic import open_categories, open_semantic_folder
 from maskclip.data.types import Annotation, Category, Dataset, Sample, Segment
@@ -25,6 +25,6 @@ __all__ = [
     "read_image",
     "read_split",
     "same_pictures",
-    "tests_on",
+    "scored_on",
     "write_panoptic_ids",
 ]

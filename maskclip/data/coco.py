@@ -6,11 +6,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
-from maskclip.data import schema
+from maskclip.data.annotations import (
+    IMAGE,
+    INSTANCE,
+    NAMES,
+    PANOPTIC,
+    SEGMENT,
+    TEXT,
+    Rule,
+    check,
+    check_listed,
+    index_by,
+    read_categories,
+    read_json,
+)
 from maskclip.data.images import read_image, read_panoptic_ids
 from maskclip.data.masks import decode
 from maskclip.data.types import Annotation, Category, Dataset, Segment
@@ -26,13 +39,14 @@ def open_coco_panoptic(
     JSON may be wholly hidden in the PNG, as ADE20K's stuff is under things.
     """
     json_path, masks, images = Path(json_path), Path(masks), Path(images)
-    content, categories, infos = _open(json_path, schema.PanopticFile)
-    entries = schema.index_by(content["annotations"], "image_id", json_path)
+    content, categories, infos = _open(json_path, PANOPTIC, "the annotation of image", "image_id")
+    entries = index_by(content["annotations"], "image_id", json_path)
     known = {category.id for category in categories}
     for image_id, entry in entries.items():
         where = f"{json_path}, image {image_id}"
-        schema.check_listed(entry["segments_info"], "category_id", known, where)
-        schema.index_by(entry["segments_info"], "id", where)
+        check(entry["segments_info"], SEGMENT, where, "segment")
+        check_listed(entry["segments_info"], "category_id", known, where)
+        index_by(entry["segments_info"], "id", where)
 
     def files(image_id: int | str) -> list[Path]:
         return [images / _picture_names(infos[image_id])[0], masks / entries[image_id]["file_name"]]
@@ -57,7 +71,7 @@ def open_coco_panoptic(
 def _segments(
     image_id: int | str,
     ids: np.ndarray,
-    infos: list[schema.SegmentEntry],
+    infos: list[dict],
     categories: list[Category],
 ) -> Annotation:
     """The segments that a map of ids [H, W] shows, and the classes of those that it hides."""
@@ -77,7 +91,17 @@ def _segments(
         segment = Segment(category, ids == info["id"], crowd, categories[category].isthing, area)
         annotation.semantic[segment.mask] = category  # type: ignore[index]
         annotation.segments.append(segment)
+    if _areas_of_boxes(annotation.segments):
+        raise ValueError("the areas are those of the segments' boxes, not of the segments")
     return annotation
+
+
+def _areas_of_boxes(segments: list[Segment]) -> bool:
+    """Whether all areas are those of boxes around what is shown, of which some show less; ADE20K's never all are."""
+    if len(segments) < 3 or all(s.area is None or s.area == s.mask.sum() for s in segments):
+        return False
+    code = coco_mask.encode(np.asfortranarray(np.stack([s.mask for s in segments], -1), np.uint8))
+    return [s.area for s in segments] == coco_mask.toBbox(code)[:, 2:].prod(1).tolist()
 
 
 def open_coco_sample(folder: str | Path, *, limit: int | None = None) -> Dataset:
@@ -111,8 +135,8 @@ def open_coco_instances(
     images with at least one annotation of the categories kept, as the COCO base/target split is trained on.
     """
     json_path, images = Path(json_path), Path(images)
-    content, categories, infos = _open(json_path, schema.InstanceFile)
-    schema.check_listed(content["annotations"], "category_id", {category.id for category in categories}, json_path)
+    content, categories, infos = _open(json_path, INSTANCE, "annotation")
+    check_listed(content["annotations"], "category_id", {category.id for category in categories}, json_path)
     names = None if split is None else read_split_file(split)
     if names is not None:
         only = [category for group in only or names for category in names[group]]
@@ -147,24 +171,31 @@ def open_coco_instances(
 
 def read_split_file(path: str | Path) -> dict[str, list[str]]:
     """The names of a base/target split from its JSON, {"base": [names], "target": [names]}."""
-    split = schema.read_json(Path(path), schema.SplitFile)
+    split = read_json(path)
+    check([split], {"base": NAMES, "target": NAMES}, path, "split")
     if both := sorted(set(split["base"]) & set(split["target"])):
         raise ValueError(f"{path}: {both[0]!r} is a base and a target name; no name may be in both.")
     return split
 
 
-def _open(path: Path, kind: Any) -> tuple[Any, list[Category], dict[int | str, schema.ImageEntry]]:
-    """A file's content, its categories, and its images by their ids."""
-    content = schema.read_json(path, kind)
-    infos = schema.index_by(content["images"], "id", path)
-    for image_id, info in infos.items():
-        if not _picture_names(info):
-            raise ValueError(f"{path}: image {image_id!r} has no file_name and no coco_url; add one.")
-    schema.check_listed(content["annotations"], "image_id", infos, path)
-    return content, schema.read_categories(content["categories"], path), infos
+def _open(path: Path, rules: dict[str, Rule], what: str, key: str = "id") -> tuple[dict, list[Category], dict]:
+    """A file's content, its categories, and its images by their ids; its annotations follow the rules."""
+    content = read_json(path)
+    for part in ("categories", "images", "annotations"):
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise ValueError(f"{path} has no list {part!r}; it is not a COCO-style annotation file of this kind.")
+    categories = read_categories(content["categories"], path)
+    check(content["images"], IMAGE, path, "image")
+    check(
+        [i for i in content["images"] if "file_name" not in i], {"coco_url": TEXT}, path, "without a file_name, image"
+    )
+    infos = index_by(content["images"], "id", path)
+    check(content["annotations"], rules, path, what, key)
+    check_listed(content["annotations"], "image_id", infos, path)
+    return content, categories, infos
 
 
-def _picture_names(info: schema.ImageEntry) -> list[str]:
+def _picture_names(info: dict) -> list[str]:
     """Where a picture may lie in its folder; LVIS has only COCO's address, .../val2017/000000000139.jpg."""
     parts = info.get("coco_url", "").split("/")
     names = [info.get("file_name", ""), parts[-1], "/".join(parts[-2:])]

@@ -136,7 +136,7 @@ def find_entry(name: str) -> DatasetEntry:
     return entry
 
 
-def tests_on(pictures: str) -> list[DatasetEntry]:
+def scored_on(pictures: str) -> list[DatasetEntry]:
     """The entries that score what is done with the pictures of this data set.
 
     Raises:

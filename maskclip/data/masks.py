@@ -8,31 +8,45 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskclip.data.schema import InstanceEntry
+FARTHEST = 1e5  # pycocotools' memory grows with the length of a polygon's sides
 
 
-def decode(entry: InstanceEntry, size: tuple[int, int], json_path: Path) -> np.ndarray:
+def decode(annotation: dict, size: tuple[int, int], json_path: Path) -> np.ndarray:
     """The mask of one annotation, bool [H, W], from polygons, plain or compressed run-length code.
 
-    Raises:
-        ValueError: a polygon has no three points or an odd number of values, or a code does not fill the image (H, W),
-            whose rest pycocotools would leave to chance; the sentence names file and annotation.
+    Raises ValueError naming file and annotation; pycocotools would leave what a code does not reach to chance.
     """
-    code: Any = entry["segmentation"]
+    code = annotation.get("segmentation")
     try:
-        if isinstance(code, list):  # two points are let pass beside a whole polygon: they cover nothing
-            if any(len(polygon) % 2 for polygon in code) or max(map(len, code), default=0) < 6:
-                raise ValueError("a polygon needs three points, x, y, x, y, x, y")
+        if isinstance(code, list):
+            _check_polygons(code)
         else:
-            runs = code["counts"] if isinstance(code["counts"], list) else run_lengths(code["counts"]).tolist()
-            if tuple(code["size"]) != size or sum(runs) != size[0] * size[1] or min(runs) < 0:
-                coded = " x ".join(map(str, code["size"]))
-                raise ValueError(f"it is coded for {coded} pixels in runs of {sum(runs)}, the image has {size}")
+            _check_runs(code, size)
         return coco_mask.decode(run_length_code(code, size)).astype(bool)
     except Exception as error:  # pycocotools raises bare Exceptions
         raise ValueError(
-            f"{json_path}: the segmentation of annotation {entry.get('id')} cannot be a mask ({error}); correct it."
+            f"{json_path}: the segmentation of annotation {annotation.get('id')} is neither polygons nor a run-length "
+            f"code of its image ({error}); correct it."
         ) from error
+
+
+def _check_polygons(polygons: list) -> None:
+    """Two points are let pass beside a whole polygon: they cover nothing."""
+    for polygon in polygons:
+        values = np.asarray(polygon)
+        if values.ndim != 1 or values.dtype.kind not in "iuf" or values.size % 2 or not (abs(values) < FARTHEST).all():
+            raise ValueError("a polygon must be a list of numbers x, y, x, y, ... near the picture")
+    if not any(len(polygon) >= 6 for polygon in polygons):
+        raise ValueError("a polygon needs three points")
+
+
+def _check_runs(code: Any, size: tuple[int, int]) -> None:
+    runs = code["counts"] if isinstance(code["counts"], list) else run_lengths(code["counts"]).tolist()
+    if not all(type(run) is int and run >= 0 for run in runs):
+        raise ValueError("its runs must be whole numbers from 0")
+    if tuple(code["size"]) != size or sum(runs) != size[0] * size[1]:
+        coded = " x ".join(map(str, code["size"]))
+        raise ValueError(f"coded for {coded} pixels in runs of {sum(runs)} in all, but {size[0]} x {size[1]} large")
 
 
 def run_length_code(code: Any, size: tuple[int, int]) -> dict:
@@ -42,10 +56,10 @@ def run_length_code(code: Any, size: tuple[int, int]) -> dict:
     return coco_mask.frPyObjects(code, *size) if isinstance(code["counts"], list) else code
 
 
-def run_lengths(code: str) -> np.ndarray:
+def run_lengths(code: str | bytes) -> np.ndarray:
     """The runs of COCO's compressed code: six bits a character from "0" on, of which 32 says that the number goes on,
     16 of its last character that it is negative; from the fourth, a run is given less the one two before."""
-    digits = np.frombuffer(code.encode(), np.uint8).astype(np.int64) - 48
+    digits = np.frombuffer(code.encode() if isinstance(code, str) else code, np.uint8).astype(np.int64) - 48
     if not digits.size or digits.min() < 0 or digits.max() > 63:
         raise ValueError("it has a character that is none of the code")
     last = digits & 32 == 0

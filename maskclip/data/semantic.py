@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from maskclip.data.annotations import read_categories, read_json
 from maskclip.data.images import read_image, read_labels
-from maskclip.data.schema import CategoryEntry, read_categories, read_json
 from maskclip.data.types import Annotation, Category, Dataset
 
 PICTURES = {".jpg", ".jpeg", ".png"}
@@ -85,7 +85,10 @@ def open_categories(source: str | Path | list[str] | list[Category]) -> list[Cat
     if isinstance(source, list):
         return [c if isinstance(c, Category) else Category(i, str(c), True) for i, c in enumerate(source)]
     path = Path(source)
-    return read_categories(read_json(path, list[CategoryEntry]) if path.suffix == ".json" else _listed(path), path)
+    entries = read_json(path) if path.suffix == ".json" else _listed(path)
+    if not isinstance(entries, list):
+        raise ValueError(f'{path} must be a JSON list of {{"id", "name", "isthing"}}, one for each category.')
+    return read_categories(entries, path)
 
 
 def _listed(path: Path) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from maskclip.data import Category, Dataset, tests_on
+from maskclip.data import Category, Dataset, scored_on
 from maskclip.evaluation.metrics import (
     MeanIoU,
     PanopticQuality,
@@ -167,7 +167,7 @@ def tasks_of(pictures: str, open_set: Callable[[str], Dataset]) -> dict[str, Tas
         ValueError: the table has none.
     """
     tasks = {}
-    for entry in tests_on(pictures):
+    for entry in scored_on(pictures):
         words = [open_set(entry.words).categories] if entry.words else []
         tasks[entry.results or entry.name] = TASKS[entry.task](open_set(entry.name), *words)
     return tasks
