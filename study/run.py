@@ -22,7 +22,8 @@ from maskclip.evaluation.metrics import split_average_precision
 from maskclip.evaluation.tasks import InstanceTask, PanopticTask, SemanticTask, Task, evaluate
 from maskclip.files import write_atomically
 from maskclip.model.clip import Clip, load_clip
-from maskclip.model.pipeline import MaskCLIP, encode_masked_images, encode_with_mask_tokens
+from maskclip.model.clip_baseline import MaskedImages
+from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import (
     Proposals,
@@ -150,9 +151,8 @@ class Run:
 
     def model(self, method: str) -> MaskCLIP:
         """The whole of Fig. 1 for a method, without a proposal source: give it stored or own proposals."""
-        tokens = METHODS[method].mask_tokens
-        encode = encode_with_mask_tokens(self.encoder(method)) if tokens else encode_masked_images(self.clip)
-        return MaskCLIP(self.clip, encode, temperature=self.study.maskclip.temperature)
+        encoder = self.encoder(method) if METHODS[method].mask_tokens else MaskedImages(self.clip)
+        return MaskCLIP(self.clip, encoder, temperature=self.study.maskclip.temperature)
 
     def tasks(self, pictures: str) -> dict[str, Task]:
         """The tasks (by the results' data set name) that a collection of test pictures is annotated for."""
