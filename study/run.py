@@ -21,7 +21,8 @@ from maskclip.data import DATASETS, Dataset, open_dataset, same_pictures
 from maskclip.evaluation.tasks import evaluate, tasks_of
 from maskclip.files import write_atomically
 from maskclip.model.clip import Clip, load_clip
-from maskclip.model.pipeline import MaskCLIP, encode_masked_images, encode_with_mask_tokens
+from maskclip.model.clip_baseline import MaskedImages
+from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import (
     Proposals,
@@ -144,9 +145,8 @@ class Run:
 
     def model(self, method: str) -> MaskCLIP:
         """The whole of Fig. 1 for a method, without a proposal source: give it stored or own proposals."""
-        tokens = METHODS[method].mask_tokens
-        encode = encode_with_mask_tokens(self.encoder(method)) if tokens else encode_masked_images(self.clip)
-        return MaskCLIP(self.clip, encode, temperature=self.study.maskclip.temperature)
+        encoder = self.encoder(method) if METHODS[method].mask_tokens else MaskedImages(self.clip)
+        return MaskCLIP(self.clip, encoder, temperature=self.study.maskclip.temperature)
 
     def evaluate(
         self, method: str, pictures: Iterable[str], network: str, tasks: Sequence[str] | None = None

@@ -12,7 +12,7 @@ from PIL import Image
 from maskclip.data import open_coco_panoptic, open_coco_sample
 from maskclip.evaluation.metrics import PanopticQuality, true_panoptic
 from maskclip.model.clip import Clip
-from maskclip.model.pipeline import MaskCLIP, encode_with_mask_tokens
+from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
 from study import sample
@@ -57,7 +57,7 @@ def tiny_run(tmp_path, monkeypatch):
         network, lambda names: torch.tensor([[len(n), ord(n[0]) % 32, 3, 39] for n in names]), 16,
         torch.zeros(3, 1, 1), torch.ones(3, 1, 1), "tiny",
     )  # fmt: skip
-    model = MaskCLIP(clip, encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(network, rma_layers=())))
+    model = MaskCLIP(clip, MaskCLIPVisualEncoder.from_open_clip(network, rma_layers=()))
     generator = torch.Generator().manual_seed(1)
 
     def random_proposals(images):
