@@ -38,6 +38,7 @@ from maskclip.training.proposal_networks import train_proposals
 from study.methods import GROUND_TRUTH, METHODS, NETWORKS
 from study.params import Study, load_params
 
+RETRAIN = os.environ.get("STUDY_RETRAIN") == "1"  # said by `python -m study.pipeline --retrain STAGE`
 MAIN_METRICS = ("PQ", "mIoU", "AP", "AP50_generalized_base", "AP50_generalized_target")  # for `dvc metrics show`
 
 
@@ -210,7 +211,9 @@ def _train(seed: int, method: str, params: str) -> None:
     run, kind = _start(seed, params), METHODS[method]
     dataset = run.dataset(str(kind.training_set))
     proposals = run.proposals(kind.network, dataset)
-    train_maskclip(run.new_encoder(method), run.clip, dataset, proposals, run.study.maskclip, run.folder / method, seed)
+    train_maskclip(
+        run.new_encoder(method), run.clip, dataset, proposals, run.study.maskclip, run.folder / method, seed, RETRAIN
+    )
 
 
 def _train_proposals(seed: int, name: str, params: str) -> None:
@@ -219,7 +222,9 @@ def _train_proposals(seed: int, name: str, params: str) -> None:
     network = "mask_rcnn" if kind.settings == "mask_rcnn" else "mask2former"
     device = "cpu" if run.device == "cpu" else None
     dataset = run.dataset(kind.training_set)
-    train_proposals(network, dataset, config, run.folder / name, seed, class_aware=kind.class_aware, device=device)
+    train_proposals(
+        network, dataset, config, run.folder / name, seed, class_aware=kind.class_aware, device=device, retrain=RETRAIN
+    )
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:
