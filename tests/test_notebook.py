@@ -186,5 +186,5 @@ def test_a_notebook_opened_in_its_own_folder_finds_the_study(path: Path, monkeyp
 
 def test_outside_the_study_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"not in the study: no params\.yaml here or above"):
+    with pytest.raises(FileNotFoundError, match=r"not inside the study: no params\.yaml here or above"):
         go_to_top()
