@@ -211,9 +211,8 @@ def _train(seed: int, method: str, params: str) -> None:
     run, kind = _start(seed, params), METHODS[method]
     dataset = run.dataset(str(kind.training_set))
     proposals = run.proposals(kind.network, dataset)
-    train_maskclip(
-        run.new_encoder(method), run.clip, dataset, proposals, run.study.maskclip, run.folder / method, seed, RETRAIN
-    )
+    encoder, out = run.new_encoder(method), run.folder / method
+    train_maskclip(encoder, run.clip, dataset, proposals, run.study.maskclip, out, seed, retrain=RETRAIN)
 
 
 def _train_proposals(seed: int, name: str, params: str) -> None:
