@@ -77,7 +77,7 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
         Rows of method, group (all, things, stuff), accuracy (percent) and segments.  Crowds are left out.
     """
     names = [*THINGS, *STUFF]
-    methods = {
+    methods: dict[str, MaskCLIPVisualEncoder | MaskedImages] = {
         "mask class tokens": MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=()),
         "masked image": MaskedImages(clip),
         "masked crop": MaskedImages(clip, crop=True),

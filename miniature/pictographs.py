@@ -62,7 +62,7 @@ def _parse(table: str) -> list[tuple[str, str]]:
 PAIRS: tuple[str, ...] = tuple(name for name, _ in _parse(_PAIRS))
 GLYPHS: dict[str, str] = dict(_parse(_SINGLES))
 for _name, _both in _parse(_PAIRS):
-    GLYPHS[f"filled {_name}"], GLYPHS[f"outlined {_name}"] = _both
+    GLYPHS[f"filled {_name}"], GLYPHS[f"outlined {_name}"] = tuple(_both)
 THINGS: tuple[str, ...] = tuple(sorted(GLYPHS))
 
 

@@ -55,9 +55,10 @@ def run(lanes: int, retrain: str | None = None) -> None:
         ValueError: `retrain` is no stage.
     """
     waits, seconds, changed = read_stages()
-    if retrain is not None and retrain not in waits:
-        raise ValueError(f"dvc.yaml has no stage {retrain!r}; it has {', '.join(waits)}")
-    changed |= {retrain} & waits.keys()
+    if retrain is not None:
+        if retrain not in waits:
+            raise ValueError(f"dvc.yaml has no stage {retrain!r}; it has {', '.join(waits)}")
+        changed.add(retrain)
     order, sorter = longest_first(waits, seconds), TopologicalSorter(waits)
     sorter.prepare()
     ready: set[str] = set()
