@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,9 +81,9 @@ def _scenes(found: Source, out: Path, folder: str, short: str) -> list[Scene]:
     pictures = found.files(f"{FOLDER}/images/{folder}", ".jpg", SCENES)
     semantic = found.files(f"{FOLDER}/annotations/{folder}", ".png", SCENES)
     instance = found.files(f"annotations_instance/{folder}", ".png", THINGS)
-    for annotations in (semantic, instance):
-        need_all(pictures, annotations, f"{FOLDER}/images/{folder}")
-        need_all(annotations, pictures, next(iter(annotations.values())).path.parent)
+    for maps in (semantic, instance):
+        need_all(pictures, maps, f"{FOLDER}/images/{folder}")
+        need_all(maps, pictures, next(iter(maps.values())).path.parent)
     return [Scene(pictures[stem], semantic[stem], instance[stem], out, folder, short) for stem in sorted(pictures)]
 
 
@@ -139,7 +138,8 @@ def prepare_scene(scene: Scene) -> tuple[dict, list[dict], list[dict]]:
     if not ids.is_file():
         write_panoptic_ids(ids, id_map)
     image = {"id": picture.stem, "file_name": picture.name, "width": size[0], "height": size[1]}
-    return image, segments, instances_of(instance[..., 1], things, picture.stem)
+    of_things = dict(zip(things, segments[len(segments) - len(things) :]))
+    return image, segments, instances_of(instance[..., 1], of_things, picture.stem)
 
 
 def _thing_categories(instance: np.ndarray, file: File) -> dict[int, int]:
@@ -170,7 +170,8 @@ def panoptic_segments(
         categories: semantic index of each instance.
     """
     stuff = STUFF_VALUES[semantic]
-    segments, ids = [], [np.zeros(256, np.int32), np.zeros(256, np.int32)]
+    segments: list[dict] = []
+    ids = np.zeros((2, 256), np.int32)
     for pixels, numbers in ((stuff, ids[0]), (things, ids[1])):
         areas = np.bincount(pixels.ravel(), minlength=256)
         for value, box in enumerate(find_objects(pixels), 1):
@@ -182,17 +183,19 @@ def panoptic_segments(
     return np.where(things > 0, ids[1][things], ids[0][stuff]), segments
 
 
-def instances_of(things: np.ndarray, categories: dict[int, int], image_id: str) -> list[dict]:
-    """The instances of a picture as COCO annotations with run-length codes, without their ids."""
-    boxes, found = find_objects(things), []
-    for number, category in categories.items():
-        code = coco_mask.encode(np.asfortranarray(things == number, np.uint8))
-        area, counts = int(coco_mask.area(code)), code["counts"].decode()
-        segmentation = {"size": list(things.shape), "counts": counts}
-        found.append(
-            {"image_id": image_id, "iscrowd": 0, "category_id": category, "bbox": _xywh(boxes[number - 1])}
-            | {"segmentation": segmentation, "area": area}
-        )
+def instances_of(things: np.ndarray, segments: dict[int, dict], image_id: str) -> list[dict]:
+    """The instances of a picture as COCO annotations with run-length codes, without their ids.
+
+    Args:
+        things: uint8 [H, W], number of the instance, 0 is none.
+        segments: the panoptic segment of each instance.
+    """
+    upright, found = np.ascontiguousarray(things.T), []
+    for number, segment in segments.items():
+        code = coco_mask.encode((upright == number).view(np.uint8).T)  # the code runs down the columns
+        about = {key: segment[key] for key in ("iscrowd", "category_id", "bbox", "area")}
+        segmentation = {"size": list(things.shape), "counts": code["counts"].decode()}
+        found.append({"image_id": image_id, **about, "segmentation": segmentation})
     return found
 
 

@@ -28,13 +28,14 @@ from tqdm import tqdm
 
 from ...checkpoint import write_atomically
 
-DEPTH = 4  # folders below --from that are searched
+DEPTH = 5  # folders below --from that are searched
 PACKED = (".zip", ".tar", ".tar.gz", ".tgz")
 DAMAGE = (OSError, EOFError, ValueError, SyntaxError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # what a killed write_atomically leaves
 NAMES = Path(__file__).parent / "names"
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class Archive(NamedTuple):
@@ -116,7 +117,7 @@ def _zip(path: Path, _changed: int) -> zipfile.ZipFile:
 
 
 class Source:
-    """The folder of downloads: archives, archives in them, and folders already unpacked, four levels down.
+    """The folder of downloads: archives, archives in them, and folders already unpacked, five levels down.
 
     An archive is preferred to a folder, which a killed unpacking may have left half full.
     """
@@ -127,6 +128,7 @@ class Source:
             raise FileNotFoundError(f"{root} is no folder; --from names the folder that holds the downloads.")
         self.folders: list[Path] = []
         self.archives: list[Path] = []
+        self.damaged: dict[str, ValueError] = {}
         self._members: dict[Path, dict[str, dict[str, File]]] = {}
         for folder, below, names in os.walk(self.root, followlinks=True):
             path = Path(folder)
@@ -150,14 +152,10 @@ class Source:
                 return content[name]
         raise self._missing(f"a file {name}", archive)
 
-    def has(self, *archives: Archive) -> bool:
-        """Whether an archive of these names is there, packed."""
-        return any(True for archive in archives for _ in self._packed(archive))
-
     def _places(self, folder: str, archive: Archive) -> Iterator[dict[str, File]]:
         """The contents of the folders that end like `folder`, archives first, then those on disk."""
         for path in self._packed(archive):
-            yield from (content for name, content in self.members(path).items() if _ends(name, folder))
+            yield from (content for name, content in self._sound(path).items() if _ends(name, folder))
         for place in self.folders:
             if _ends(place.as_posix(), folder):
                 entries = [entry for entry in os.scandir(place) if entry.is_file() and not entry.name.startswith(".")]
@@ -167,10 +165,18 @@ class Source:
         on_disk = [path for path in self.archives if fnmatch(path.name, archive.name)]
         yield from on_disk
         for outer in () if on_disk else [path for path in self.archives if path.suffix.lower() == ".zip"]:
-            for content in self.members(outer).values():
+            for content in self._sound(outer).values():
                 for name, file in content.items():
                     if fnmatch(name, archive.name) and name.lower().endswith(PACKED):
                         yield self._unpacked(file, name)
+
+    def _sound(self, path: Path) -> dict[str, dict[str, File]]:
+        """`members`, or none where the archive is damaged: what is wanted may lie elsewhere, else `_missing` tells."""
+        try:
+            return self.members(path)
+        except ValueError as error:
+            self.damaged[path.name] = error
+            return {}
 
     def members(self, path: Path) -> dict[str, dict[str, File]]:
         """An archive's files, {folder: {name: file}}."""
@@ -206,11 +212,14 @@ class Source:
                 write_atomically(inner, lambda partial: _pour(packed, partial))
         return inner
 
-    def _missing(self, what: str, archive: Archive) -> FileNotFoundError:
+    def _missing(self, what: str, archive: Archive) -> Exception:
+        for name, error in self.damaged.items():
+            if fnmatch(name, archive.name):
+                return error
         there = {path.name for path in (*self.archives, *self.folders)}
         for path in self.archives:
             if path.suffix.lower() == ".zip" and not fnmatch(path.name, archive.name):
-                there |= {part for folder in self.members(path) for part in folder.split("/")}
+                there |= {part for folder in self._sound(path) for part in folder.split("/")}
         mistaken = (f" {n} there is {w}." for g, w in archive.not_these.items() for n in sorted(there) if fnmatch(n, g))
         return FileNotFoundError(
             f"{self.root} has no archive {archive.name} and no {what}; fetch it from {archive.address} and give "
@@ -304,6 +313,13 @@ def place(job: Placing) -> None:
     write_atomically(path, lambda partial: partial.write_bytes(content or file.read()))
 
 
+def place_json(file: File, path: Path) -> None:
+    """`place`, also where a file of the same length but other content is there."""
+    if path.is_file() and path.stat().st_size == file.size and path.read_bytes() != file.read():
+        path.unlink()
+    place(Placing(file, path))
+
+
 def _linked(original: Path, path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -327,10 +343,10 @@ def need_all(wanted: Iterable[str], found: dict[str, File], said_by: object) -> 
     """FileNotFoundError when one of the stems that `said_by` names is not among the files."""
     missing = sorted(set(wanted) - set(found))
     if missing:
-        place = next(iter(found.values())).container
-        where = place if next(iter(found.values())).name else place.parent
+        one = next(iter(found.values()))
+        where = one.container if one.name else one.container.parent
         raise FileNotFoundError(
-            f"{said_by} names {missing[0]} ({len(missing)} such), which is not among the {len(found)} files in {where}; "
+            f"{said_by} names {missing[0]} ({len(missing)} such), not among the {len(found)} files in {where}; "
             f"fetch {where.name} again, whole, and of the same release."
         )
 
