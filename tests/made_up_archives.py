@@ -19,8 +19,8 @@ import scipy.io
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from maskclip.data.prepare.filling import NAMES
 from maskclip.data.prepare.pascal_context import CLASSES_59
-from maskclip.data.prepare.sources import NAMES
 
 SPLITS = {"training": "train", "validation": "val"}
 
@@ -206,13 +206,16 @@ def pascal_context(folder: Path, counts: Mapping[str, int] = {"train": 2, "val":
             image_id = int(stem.replace("_", ""))
             images.append({"image_id": image_id, "file_name": f"{stem}.jpg", "phase": phase})
             images[-1] |= {"height": size[0], "width": size[1]}
-            for value in np.unique(labels[np.isin(labels, CLASSES_59)]).tolist():
+            of_59 = np.isin(labels, CLASSES_59)
+            for value in np.unique(labels[of_59]).tolist():  # the first covers all, the others lie over it
+                mask = of_59 if not regions_of or regions_of[-1]["image_id"] != image_id else labels == value
                 region = {"id": len(regions_of) + 1, "image_id": image_id, "category_id": value, "iscrowd": 0}
-                regions_of.append(region | {"segmentation": code_of(labels == value)})
+                regions_of.append(region | {"segmentation": code_of(mask)})
         voc[f"VOCdevkit/VOC2010/ImageSets/Main/{phase}.txt"] = "\n".join([*stems, ""]).encode()
     folder.mkdir(parents=True, exist_ok=True)
+    kinds = [{"category_id": i, "name": f"class {i}", "onlysemantic": 0} for i in CLASSES_59]
     merged = {"images": images, "annos_segmentation": regions_of, "annos_boundary": [], "annos_occlusion": []}
-    (folder / "trainval_merged.json").write_text(json.dumps(merged | {"categories": [], "parts": []}))
+    (folder / "trainval_merged.json").write_text(json.dumps(merged | {"categories": kinds, "parts": []}))
     write_tar(folder / "VOCtrainval_03-May-2010.tar", voc)
     write_tar(folder / "trainval.tar.gz", mats)
 

@@ -10,20 +10,8 @@ from pycocotools import mask as coco_mask
 from scipy.ndimage import find_objects
 
 from ..images import write_panoptic_ids
-from .sources import (
-    Archive,
-    File,
-    Placing,
-    Source,
-    filling,
-    names_of,
-    need_all,
-    need_size,
-    place,
-    run,
-    save_image,
-    save_json,
-)
+from .archives import Archive, File, Source, need_all, need_size
+from .filling import Placing, filling, names_of, place, place_text, run, save_image, save_json
 
 FOLDER = "ADEChallengeData2016"
 FULL = {"ADE20K_20*": "the full set, for `maskclip prepare ade20k-full`"}
@@ -70,7 +58,7 @@ def prepare_ade20k(source: Path, target: Path, *, workers: int, training: bool =
     with filling(source, target, FOLDER) as (found, out):
         names = found.file("objectInfo150.txt", SCENES)
         scenes = {folder: _scenes(found, out, folder, short) for folder, short in splits.items()}
-        place(Placing(names, out / names.path.name))
+        place_text(names, out / names.path.name)
         for folder, short in splits.items():
             _prepare_split(scenes[folder], out, short, workers)
     return {folder: len(scenes[folder]) for folder in splits}

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .sources import NAMES, Archive, File, Placing, Source, filling, names_of, need_size, place, run, save_image
+from .archives import Archive, File, Source, need_size
+from .filling import filling, names_of, run, save_image, save_names
 
 FOLDER = "ADE20K_2021_17_01"
 CHALLENGE = {"ADEChallengeData2016*": "the challenge's set of 150 classes, for `maskclip prepare ade20k`"}
@@ -51,7 +52,7 @@ def prepare_ade20k_full(source: Path, target: Path, *, workers: int, training: b
                 scenes[split].append(
                     Scene(picture, segments, image, out / "annotations_detectron2" / split / f"{stem}.tif")
                 )
-        place(Placing(File(NAMES / "ade20k_847.txt"), out / "categories.txt"))
+        save_names(out / "categories.txt", "ade20k_847")
         for split, of_split in scenes.items():
             run(prepare_scene, of_split, f"ADE20K-847 {split}", workers=workers)
     return {split: len(of_split) for split, of_split in scenes.items()}
@@ -61,7 +62,10 @@ def _index(file: File) -> list[tuple[str, str]]:
     """(folder, file name) of every picture, from index_ade20k.pkl, read without running code that it may hold."""
     try:
         content = _PlainPickle(io.BytesIO(file.read())).load()
-        return list(zip(map(str, content["folder"]), map(str, content["filename"]), strict=True))
+        names = list(map(str, content["filename"]))
+        if len(set(names)) < len(names):
+            raise ValueError("it lists a picture twice")
+        return list(zip(map(str, content["folder"]), names, strict=True))
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} is not the index of ADE20K of 2021 ({error}); fetch the set again.") from error
 
@@ -81,7 +85,7 @@ def _beside(found: Source, index: File, folder: str, name: str) -> File:
     top = index.path.parent.parent
     path = top / folder / name
     if index.name:
-        file = found.members(index.container).get(path.parent.as_posix(), {}).get(name)
+        file = found.content(index.container).get(path.parent.as_posix(), {}).get(name)
     else:
         file = File(path, size=path.stat().st_size) if path.is_file() else None
     if file is None:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from ..images import read_json
 from ..instances import open_coco_instances
 from ..panoptic import open_coco_panoptic
-from .sources import Archive, File, Placing, Source, filling, names_of, need_all, place, place_json, run, save_json
+from .archives import Archive, File, Source, need_all
+from .filling import Placing, filling, names_of, place, place_text, run, save_json
 
 SPLITS = ("val2017", "train2017")
 ADDRESS = "http://images.cocodataset.org"
@@ -66,7 +67,7 @@ def _checked(split: Split, out: Path, names: dict[str, list[str]]) -> list[Placi
     annotations, pictures = out / "annotations", out / split.year
     panoptic, instances = annotations / f"panoptic_{split.year}.json", annotations / f"instances_{split.year}.json"
     for file, path in ((split.panoptic, panoptic), (split.instances, instances)):
-        place_json(file, path)
+        place_text(file, path)
     masks = panoptic.with_suffix("")
     opened = open_coco_panoptic(panoptic, masks, pictures)
     things = sum(category.isthing for category in opened.categories)
@@ -76,7 +77,7 @@ def _checked(split: Split, out: Path, names: dict[str, list[str]]) -> list[Placi
             f"has {KINDS[0]} and {KINDS[1]}; fetch {PANOPTIC.address}."
         )
     content = read_json(panoptic)
-    sizes = {Path(image["file_name"]).stem: (image["width"], image["height"]) for image in content["images"]}
+    sizes = {Path(i["file_name"]).stem: (i.get("width", 0), i.get("height", 0)) for i in content["images"]}
     need_all(sizes, split.pictures, split.panoptic)
     need_all((Path(a["file_name"]).stem for a in content["annotations"]), split.masks, split.panoptic)
     annotated = open_coco_instances(instances, pictures, only=names["base"] + names["target"]).annotations or {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..instances import open_coco_instances
+from .archives import Archive, File, Source, need_all
 from .coco import PICTURES
-from .sources import Archive, File, Placing, Source, filling, need_all, place, place_json, run
+from .filling import Placing, filling, place, place_text, run
 
 CATEGORIES = 1203
 OLD = {"lvis_v0.5*": "LVIS v0.5, of 1,230 other categories"}
@@ -24,7 +25,7 @@ def prepare_lvis(source: Path, target: Path, *, workers: int) -> dict[str, int]:
     """
     with filling(source, target, "lvis") as (found, out):
         original, annotations = found.file("lvis_v1_val.json", ANNOTATIONS), out / "lvis_v1_val.json"
-        place_json(original, annotations)
+        place_text(original, annotations)
         content = open_coco_instances(annotations, out).annotations or {}
         if len(content["categories"]) != CATEGORIES:
             raise ValueError(

@@ -10,19 +10,8 @@ import numpy as np
 import scipy.io
 from pycocotools import mask as coco_mask
 
-from .sources import (
-    NAMES,
-    Archive,
-    File,
-    Placing,
-    Source,
-    filling,
-    need_all,
-    need_size,
-    place,
-    run,
-    save_image,
-)
+from .archives import Archive, File, Source, need_all, need_size
+from .filling import Placing, filling, place, run, save_image, save_names
 
 FOLDER = "pascal_ctx_d2"
 LATER = {"VOCtrainval*2012*": "VOC 2012", "VOCtrainval*2007*": "VOC 2007", "VOC2012": "VOC 2012", "VOC2007": "VOC 2007"}
@@ -81,7 +70,7 @@ def prepare_pascal_context(source: Path, target: Path, *, workers: int, training
         merged, mats = _labels(found)
         jobs = [job for split in splits for job in _jobs(found, pictures, merged, mats, out, split)]
         for classes in ("59", "459"):
-            place(Placing(File(NAMES / f"pascal_context_{classes}.txt"), out / f"categories_{classes}.txt"))
+            save_names(out / f"categories_{classes}.txt", f"pascal_context_{classes}")
         run(prepare_picture, jobs, "PASCAL Context", workers=workers)
     counts = {split: sum(job.split == split for job in jobs) for split in splits}
     return {**counts, "59": len(jobs), "459": len(jobs) if mats else 0}
