@@ -6,6 +6,7 @@ of a set into `folder`; `all_sets(folder)` writes all of them. Pictures are draw
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -224,3 +225,22 @@ def all_sets(folder: Path) -> None:
     """The archives of every set."""
     for write in (coco, ade20k, ade20k_full, pascal_context, lvis):
         write(folder)
+
+
+def content_digest(path: Path) -> str:
+    """Of what an archive holds but for its JPEGs, whose bytes differ from one libjpeg to another."""
+    digest = hashlib.sha256()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+    elif ".tar" in path.name:
+        with tarfile.open(path) as tar:
+            files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    else:
+        files = {path.name: path.read_bytes()}
+    for name, content in files.items():
+        if name.endswith(".png"):
+            digest.update(name.encode() + np.asarray(Image.open(io.BytesIO(content))).tobytes())
+        elif name.endswith(".mat"):
+            digest.update(name.encode() + scipy.io.loadmat(io.BytesIO(content))["LabelMap"].tobytes())
+    return digest.hexdigest()[:16]

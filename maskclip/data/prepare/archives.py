@@ -199,7 +199,7 @@ class Source:
             there |= {part for folder in self.content(path) for part in folder.split("/")}
         taken = (f" {n} there is {w}." for g, w in archive.not_these.items() for n in sorted(there) if fnmatch(n, g))
         return FileNotFoundError(
-            f"{self.root} has no archive {archive.name} and no {what}; fetch it from {archive.address} and give "
+            f"{self.root} has neither an archive {archive.name} nor {what}; fetch it from {archive.address} and give "
             f"--from the folder that holds it.{next(taken, '')}"
         )
 

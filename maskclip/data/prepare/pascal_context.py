@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.io
-from pycocotools import mask as coco_mask
 
+from ..instances import decode
 from .archives import Archive, File, Source, need_all, need_size
 from .filling import Placing, filling, place, run, save_image, save_names
 
@@ -38,14 +38,14 @@ class _Merged(NamedTuple):
     """trainval_merged.json: each picture's entry and regions, by its stem."""
 
     file: File
-    pictures: dict[str, tuple[dict, list[dict]]]
+    pictures: dict[str, tuple[dict, list[dict], Path]]
 
 
 class Picture(NamedTuple):
     """A picture, what is known of its labels, and where all goes."""
 
     picture: File
-    known: tuple[dict, list[dict]] | None  # its entry and its regions of the 59 classes in trainval_merged.json
+    known: tuple[dict, list[dict], Path] | None  # its entry and regions of the 59 in trainval_merged.json
     mat: File | None
     out: Path
     split: str
@@ -107,7 +107,9 @@ def _read_merged(file: File) -> _Merged:
                     f"a region is of image {image_id} and category {category}, not both of which there are"
                 )
             regions[image_id].append(region)
-        return _Merged(file, {Path(i["file_name"]).stem: (i, regions[image_id]) for image_id, i in images.items()})
+        return _Merged(
+            file, {Path(i["file_name"]).stem: (i, regions[image_id], file.container) for image_id, i in images.items()}
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} is no trainval_merged.json as published ({error!r}); fetch {MERGED.address}."
@@ -124,7 +126,7 @@ def _jobs(
 ) -> list[Picture]:
     """The split's pictures, each of which must be there with all its labels."""
     if merged:
-        of_split: dict[str, tuple[dict, list[dict]] | None] = {
+        of_split: dict[str, tuple[dict, list[dict], Path] | None] = {
             stem: known for stem, known in merged.pictures.items() if known[0]["phase"] == PHASES[split]
         }
         said_by: object = merged.file
@@ -150,8 +152,7 @@ def prepare_picture(job: Picture) -> None:
         return
     numbers = read_mat(job.mat) if job.mat else None
     if job.known:
-        image, regions = job.known
-        classes = paint(regions, image["height"], image["width"], job.picture)
+        classes = paint(*job.known)
     else:
         assert numbers is not None  # one of the two is there, or no job is made
         classes = numbers
@@ -175,15 +176,9 @@ def read_mat(file: File) -> np.ndarray:
     return labels
 
 
-def paint(regions: list[dict], height: int, width: int, picture: File) -> np.ndarray:
-    """The regions' numbers among the 459, later ones over earlier ones, int32 [height, width]; 0 where none is."""
-    numbers = np.zeros((height, width), np.int32)
+def paint(image: dict, regions: list[dict], said_by: Path) -> np.ndarray:
+    """The regions' numbers among the 459, later ones over earlier ones, int32 [H, W]; 0 where none is."""
+    numbers = np.zeros((image["height"], image["width"]), np.int32)
     for region in regions:
-        try:
-            numbers[coco_mask.decode(region["segmentation"]) > 0] = region["category_id"]
-        except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"trainval_merged.json: the region {region.get('id')} is no mask of {picture} ({error}); "
-                f"fetch {MERGED.address}."
-            ) from error
+        numbers[decode(region, image, said_by)] = region["category_id"]
     return numbers
