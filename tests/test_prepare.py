@@ -221,7 +221,7 @@ def test_a_missing_result_is_made_again(source, prepared, tmp_path):
 
 
 def test_a_killed_run_is_resumed(tmp_path):
-    made_up.ade20k(tmp_path, {"training": 0, "validation": 60}, size=(200, 260), things=20)
+    made_up.ade20k(tmp_path, {"training": 0, "validation": 40}, size=(120, 160), things=20)
     prepare_ade20k(tmp_path, tmp_path / "whole", workers=1)
     target, done = tmp_path / "killed", tmp_path / "killed" / "ADEChallengeData2016" / "ade20k_panoptic_val"
     command = [sys.executable, "-m", "maskclip.data.prepare", "ade20k", "--from", tmp_path, "--to", target]
@@ -232,10 +232,10 @@ def test_a_killed_run_is_resumed(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (target / "ADEChallengeData2016" / "ade20k_panoptic_val.json").exists()
-    half = done / f".ADE_val_00000059.png.{'x' * 8}.png"  # as a kill within a write leaves it
+    half = done / f".ADE_val_00000039.png.{'x' * 8}.png"  # as a kill within a write leaves it
     half.write_bytes(b"half")
     kept = {path: path.stat().st_mtime_ns for path in done.glob("A*.png")}
-    assert 5 <= len(kept) < 60
+    assert 5 <= len(kept) < 40
     prepare_ade20k(tmp_path, target, workers=1)
     assert tree(target) == tree(tmp_path / "whole")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
