@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .ade20k import prepare_ade20k
-from .ade20k_full import prepare_ade20k_full
-from .coco import prepare_coco
-from .lvis import prepare_lvis
-from .pascal_context import prepare_pascal_context
+from maskclip.data.prepare.ade20k import prepare_ade20k
+from maskclip.data.prepare.ade20k_full import prepare_ade20k_full
+from maskclip.data.prepare.coco import prepare_coco
+from maskclip.data.prepare.lvis import prepare_lvis
+from maskclip.data.prepare.pascal_context import prepare_pascal_context
 
 __all__ = [
     "PREPARATIONS",

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import PREPARATIONS
+from maskclip.data.prepare import PREPARATIONS
 
 
 def main() -> None:

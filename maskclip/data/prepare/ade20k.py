@@ -9,9 +9,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from scipy.ndimage import find_objects
 
-from ..images import write_panoptic_ids
-from .archives import Archive, File, Source, need_all, need_size
-from .filling import Placing, filling, names_of, place, place_text, run, save_image, save_json
+from maskclip.data.images import write_panoptic_ids
+from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size
+from maskclip.data.prepare.filling import Placing, filling, names_of, place, place_text, run, save_image, save_json
 
 FOLDER = "ADEChallengeData2016"
 FULL = {"ADE20K_20*": "the full set, for `maskclip prepare ade20k-full`"}

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .archives import Archive, File, Source, need_size
-from .filling import filling, names_of, run, save_image, save_names
+from maskclip.data.prepare.archives import Archive, File, Source, need_size
+from maskclip.data.prepare.filling import filling, names_of, run, save_image, save_names
 
 FOLDER = "ADE20K_2021_17_01"
 CHALLENGE = {"ADEChallengeData2016*": "the challenge's set of 150 classes, for `maskclip prepare ade20k`"}

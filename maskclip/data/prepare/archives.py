@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ...checkpoint import write_atomically
+from maskclip.files import write_atomically
 
 DEPTH = 5  # levels of folders that are searched
 PACKED = (".zip", ".tar", ".tar.gz", ".tgz")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ..images import read_json
-from ..instances import open_coco_instances
-from ..panoptic import open_coco_panoptic
-from .archives import Archive, File, Source, need_all
-from .filling import Placing, filling, names_of, place, place_text, run, save_json
+from maskclip.data.images import read_json
+from maskclip.data.instances import open_coco_instances
+from maskclip.data.panoptic import open_coco_panoptic
+from maskclip.data.prepare.archives import Archive, File, Source, need_all
+from maskclip.data.prepare.filling import Placing, filling, names_of, place, place_text, run, save_json
 
 SPLITS = ("val2017", "train2017")
 ADDRESS = "http://images.cocodataset.org"

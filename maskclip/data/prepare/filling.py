@@ -19,7 +19,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from .archives import DAMAGE, File, Source, need_size, write_atomically
+from maskclip.data.prepare.archives import DAMAGE, File, Source, need_size, write_atomically
 
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # what a killed write_atomically leaves
 NAMES = Path(__file__).parent / "names"

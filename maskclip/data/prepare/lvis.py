@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..instances import open_coco_instances
-from .archives import Archive, File, Source, need_all
-from .coco import PICTURES
-from .filling import Placing, filling, place, place_text, run
+from maskclip.data.instances import open_coco_instances
+from maskclip.data.prepare.archives import Archive, File, Source, need_all
+from maskclip.data.prepare.coco import PICTURES
+from maskclip.data.prepare.filling import Placing, filling, place, place_text, run
 
 CATEGORIES = 1203
 OLD = {"lvis_v0.5*": "LVIS v0.5, of 1,230 other categories"}

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy.io
 
-from ..instances import decode
-from .archives import Archive, File, Source, need_all, need_size
-from .filling import Placing, filling, place, run, save_image, save_names
+from maskclip.data.instances import decode
+from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size
+from maskclip.data.prepare.filling import Placing, filling, place, run, save_image, save_names
 
 FOLDER = "pascal_ctx_d2"
 LATER = {"VOCtrainval*2012*": "VOC 2012", "VOCtrainval*2007*": "VOC 2007", "VOC2012": "VOC 2012", "VOC2007": "VOC 2007"}
