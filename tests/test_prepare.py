@@ -217,6 +217,8 @@ def test_a_missing_result_is_made_again(source, prepared, tmp_path):
     ):
         (target / name).unlink()
     (target / "coco/annotations/panoptic_val2017.json").write_text("{}")
+    other = target / "ADEChallengeData2016/ade20k_panoptic_val/ADE_val_00000001.png"
+    other.write_bytes(made_up.png(np.full((24, 32, 3), 9, np.uint8)))  # another script's, with other segment ids
     assert tree(prepare_all(source, target)) == tree(prepared)
 
 

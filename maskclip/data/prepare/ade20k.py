@@ -9,9 +9,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from scipy.ndimage import find_objects
 
-from maskclip.data.images import write_panoptic_ids
-from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size
-from maskclip.data.prepare.filling import Placing, filling, names_of, place, place_text, run, save_image, save_json
+from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size, size_of
+from maskclip.data.prepare.filling import Placing, filling, names_of, place, put, put_image, put_json, run
 
 FOLDER = "ADEChallengeData2016"
 FULL = {"ADE20K_20*": "the full set, for `maskclip prepare ade20k-full`"}
@@ -58,7 +57,7 @@ def prepare_ade20k(source: Path, target: Path, *, workers: int, training: bool =
     with filling(source, target, FOLDER) as (found, out):
         names = found.file("objectInfo150.txt", SCENES)
         scenes = {folder: _scenes(found, out, folder, short) for folder, short in splits.items()}
-        place_text(names, out / names.path.name)
+        put(out / names.path.name, names.read())
         for folder, short in splits.items():
             _prepare_split(scenes[folder], out, short, workers)
     return {folder: len(scenes[folder]) for folder in splits}
@@ -90,9 +89,9 @@ def _prepare_split(scenes: list[Scene], out: Path, short: str, workers: int) -> 
     ]
     instances = [instance for _, _, of_scene in made for instance in of_scene]
     numbered = [{"id": i, **instance} for i, instance in enumerate(instances, 1)]
-    save_json(results["panoptic"], {"images": images, "annotations": panoptic, "categories": categories})
+    put_json(results["panoptic"], {"images": images, "annotations": panoptic, "categories": categories})
     things = [category for category in categories if category["isthing"]]
-    save_json(results["instance"], {"images": images, "annotations": numbered, "categories": things})
+    put_json(results["instance"], {"images": images, "annotations": numbered, "categories": things})
 
 
 def _paths(scene: Scene) -> tuple[Path, Path, Path]:
@@ -106,7 +105,7 @@ def _paths(scene: Scene) -> tuple[Path, Path, Path]:
 
 
 def prepare_scene(scene: Scene) -> tuple[dict, list[dict], list[dict]]:
-    """Write a scene's files, those that are not there yet -> (image, segments, instances) for the JSON files."""
+    """Write a scene's files, as far as they are not there -> (image, segments, instances) for the JSON files."""
     picture, labels, ids = _paths(scene)
     semantic, instance = scene.semantic.pixels(), scene.instance.pixels()
     if semantic.ndim != 2 or semantic.dtype != np.uint8 or semantic.max() > 150:
@@ -116,15 +115,13 @@ def prepare_scene(scene: Scene) -> tuple[dict, list[dict], list[dict]]:
         )
     if instance.ndim != 3 or instance.dtype != np.uint8:
         raise ValueError(f"{scene.instance} is no colour PNG (R category, G instance); fetch {THINGS.address}.")
-    size = semantic.shape[1], semantic.shape[0]
-    need_size(scene.instance, (instance.shape[1], instance.shape[0]), size, scene.semantic)
+    size = size_of(semantic)
+    need_size(scene.instance, size_of(instance), size, scene.semantic)
     place(Placing(scene.picture, picture, size, str(scene.semantic)))
-    if not labels.is_file():
-        save_image(labels, semantic - np.uint8(1))  # 0, void, becomes 255
+    put_image(labels, semantic - np.uint8(1))  # 0, void, becomes 255
     things = _thing_categories(instance, scene.instance)
     id_map, segments = panoptic_segments(semantic, instance[..., 1], things)
-    if not ids.is_file():
-        write_panoptic_ids(ids, id_map)
+    put_image(ids, id_map.astype("<u4").view(np.uint8).reshape(*id_map.shape, 4)[..., :3])  # R + 256 G + 65536 B
     image = {"id": picture.stem, "file_name": picture.name, "width": size[0], "height": size[1]}
     of_things = dict(zip(things, segments[len(segments) - len(things) :]))
     return image, segments, instances_of(instance[..., 1], of_things, picture.stem)

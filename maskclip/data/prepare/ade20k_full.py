@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskclip.data.prepare.archives import Archive, File, Source, need_size
-from maskclip.data.prepare.filling import filling, names_of, run, save_image, save_names
+from maskclip.data.prepare.archives import Archive, File, Source, need_size, size_of
+from maskclip.data.prepare.filling import filling, names_of, put_image, put_names, run
 
 FOLDER = "ADE20K_2021_17_01"
 CHALLENGE = {"ADEChallengeData2016*": "the challenge's set of 150 classes, for `maskclip prepare ade20k`"}
@@ -52,7 +52,7 @@ def prepare_ade20k_full(source: Path, target: Path, *, workers: int, training: b
                 scenes[split].append(
                     Scene(picture, segments, image, out / "annotations_detectron2" / split / f"{stem}.tif")
                 )
-        save_names(out / "categories.txt", "ade20k_847")
+        put_names(out / "categories.txt", "ade20k_847")
         for split, of_split in scenes.items():
             run(prepare_scene, of_split, f"ADE20K-847 {split}", workers=workers)
     return {split: len(of_split) for split, of_split in scenes.items()}
@@ -100,16 +100,15 @@ def prepare_scene(scene: Scene) -> None:
     if scene.image.is_file() and scene.labels.is_file():
         return
     pixels, segments = scene.picture.pixels(), scene.segments.pixels()
-    height, width = pixels.shape[:2]
     if segments.ndim != 3 or segments.dtype != np.uint8:
         raise ValueError(f"{scene.segments} is no colour PNG (class in R and G); fetch the full set of 2021 again.")
-    need_size(scene.segments, (segments.shape[1], segments.shape[0]), (width, height), scene.picture)
-    size = _reduced(height, width)
-    if size != (height, width):
+    need_size(scene.segments, size_of(segments), size_of(pixels), scene.picture)
+    size = _reduced(*pixels.shape[:2])
+    if size != pixels.shape[:2]:
         pixels, segments = resize_linear(pixels, size), resize_nearest(segments, size)
     classes = segments[..., 0] // 10 * np.int32(256) + segments[..., 1]
-    save_image(scene.labels, _class_index()[classes], compression="tiff_deflate")
-    save_image(scene.image, pixels)
+    put_image(scene.labels, _class_index()[classes], compression="tiff_deflate")
+    put_image(scene.image, pixels)
 
 
 @cache
@@ -122,12 +121,11 @@ def _class_index() -> np.ndarray:
 
 def _reduced(height: int, width: int) -> tuple[int, int]:
     """(height, width) with a short side of at most 512."""
-    short = min(height, width)
-    if short <= SHORT_SIDE:
+    if min(height, width) <= SHORT_SIDE:
         return height, width
     if height <= width:
-        return SHORT_SIDE, round(width / float(height) * SHORT_SIDE)
-    return round(height / float(width) * SHORT_SIDE), SHORT_SIDE
+        return SHORT_SIDE, round(width / height * SHORT_SIDE)
+    return round(height / width * SHORT_SIDE), SHORT_SIDE
 
 
 def resize_nearest(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

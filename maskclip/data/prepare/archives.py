@@ -229,6 +229,11 @@ def need_all(wanted: Iterable[str], found: dict[str, File], said_by: object) -> 
         )
 
 
+def size_of(pixels: np.ndarray) -> tuple[int, int]:
+    """(width, height) of pixels [H, W, ...], as PIL has it."""
+    return pixels.shape[1], pixels.shape[0]
+
+
 def need_size(file: File, found: tuple[int, int], wanted: tuple[int, int], said_by: object) -> None:
     """ValueError unless the picture has the (width, height) that `said_by` gives it."""
     if found != wanted:

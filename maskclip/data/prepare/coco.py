@@ -9,7 +9,7 @@ from maskclip.data.images import read_json
 from maskclip.data.instances import open_coco_instances
 from maskclip.data.panoptic import open_coco_panoptic
 from maskclip.data.prepare.archives import Archive, File, Source, need_all
-from maskclip.data.prepare.filling import Placing, filling, names_of, place, place_text, run, save_json
+from maskclip.data.prepare.filling import Placing, filling, names_of, place, put, put_json, run
 
 SPLITS = ("val2017", "train2017")
 ADDRESS = "http://images.cocodataset.org"
@@ -46,7 +46,7 @@ def prepare_coco(source: Path, target: Path, *, workers: int) -> dict[str, int]:
         splits = [_split(found, year) for year in SPLITS]
         names = {part: names_of(f"coco_{part}") for part in ("base", "target")}
         jobs = [job for split in splits for job in _checked(split, out, names)]
-        save_json(out / "annotations" / "split.json", names)
+        put_json(out / "annotations" / "split.json", names)
         run(place, jobs, "COCO 2017", workers=workers)
     return {split.year: len(split.pictures) for split in splits}
 
@@ -66,25 +66,35 @@ def _checked(split: Split, out: Path, names: dict[str, list[str]]) -> list[Placi
     """Put the split's JSON files into place and read them as the study will -> the pictures and masks to place."""
     annotations, pictures = out / "annotations", out / split.year
     panoptic, instances = annotations / f"panoptic_{split.year}.json", annotations / f"instances_{split.year}.json"
-    for file, path in ((split.panoptic, panoptic), (split.instances, instances)):
-        place_text(file, path)
-    masks = panoptic.with_suffix("")
-    opened = open_coco_panoptic(panoptic, masks, pictures)
-    things = sum(category.isthing for category in opened.categories)
-    if (things, len(opened.categories) - things) != KINDS:
-        raise ValueError(
-            f"{split.panoptic} has {things} things and {len(opened.categories) - things} stuff categories, COCO 2017 "
-            f"has {KINDS[0]} and {KINDS[1]}; fetch {PANOPTIC.address}."
-        )
-    content = read_json(panoptic)
-    sizes = {Path(i["file_name"]).stem: (i.get("width", 0), i.get("height", 0)) for i in content["images"]}
+    put(panoptic, split.panoptic.read())
+    put(instances, split.instances.read())
+    sizes, masks = _read_panoptic(split, panoptic, pictures)
     need_all(sizes, split.pictures, split.panoptic)
-    need_all((Path(a["file_name"]).stem for a in content["annotations"]), split.masks, split.panoptic)
-    annotated = open_coco_instances(instances, pictures, only=names["base"] + names["target"]).annotations or {}
-    need_all((Path(image["file_name"]).stem for image in annotated["images"]), split.pictures, split.instances)
+    need_all(masks, split.masks, split.panoptic)
+    need_all(_read_instances(instances, pictures, names), split.pictures, split.instances)
     jobs = []
     for stem, file in split.pictures.items():
         jobs.append(Placing(file, pictures / file.path.name, sizes.get(stem), str(panoptic)))
     for stem, file in split.masks.items():
-        jobs.append(Placing(file, masks / file.path.name, sizes.get(stem), str(panoptic)))
+        jobs.append(Placing(file, panoptic.with_suffix("") / file.path.name, sizes.get(stem), str(panoptic)))
     return jobs
+
+
+def _read_panoptic(split: Split, path: Path, pictures: Path) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Check the panoptic JSON -> its pictures' (width, height) by stem, the stems of its PNGs."""
+    categories = open_coco_panoptic(path, path.with_suffix(""), pictures).categories
+    things = sum(category.isthing for category in categories)
+    if (things, len(categories) - things) != KINDS:
+        raise ValueError(
+            f"{split.panoptic} has {things} things and {len(categories) - things} stuff categories, COCO 2017 "
+            f"has {KINDS[0]} and {KINDS[1]}; fetch {PANOPTIC.address}."
+        )
+    content = read_json(path)
+    sizes = {Path(i["file_name"]).stem: (i.get("width", 0), i.get("height", 0)) for i in content["images"]}
+    return sizes, [Path(annotation["file_name"]).stem for annotation in content["annotations"]]
+
+
+def _read_instances(path: Path, pictures: Path, names: dict[str, list[str]]) -> list[str]:
+    """Check the instance JSON -> the stems of its pictures. A function: what it read is gigabytes, let go here."""
+    content = open_coco_instances(path, pictures, only=names["base"] + names["target"]).annotations or {}
+    return [Path(image["file_name"]).stem for image in content["images"]]

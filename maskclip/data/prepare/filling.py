@@ -100,26 +100,27 @@ def _linked(original: Path, path: Path) -> bool:
     return True
 
 
-def place_text(file: File, path: Path) -> None:
-    """Put a published JSON or text file into the data folder, also where a former release of it is there."""
-    content = file.read()
+def put(path: Path, content: bytes) -> None:
+    """Write a file, unless it is there with this very content: another script, or a kill, may have left another."""
     if not path.is_file() or path.read_bytes() != content:
         write_atomically(path, lambda partial: partial.write_bytes(content))
 
 
-def save_image(path: Path, pixels: np.ndarray, **options: Any) -> None:
+def put_image(path: Path, pixels: np.ndarray, **options: Any) -> None:
     """Write pixels in the format of the path's suffix."""
-    write_atomically(path, lambda partial: Image.fromarray(pixels).save(partial, **options))
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format=Image.registered_extensions()[path.suffix], **options)
+    put(path, stream.getvalue())
 
 
-def save_json(path: Path, content: Any) -> None:
+def put_json(path: Path, content: Any) -> None:
     """Write JSON."""
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(content), encoding="utf-8"))
+    put(path, json.dumps(content).encode())
 
 
-def save_names(path: Path, name: str) -> None:
+def put_names(path: Path, name: str) -> None:
     """Write a shipped list of category names beside the label maps it is for."""
-    write_atomically(path, lambda partial: shutil.copyfile(NAMES / f"{name}.txt", partial))
+    put(path, (NAMES / f"{name}.txt").read_bytes())
 
 
 def names_of(name: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from maskclip.data.instances import open_coco_instances
 from maskclip.data.prepare.archives import Archive, File, Source, need_all
 from maskclip.data.prepare.coco import PICTURES
-from maskclip.data.prepare.filling import Placing, filling, place, place_text, run
+from maskclip.data.prepare.filling import Placing, filling, place, put, run
 
 CATEGORIES = 1203
 OLD = {"lvis_v0.5*": "LVIS v0.5, of 1,230 other categories"}
@@ -25,7 +25,7 @@ def prepare_lvis(source: Path, target: Path, *, workers: int) -> dict[str, int]:
     """
     with filling(source, target, "lvis") as (found, out):
         original, annotations = found.file("lvis_v1_val.json", ANNOTATIONS), out / "lvis_v1_val.json"
-        place_text(original, annotations)
+        put(annotations, original.read())
         content = open_coco_instances(annotations, out).annotations or {}
         if len(content["categories"]) != CATEGORIES:
             raise ValueError(

@@ -10,8 +10,8 @@ import numpy as np
 import scipy.io
 
 from maskclip.data.instances import decode
-from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size
-from maskclip.data.prepare.filling import Placing, filling, place, run, save_image, save_names
+from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size, size_of
+from maskclip.data.prepare.filling import Placing, filling, place, put_image, put_names, run
 
 FOLDER = "pascal_ctx_d2"
 LATER = {"VOCtrainval*2012*": "VOC 2012", "VOCtrainval*2007*": "VOC 2007", "VOC2012": "VOC 2012", "VOC2007": "VOC 2007"}
@@ -28,8 +28,7 @@ CLASSES_59 = (
     162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397,
     415, 416, 420, 424, 427, 440, 445, 454, 458,
 )  # fmt: skip
-VOID_59, VOID_459 = 255, 65535
-INDEX_59 = np.full(65536, VOID_59, np.uint8)
+INDEX_59 = np.full(460, 255, np.uint8)  # 255 is void
 INDEX_59[list(CLASSES_59)] = np.arange(59)
 PHASES = {"validation": "val", "training": "train"}
 
@@ -70,7 +69,7 @@ def prepare_pascal_context(source: Path, target: Path, *, workers: int, training
         merged, mats = _labels(found)
         jobs = [job for split in splits for job in _jobs(found, pictures, merged, mats, out, split)]
         for classes in ("59", "459"):
-            save_names(out / f"categories_{classes}.txt", f"pascal_context_{classes}")
+            put_names(out / f"categories_{classes}.txt", f"pascal_context_{classes}")
         run(prepare_picture, jobs, "PASCAL Context", workers=workers)
     counts = {split: sum(job.split == split for job in jobs) for split in splits}
     return {**counts, "59": len(jobs), "459": len(jobs) if mats else 0}
@@ -150,18 +149,13 @@ def prepare_picture(job: Picture) -> None:
     target = out / "images" / job.split / job.picture.path.name
     if all(path.is_file() for path in maps.values()) and target.is_file():
         return
-    numbers = read_mat(job.mat) if job.mat else None
-    if job.known:
-        classes = paint(*job.known)
-    else:
-        assert numbers is not None  # one of the two is there, or no job is made
-        classes = numbers
-    size = classes.shape[1], classes.shape[0]
-    if job.mat and numbers is not None:
-        need_size(job.mat, (numbers.shape[1], numbers.shape[0]), size, "trainval_merged.json")
-        labels = np.where(numbers == 0, VOID_459, numbers.astype(np.int32) - 1).astype(np.uint16)
-        save_image(maps[459], labels, compression="tiff_deflate")
-    save_image(maps[59], INDEX_59[classes])
+    classes = {459: read_mat(job.mat)} if job.mat else {}
+    classes[59] = paint(*job.known) if job.known else classes[459]
+    size = size_of(classes[59])
+    if job.mat:
+        need_size(job.mat, size_of(classes[459]), size, "trainval_merged.json")
+        put_image(maps[459], classes[459] - np.uint16(1), compression="tiff_deflate")  # 0, void, becomes 65535
+    put_image(maps[59], INDEX_59[classes[59]])
     place(Placing(job.picture, target, size, "its labels"))
 
 
@@ -171,7 +165,7 @@ def read_mat(file: File) -> np.ndarray:
         labels = np.asarray(scipy.io.loadmat(io.BytesIO(file.read()))["LabelMap"])
     except Exception as error:  # scipy raises many kinds
         raise file.damaged(error) from error
-    if labels.ndim != 2 or labels.dtype.kind != "u" or labels.max() > 459:
+    if labels.ndim != 2 or labels.dtype != np.uint16 or labels.max() > 459:
         raise ValueError(f"{file} holds no map of the numbers 0 to 459; fetch {MATS.address}.")
     return labels
 
