@@ -13,10 +13,12 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
+from threading import Thread
 
 import made_up_archives as made_up
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from maskclip.data import DATASETS, open_dataset
@@ -634,3 +636,17 @@ def test_mac_resource_forks_are_no_pictures(mine, tmp_path):
         archive.writestr("val2017/._000000001001.jpg", b"junk")
     assert prepare_coco(mine, tmp_path / "data", workers=1)["val2017"] == 3
     assert Image.open(io.BytesIO((tmp_path / "data/coco/val2017/000000001001.jpg").read_bytes())).size == (32, 24)
+
+
+def test_two_preparations_of_one_data_folder_wait_for_one_another(source, tmp_path, capfd):
+    with FileLock(tmp_path / ".prepare.lock"):
+        thread = Thread(target=prepare_lvis, args=(source, tmp_path), kwargs={"workers": 1})
+        thread.start()
+        said = ""
+        while "waiting for it" not in said:
+            assert thread.is_alive(), "it did not wait"
+            said += capfd.readouterr().out
+        assert said == f"another preparation fills {tmp_path}; waiting for it\n"
+        assert not (tmp_path / "lvis" / "lvis_v1_val.json").exists()
+    thread.join()
+    assert (tmp_path / "lvis" / "lvis_v1_val.json").is_file()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
@@ -38,7 +38,13 @@ def filling(source: Path, target: Path, name: str) -> Iterator[tuple[Source, Pat
         raise ValueError(f"--to is {target}, but the folder {name} is made inside it; give {target.parent}.")
     scratch, out = target / ".unpacking", target / name
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(target / ".prepare.lock"):
+    lock = FileLock(target / ".prepare.lock")
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another preparation fills {target}; waiting for it", flush=True)
+        held = lock.acquire()
+    with held:
         for leftover in out.rglob(".*"):
             if LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
                 leftover.unlink()
