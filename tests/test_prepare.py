@@ -295,6 +295,21 @@ def test_pascal_context_without_the_mat_files_leaves_the_459_out(mine, tmp_path)
     assert len(open_dataset("p59", tmp_path / "data")) == 3
 
 
+def test_regions_of_classes_beyond_the_59_are_void(mine, tmp_path):
+    path = mine / "trainval_merged.json"
+    content = json.loads(path.read_text())
+    of_val = next(image["image_id"] for image in content["images"] if image["phase"] == "val")
+    content["categories"].append({"category_id": 1, "name": "accordion"})
+    square = np.zeros((24, 32), bool)
+    square[5:9, 6:20] = True
+    about = {"id": 9999, "image_id": of_val, "category_id": 1, "segmentation": made_up.code_of(square)}
+    content["annos_segmentation"].append(about)
+    path.write_text(json.dumps(content))
+    prepare_pascal_context(mine, tmp_path / "data", workers=1)
+    labels = pixels_of(tmp_path / "data/pascal_ctx_d2/annotations_ctx59/validation/2008_000501.png")
+    assert (labels[square] == 255).all() and (labels != 255).any()
+
+
 def test_names_that_ship():
     counts = {"ade20k_150": 150, "ade20k_847": 847, "pascal_context_59": 59, "pascal_context_459": 459}
     for name, count in counts.items():
@@ -436,7 +451,7 @@ BAD = [
         "ade20k",
         other(INSTANCE, "annotations_instance/validation/ADE_val_00000003.png", instance_png((5, 6), 1)),
         "two categories share the instance 1",
-        f"fetch {INSTANCE.removesuffix('.tar')}",
+        f"fetch {INSTANCE} again",
     ),
     ("ade20k-full", only_the_challenge, "ADEChallengeData2016 there is the challenge's set", "prepare ade20k"),
     ("ade20k-full", short(FULL), f"{FULL} is cut off or damaged", "fetch"),
@@ -611,6 +626,15 @@ def test_what_is_missing_is_said_before_anything_is_written(mine, tmp_path):
 
 def test_a_damaged_archive_that_is_not_needed_is_no_matter(mine, tmp_path):
     (mine / "unrelated.zip").write_bytes(b"PK")
+    assert PREPARATIONS["ade20k-full"](mine, tmp_path / "data", workers=1) == {"validation": 3}
+
+
+@pytest.mark.parametrize("protocol", [0, 4, 5])
+def test_an_index_pickled_by_any_protocol_is_read(mine, tmp_path, protocol):
+    with zipfile.ZipFile(mine / FULL) as archive:
+        index = pickle.loads(archive.read(INDEX))
+    index["filename"] = np.array(index["filename"], object)
+    rewrite(mine / FULL, {INDEX: pickle.dumps(index, protocol=protocol)})
     assert PREPARATIONS["ade20k-full"](mine, tmp_path / "data", workers=1) == {"validation": 3}
 
 

@@ -119,24 +119,24 @@ def prepare_scene(scene: Scene) -> tuple[dict, list[dict], list[dict]]:
     need_size(scene.instance, size_of(instance), size, scene.semantic)
     place(Placing(scene.picture, picture, size, str(scene.semantic)))
     put_image(labels, semantic - np.uint8(1))  # 0, void, becomes 255
-    things = _thing_categories(instance, scene.instance)
-    id_map, segments = panoptic_segments(semantic, instance[..., 1], things)
+    categories, things = _thing_categories(instance, scene.instance), np.ascontiguousarray(instance[..., 1])
+    id_map, segments = panoptic_segments(semantic, things, categories)
     put_image(ids, id_map.astype("<u4").view(np.uint8).reshape(*id_map.shape, 4)[..., :3])  # R + 256 G + 65536 B
     image = {"id": picture.stem, "file_name": picture.name, "width": size[0], "height": size[1]}
-    of_things = dict(zip(things, segments[len(segments) - len(things) :]))
-    return image, segments, instances_of(instance[..., 1], of_things, picture.stem)
+    of_things = dict(zip(categories, segments[len(segments) - len(categories) :]))
+    return image, segments, instances_of(things, of_things, picture.stem)
 
 
 def _thing_categories(instance: np.ndarray, file: File) -> dict[int, int]:
     """{instance: semantic index} of an instance PNG [H, W, 3]: R is the category from 1, G the instance, 0 none."""
-    pairs = np.flatnonzero(np.bincount((instance[..., 1].astype(np.int32) * 256 + instance[..., 0]).ravel()))
+    pairs = np.flatnonzero(np.bincount(np.ascontiguousarray(instance[..., :2]).view("<u2").ravel()))  # R + 256 G
     categories: dict[int, int] = {}
     for pair in pairs[pairs >= 256].tolist():
         number, category = divmod(pair, 256)
         if not 1 <= category <= 100:
             raise ValueError(f"{file}: instance {number} has category {category}; the challenge has 1 to 100.")
         if number in categories:
-            raise ValueError(f"{file}: two categories share the instance {number}; fetch {THINGS.name} again.")
+            raise ValueError(f"{file}: two categories share the instance {number}; fetch {file.container.name} again.")
         categories[number] = THING_INDEX[category - 1]
     return categories
 

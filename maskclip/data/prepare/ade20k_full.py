@@ -18,7 +18,12 @@ CHALLENGE = {"ADEChallengeData2016*": "the challenge's set of 150 classes, for `
 OTHER = {**CHALLENGE, "ADE20K_2016*": "the release of 2016, whose classes are numbered otherwise"}
 FULL = Archive("*.zip", "https://groups.csail.mit.edu/vision/datasets/ADE20K/ (by registration)", OTHER)
 SHORT_SIDE, VOID = 512, 65535
-HARMLESS = {"numpy": ("ndarray", "dtype"), "multiarray": ("_reconstruct", "scalar"), "_codecs": ("encode",)}
+HARMLESS = {  # what numpy's arrays are made of again, by the module's last name
+    "numpy": ("ndarray", "dtype"),
+    "multiarray": ("_reconstruct", "scalar"),
+    "numeric": ("_frombuffer",),
+    "_codecs": ("encode",),
+}
 
 
 class Scene(NamedTuple):

@@ -28,7 +28,7 @@ CLASSES_59 = (
     162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397,
     415, 416, 420, 424, 427, 440, 445, 454, 458,
 )  # fmt: skip
-INDEX_59 = np.full(460, 255, np.uint8)  # 255 is void
+INDEX_59 = np.full(460, 255, np.uint8)  # void, for the other 400 and for none
 INDEX_59[list(CLASSES_59)] = np.arange(59)
 PHASES = {"validation": "val", "training": "train"}
 
@@ -44,7 +44,7 @@ class Picture(NamedTuple):
     """A picture, what is known of its labels, and where all goes."""
 
     picture: File
-    known: tuple[dict, list[dict], Path] | None  # its entry and regions of the 59 in trainval_merged.json
+    known: tuple[dict, list[dict], Path] | None  # its entry and regions in trainval_merged.json
     mat: File | None
     out: Path
     split: str
@@ -92,16 +92,17 @@ def _labels(found: Source) -> tuple[_Merged | None, dict[str, File]]:
 
 
 def _read_merged(file: File) -> _Merged:
-    """The pictures and the regions of the 59 classes; ValueError where the file contradicts itself."""
+    """The pictures and their regions; ValueError where the file contradicts itself."""
     content = file.json()
     try:
         images = {image["image_id"]: image for image in content["images"]}
         regions: dict[int, list[dict]] = {image_id: [] for image_id in images}
+        categories = {c["category_id"] for c in content["categories"]} & set(range(460)) | {0}
         if len(images) < len(content["images"]):
             raise ValueError("two images share an image_id")
         for region in content["annos_segmentation"]:
             image_id, category = region["image_id"], region["category_id"]
-            if image_id not in images or category not in (0, *CLASSES_59):
+            if image_id not in images or category not in categories:
                 raise ValueError(
                     f"a region is of image {image_id} and category {category}, not both of which there are"
                 )
