@@ -1,7 +1,8 @@
-"""Made-up downloads of the true layout, a few tiny pictures each: what the owners' archives would hold.
+"""Made-up downloads of the true layout, a few tiny pictures in each archive.
 
-`ade20k(folder)`, `ade20k_full(folder)`, `coco(folder)`, `pascal_context(folder)` and `lvis(folder)` write the archives
-of a set into `folder`; `all_sets(folder)` writes all of them. Pictures are drawn at random from a seed.
+`ade20k(folder)`, `ade20k_full(folder)`, `coco(folder)`, `pascal_context(folder)` and `lvis(folder)`
+write the archives of a set into `folder`; `all_sets(folder)` writes all of them. Pictures are drawn
+at random from a seed.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def code_of(mask: np.ndarray) -> dict:
 
 
 def lvis(folder: Path, val: int = 2, train: int = 2, size=(24, 32), seed=0, categories: int = 1203) -> None:
-    """lvis_v1_val.json.zip, on the pictures that `coco` makes; most of its pictures are COCO's of train2017."""
+    """lvis_v1_val.json.zip, on the pictures that `coco` makes; some are train2017's."""
     random, images, annotations = np.random.default_rng(seed), [], []
     for year, number in [("val2017", 1000 + i) for i in range(1, val + 1)] + [
         ("train2017", i) for i in range(1, train + 1)
@@ -187,7 +188,7 @@ def lvis(folder: Path, val: int = 2, train: int = 2, size=(24, 32), seed=0, cate
 def pascal_context(folder: Path, counts: Mapping[str, int] = {"train": 2, "val": 3}, size=(24, 32), seed=0) -> None:
     """VOC 2010's tar, trainval_merged.json and trainval.tar.gz.
 
-    The two annotations agree on the 59 classes. VOC's list has one validation picture more than the JSON.
+    The two annotations agree on the 59 classes. VOC's list has one validation picture more.
     """
     random, voc, mats = np.random.default_rng(seed), {}, {}
     images, regions_of = [], []
@@ -228,7 +229,7 @@ def all_sets(folder: Path) -> None:
 
 
 def content_digest(path: Path) -> str:
-    """Of what an archive holds but for its JPEGs, whose bytes differ from one libjpeg to another."""
+    """Of what an archive holds but for JPEGs, whose bytes differ among libjpegs."""
     digest = hashlib.sha256()
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:

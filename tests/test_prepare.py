@@ -1,4 +1,5 @@
-"""Preparation of the real data sets, on made-up archives: what trusted scripts make of them, and what goes wrong."""
+"""Preparation of the real data sets, on made-up archives: what trusted scripts make of them, and
+what goes wrong."""
 
 import hashlib
 import io
@@ -40,9 +41,10 @@ def pixels_of(path: Path) -> np.ndarray:
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """Of every label map, panoptic picture and instance JSON in a prepared folder, whatever the files' own bytes.
+    """Of every label map, panoptic picture and instance JSON in a prepared folder, whatever the
+    files' own bytes.
 
-    Panoptic segments count by their place in the JSON: Mask2Former's script draws their ids at random.
+    Panoptic segments count by their place in the JSON: Mask2Former's script draws their ids.
     """
     digests = {}
     for path in sorted(
@@ -99,7 +101,7 @@ def mine(source, tmp_path) -> Path:
 
 
 def unpack(source: Path, folder: Path) -> Path:
-    """Every archive unpacked beside the other, zips inside zips too, as a careful person does by hand."""
+    """Every archive unpacked beside the other, zips inside zips too, as done by hand."""
     for path in sorted(source.iterdir()):
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:

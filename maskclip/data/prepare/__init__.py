@@ -1,4 +1,4 @@
-"""The real data sets from what their owners publish: one function a set, `prepare_x(source, target, workers=...)`."""
+"""The real data sets from what their owners publish: one function a set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ADE20K-150 from the challenge archives: label maps, panoptic segments and instances of its scenes."""
+"""ADE20K-150 from the challenge archives: label maps, panoptic segments, instances."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCENES = Archive(f"{FOLDER}*.zip", f"http://data.csail.mit.edu/places/ADEchallen
 THINGS = Archive(
     "annotations_instance*.tar*", "http://sceneparsing.csail.mit.edu/data/ChallengeData2017/annotations_instance.tar"
 )
-# The semantic indices that are stuff, as Mask2Former has them; objectInfo150.txt counts 35 of the 150 only.
+# The semantic indices that are stuff, as Mask2Former has them; objectInfo150.txt counts 35 only.
 STUFF = (
     0, 1, 2, 3, 4, 5, 6, 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59, 60, 61, 63, 68, 77, 79,
     84, 91, 94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131, 140, 141, 145,
@@ -45,9 +45,11 @@ class Scene(NamedTuple):
 
 
 def prepare_ade20k(source: Path, target: Path, *, workers: int, training: bool = False) -> dict[str, int]:
-    """Write ADEChallengeData2016/ under `target` from the archives, or their unpacked folders, under `source`.
+    """Write ADEChallengeData2016/ under `target` from the archives, or their unpacked folders,
+    under `source`.
 
-    training: also the 20,210 training pictures, which the paper does not use. Returns the pictures of each split.
+    training: also the 20,210 training pictures, which the paper does not use. Returns the pictures
+    of each split.
 
     Raises:
         FileNotFoundError: an archive, picture or annotation is missing.
@@ -64,7 +66,7 @@ def prepare_ade20k(source: Path, target: Path, *, workers: int, training: bool =
 
 
 def _scenes(found: Source, out: Path, folder: str, short: str) -> list[Scene]:
-    """The split's scenes by name; every picture must have both annotations, and they their picture."""
+    """The split's scenes by name; every picture must have both annotations, they a picture."""
     pictures = found.files(f"{FOLDER}/images/{folder}", ".jpg", SCENES)
     semantic = found.files(f"{FOLDER}/annotations/{folder}", ".png", SCENES)
     instance = found.files(f"annotations_instance/{folder}", ".png", THINGS)
@@ -75,7 +77,7 @@ def _scenes(found: Source, out: Path, folder: str, short: str) -> list[Scene]:
 
 
 def _prepare_split(scenes: list[Scene], out: Path, short: str, workers: int) -> None:
-    """The split's pictures and maps, then its two JSON files, whose presence says that all is done."""
+    """The split's pictures and maps, then its two JSON files, whose presence says: done."""
     results = {kind: out / f"ade20k_{kind}_{short}.json" for kind in ("panoptic", "instance")}
     files = [path for scene in scenes for path in _paths(scene)]
     if all(path.is_file() for path in (*files, *results.values())):
@@ -105,7 +107,7 @@ def _paths(scene: Scene) -> tuple[Path, Path, Path]:
 
 
 def prepare_scene(scene: Scene) -> tuple[dict, list[dict], list[dict]]:
-    """Write a scene's files, as far as they are not there -> (image, segments, instances) for the JSON files."""
+    """Write a scene's files, as far as not there -> (image, segments, instances) for the JSON."""
     picture, labels, ids = _paths(scene)
     semantic, instance = scene.semantic.pixels(), scene.instance.pixels()
     if semantic.ndim != 2 or semantic.dtype != np.uint8 or semantic.max() > 150:
@@ -128,7 +130,7 @@ def prepare_scene(scene: Scene) -> tuple[dict, list[dict], list[dict]]:
 
 
 def _thing_categories(instance: np.ndarray, file: File) -> dict[int, int]:
-    """{instance: semantic index} of an instance PNG [H, W, 3]: R is the category from 1, G the instance, 0 none."""
+    """{instance: semantic index} of a PNG [H, W, 3]: R category from 1, G instance, 0 none."""
     pairs = np.flatnonzero(np.bincount(np.ascontiguousarray(instance[..., :2]).view("<u2").ravel()))  # R + 256 G
     categories: dict[int, int] = {}
     for pair in pairs[pairs >= 256].tolist():
@@ -144,10 +146,10 @@ def _thing_categories(instance: np.ndarray, file: File) -> dict[int, int]:
 def panoptic_segments(
     semantic: np.ndarray, things: np.ndarray, categories: dict[int, int]
 ) -> tuple[np.ndarray, list[dict]]:
-    """Stuff pasted, things over it -> (ids int32 [H, W], segments_info), numbered from 1 in this order.
+    """Stuff pasted, things over it -> (ids int32 [H, W], segments_info), numbered from 1.
 
-    A stuff segment's area and box are those before things cover it, as Mask2Former writes them; one that is covered
-    altogether stays listed.
+    A stuff segment's area and box are those before things cover it, as Mask2Former writes them; one
+    that is covered altogether stays listed.
 
     Args:
         semantic: uint8 [H, W], semantic index + 1, 0 is void.

@@ -1,4 +1,4 @@
-"""ADE20K-847 from the full ADE20K of 2021: pictures of at most 512 pixels' short side and 16-bit label maps."""
+"""ADE20K-847 from the full ADE20K of 2021: pictures of short side 512, 16-bit label maps."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ class Scene(NamedTuple):
 
 
 def prepare_ade20k_full(source: Path, target: Path, *, workers: int, training: bool = False) -> dict[str, int]:
-    """Write ADE20K_2021_17_01/ under `target` from the registered users' zip, or its unpacked folder, under `source`.
+    """Write ADE20K_2021_17_01/ under `target` from the registered users' zip, or its unpacked
+    folder, under `source`.
 
-    training: also the training pictures, which the paper does not use. Returns the pictures of each split.
+    training: also the training pictures, which the paper does not use. Returns the pictures of each
+    split.
 
     Raises:
         FileNotFoundError: the set, a picture or a label picture is missing.
@@ -64,7 +66,7 @@ def prepare_ade20k_full(source: Path, target: Path, *, workers: int, training: b
 
 
 def _index(file: File) -> list[tuple[str, str]]:
-    """(folder, file name) of every picture, from index_ade20k.pkl, read without running code that it may hold."""
+    """(folder, file name) of every picture, from index_ade20k.pkl, running no code it may hold."""
     try:
         content = _PlainPickle(io.BytesIO(file.read())).load()
         names = list(map(str, content["filename"]))
@@ -101,7 +103,7 @@ def _beside(found: Source, index: File, folder: str, name: str) -> File:
 
 
 def prepare_scene(scene: Scene) -> None:
-    """Write a picture and its label map, resized as FC-CLIP's script does by OpenCV, unless both are there."""
+    """Write a picture and its label map, resized as OpenCV does it, unless both are there."""
     if scene.image.is_file() and scene.labels.is_file():
         return
     pixels, segments = scene.picture.pixels(), scene.segments.pixels()
@@ -134,7 +136,7 @@ def _reduced(height: int, width: int) -> tuple[int, int]:
 
 
 def resize_nearest(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[H, W, ...] at `size` (height, width) as OpenCV's INTER_NEAREST has it: each pixel's corner decides."""
+    """[H, W, ...] at `size` (height, width) as OpenCV's INTER_NEAREST does it, by corners."""
     rows, columns = (
         np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(int), old - 1)
         for new, old in zip(size, pixels.shape)
@@ -143,8 +145,8 @@ def resize_nearest(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_linear(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, ...] at `size` (height, width) as OpenCV's INTER_LINEAR has it: between the two nearest pixels, in
-    its fixed-point numbers, however much smaller the result is."""
+    """uint8 [H, W, ...] at `size` (height, width) as OpenCV's INTER_LINEAR has it: between the two
+    nearest pixels, in its fixed-point numbers, however much smaller the result is."""
     planes = pixels.reshape(*pixels.shape[:2], -1)
     (top, above), (bottom, below) = _weights(size[0], pixels.shape[0])
     (left, before), (right, after) = (

@@ -1,4 +1,4 @@
-"""The owners' files where they lie: in a zip, in a zip inside a zip, in a tar, or unpacked already."""
+"""The owners' files where they lie: in a zip, in a zip inside a zip, in a tar, or unpacked."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ DAMAGE = (OSError, EOFError, ValueError, SyntaxError, zlib.error, zipfile.BadZip
 
 
 class Archive(NamedTuple):
-    """An archive as published: a glob of its name (browsers append " (1)"), its address, and what is often taken for
-    it, as {glob of a file's or folder's name: what that is}."""
+    """An archive as published: a glob of its name (browsers append " (1)"), its address, and what
+    is often taken for it, as {glob of a file's or folder's name: what that is}."""
 
     name: str
     address: str
@@ -74,7 +74,7 @@ class File:
         return content
 
     def pixels(self) -> np.ndarray:
-        """The picture's pixels as published, [H, W] or [H, W, C]; ValueError where it cannot be read."""
+        """The picture's pixels as published, [H, W] or [H, W, C]; ValueError if damaged."""
         try:
             return np.asarray(Image.open(io.BytesIO(self.read())))
         except DAMAGE as error:
@@ -102,7 +102,7 @@ def _zip(path: Path, _changed: int) -> zipfile.ZipFile:
 class Source:
     """A folder of downloads.
 
-    An archive is preferred to a folder of its content, which a killed unpacking may have left half full.
+    An archive is preferred to a folder of its content, which a kill may have left half full.
 
     Args:
         root: the folder, searched five levels down.
@@ -145,7 +145,7 @@ class Source:
         raise self._missing(f"a file {name}", archive)
 
     def content(self, path: Path) -> dict[str, dict[str, File]]:
-        """What an archive holds, {folder: {name: file}}; nothing where it is damaged, which `_missing` will tell."""
+        """What an archive holds, {folder: {name: file}}; none if damaged, as `_missing` tells."""
         if path not in self._contents:
             files: dict[str, dict[str, File]] = defaultdict(dict)
             try:
@@ -160,7 +160,7 @@ class Source:
         return self._contents[path]
 
     def _places(self, folder: str, archive: Archive) -> Iterator[dict[str, File]]:
-        """The content of every folder that ends so: first of those in the archive, then of those on disk."""
+        """The content of every folder that ends so: in the archive first, then on disk."""
 
         def fits(path: str) -> bool:
             return not folder or f"/{path}".endswith(f"/{folder}")

@@ -1,4 +1,4 @@
-"""COCO 2017: pictures, panoptic segments, instances, and the split into 48 base and 17 target categories."""
+"""COCO 2017: pictures, panoptic segments, instances, and the split into 48 and 17."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ class Split(NamedTuple):
 def prepare_coco(source: Path, target: Path, *, workers: int) -> dict[str, int]:
     """Write coco/ under `target` from the archives, or their unpacked folders, under `source`.
 
-    The annotations are read and checked before the first picture is written. Returns the pictures of each split.
+    The annotations are read and checked before the first picture is written. Returns the pictures
+    of each split.
 
     Raises:
         FileNotFoundError: an archive is missing, or a picture or mask that the annotations name.
-        ValueError: a file is damaged, or of another release; annotations contradict themselves or the pictures.
+        ValueError: a file is damaged, or of another release; annotations contradict themselves or
+            the pictures.
     """
     with filling(source, target, "coco") as (found, out):
         splits = [_split(found, year) for year in SPLITS]
@@ -63,7 +65,7 @@ def _split(found: Source, year: str) -> Split:
 
 
 def _checked(split: Split, out: Path, names: dict[str, list[str]]) -> list[Placing]:
-    """Put the split's JSON files into place and read them as the study will -> the pictures and masks to place."""
+    """Put the split's JSON files into place and read them -> pictures and masks to place."""
     annotations, pictures = out / "annotations", out / split.year
     panoptic, instances = annotations / f"panoptic_{split.year}.json", annotations / f"instances_{split.year}.json"
     put(panoptic, split.panoptic.read())
@@ -95,6 +97,6 @@ def _read_panoptic(split: Split, path: Path, pictures: Path) -> tuple[dict[str, 
 
 
 def _read_instances(path: Path, pictures: Path, names: dict[str, list[str]]) -> list[str]:
-    """Check the instance JSON -> the stems of its pictures. A function: what it read is gigabytes, let go here."""
+    """Check the instance JSON -> its pictures' stems. What it read, gigabytes, ends here."""
     content = open_coco_instances(path, pictures, only=names["base"] + names["target"]).annotations or {}
     return [Path(image["file_name"]).stem for image in content["images"]]

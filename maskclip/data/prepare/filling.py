@@ -1,4 +1,4 @@
-"""Filling a data folder: whole files or none, by several processes, and only what is not there yet."""
+"""Filling a data folder: whole files or none, by several processes, only what is missing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def filling(source: Path, target: Path, name: str) -> Iterator[tuple[Source, Pat
 
 
 def run(function: Callable[[Job], Result], jobs: Sequence[Job], what: str, *, workers: int) -> list[Result]:
-    """`function` of every job, in their order, by up to `workers` processes, with a bar; the first error ends it."""
+    """`function` of every job, in their order, by up to `workers` processes, with a bar."""
     workers = min(workers, len(jobs) // JOBS_A_PROCESS)
     if workers <= 1:
         return [function(job) for job in tqdm(jobs, desc=what)]
@@ -68,7 +68,7 @@ def run(function: Callable[[Job], Result], jobs: Sequence[Job], what: str, *, wo
 
 
 class Placing(NamedTuple):
-    """A published picture to put at `path`, with the (width, height) that an annotation gives it."""
+    """A published picture to put at `path`, with the (width, height) by its annotation."""
 
     file: File
     path: Path
@@ -77,9 +77,10 @@ class Placing(NamedTuple):
 
 
 def place(job: Placing) -> None:
-    """Put a published picture into the data folder: linked (hard) where the disk allows it, else copied.
+    """Put a published picture into the data folder: a hard link where possible, else a copy.
 
-    Nothing is done where a file of its length is there. Raises ValueError when it has not the annotation's size.
+    Nothing is done where a file of its length is there. Raises ValueError when it has not the
+    annotation's size.
     """
     file, path = job.file, job.path
     if path.is_file() and path.stat().st_size == file.size:
@@ -107,7 +108,7 @@ def _linked(original: Path, path: Path) -> bool:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file, unless it is there with this very content: another script, or a kill, may have left another."""
+    """Write a file, unless this very content is there: another script may have left another."""
     if not path.is_file() or path.read_bytes() != content:
         write_atomically(path, lambda partial: partial.write_bytes(content))
 
@@ -130,7 +131,7 @@ def put_names(path: Path, name: str) -> None:
 
 
 def names_of(name: str) -> list[str]:
-    """A shipped list of category names, in the order of the class indices; names/SOURCES.md says where from."""
+    """A shipped list of category names, in class order; names/SOURCES.md tells whence."""
     return (NAMES / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 

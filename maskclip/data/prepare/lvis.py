@@ -1,4 +1,4 @@
-"""LVIS v1: the validation annotations, and those of COCO's pictures, of both its splits, that they are on."""
+"""LVIS v1: the validation annotations, and the pictures of both of COCO's splits they are on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ANNOTATIONS = Archive("lvis_v1_val*.zip", "https://dl.fbaipublicfiles.com/LVIS/l
 
 
 def prepare_lvis(source: Path, target: Path, *, workers: int) -> dict[str, int]:
-    """Write lvis/lvis_v1_val.json under `target`, and into coco/ there the pictures it names that are not there yet.
+    """Write lvis/lvis_v1_val.json under `target`, and the pictures that coco/ there lacks.
 
     Returns the number of validation pictures of each of COCO's splits.
 

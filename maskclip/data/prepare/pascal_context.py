@@ -51,11 +51,13 @@ class Picture(NamedTuple):
 
 
 def prepare_pascal_context(source: Path, target: Path, *, workers: int, training: bool = False) -> dict[str, int]:
-    """Write pascal_ctx_d2/ under `target` from VOC 2010, trainval_merged.json and trainval.tar.gz under `source`.
+    """Write pascal_ctx_d2/ under `target` from VOC 2010, trainval_merged.json and trainval.tar.gz
+    under `source`.
 
-    trainval_merged.json gives the 59 classes and the split (5,104 validation pictures). Without it the 59 come from the
-    .mat files of the 459 and the split from VOC 2010 (5,105, as the paper counts). Without the .mat files the 459 are
-    left out. training: also the training pictures, which the paper does not use.
+    trainval_merged.json gives the 59 classes and the split (5,104 validation pictures). Without it
+    the 59 come from the .mat files of the 459 and the split from VOC 2010 (5,105, as the paper
+    counts). Without the .mat files the 459 are left out. training: also the training pictures,
+    which the paper does not use.
 
     Returns the pictures of each split and the label maps of each set.
 
@@ -76,7 +78,7 @@ def prepare_pascal_context(source: Path, target: Path, *, workers: int, training
 
 
 def _labels(found: Source) -> tuple[_Merged | None, dict[str, File]]:
-    """trainval_merged.json and the .mat files, as far as they are there; at least one of the two must be."""
+    """trainval_merged.json and the .mat files, as far as they are there; one must be."""
     merged, mats, missing = None, {}, []
     try:
         merged = _read_merged(found.file("trainval_merged.json", MERGED))
@@ -172,7 +174,7 @@ def read_mat(file: File) -> np.ndarray:
 
 
 def paint(image: dict, regions: list[dict], said_by: Path) -> np.ndarray:
-    """The regions' numbers among the 459, later ones over earlier ones, int32 [H, W]; 0 where none is."""
+    """The regions' numbers among the 459, later over earlier ones, int32 [H, W]; 0 is none."""
     numbers = np.zeros((image["height"], image["width"]), np.int32)
     for region in regions:
         numbers[decode(region, image, said_by)] = region["category_id"]
