@@ -197,6 +197,6 @@ def _open(path: Path, rules: dict[str, Rule], what: str, key: str = "id") -> tup
 
 def _picture_names(info: dict) -> list[str]:
     """Where a picture may lie in its folder; LVIS has only COCO's address, .../val2017/000000000139.jpg."""
-    parts = info.get("coco_url", "").split("/")
+    parts = str(info.get("coco_url") or "").split("/")
     names = [info.get("file_name", ""), parts[-1], "/".join(parts[-2:])]
     return [name for name in names if name]
