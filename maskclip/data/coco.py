@@ -22,9 +22,8 @@ from maskclip.data.annotations import (
     check_listed,
     index_by,
     read_categories,
-    read_json,
 )
-from maskclip.data.images import read_image, read_panoptic_ids
+from maskclip.data.images import read_image, read_json, read_panoptic_ids
 from maskclip.data.masks import decode
 from maskclip.data.types import Annotation, Category, Dataset, Segment
 
