@@ -76,7 +76,7 @@ def test_semantic_words_are_another_sets_of_the_same_ids():
 def test_words_choose_among_the_sets_own_names():
     dataset = instance_set(Category(3, "cat", True), Category(5, "dog", True))
     assert InstanceTask(dataset).own_class == [0, 1]
-    assert InstanceTask(dataset, names=["dog", "tree"]).own_class == [1, None]
+    assert InstanceTask(dataset, dataset.categories[1:]).own_class == [1]
     with pytest.raises(ValueError, match="toy has no base and target categories"):
         SplitTask(dataset)
 

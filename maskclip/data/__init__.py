@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maskclip.data.coco import open_coco_instances, open_coco_panoptic, open_coco_sample
 from maskclip.data.datasets import DATASETS, DatasetEntry, open_dataset, read_split, same_pictures, scored_on
-from maskclip.data.images import read_image, write_panoptic_ids
+from maskclip.data.images import read_image, read_json, write_panoptic_ids
 from maskclip.data.semantic import open_categories, open_semantic_folder
 from maskclip.data.types import Annotation, Category, Dataset, Sample, Segment
 
@@ -23,6 +23,7 @@ __all__ = [
     "open_dataset",
     "open_semantic_folder",
     "read_image",
+    "read_json",
     "read_split",
     "same_pictures",
     "scored_on",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections import Counter
@@ -40,22 +39,6 @@ IMAGE = {"id": IMAGE_ID, "file_name": TEXT._replace(optional=True), "height": SI
 PANOPTIC = {"image_id": IMAGE_ID, "file_name": TEXT, "segments_info": LIST}
 SEGMENT = {"id": SEGMENT_ID, "category_id": WHOLE, "iscrowd": FLAG, "area": AREA}
 INSTANCE = {"image_id": IMAGE_ID, "category_id": WHOLE, "iscrowd": FLAG, "area": AREA}
-
-
-def read_json(path: str | Path) -> Any:
-    """Parsed JSON, without NaN and Infinity, which Python alone would take; FileNotFoundError or ValueError naming the
-    file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; check the data folder against docs/data.md.")
-    try:
-        return json.loads(path.read_bytes(), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no whole JSON file ({error}); fetch or write it again.") from error
-
-
-def _no_number(constant: str) -> None:
-    raise ValueError(f"it holds {constant}, which is no number of JSON's")
 
 
 def check(entries: list, rules: dict[str, Rule], where: Path | str, what: str, key: str = "id") -> None:

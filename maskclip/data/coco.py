@@ -22,9 +22,8 @@ from maskclip.data.annotations import (
     check_listed,
     index_by,
     read_categories,
-    read_json,
 )
-from maskclip.data.images import read_image, read_panoptic_ids
+from maskclip.data.images import read_image, read_json, read_panoptic_ids
 from maskclip.data.masks import decode
 from maskclip.data.types import Annotation, Category, Dataset, Segment
 
@@ -197,6 +196,6 @@ def _open(path: Path, rules: dict[str, Rule], what: str, key: str = "id") -> tup
 
 def _picture_names(info: dict) -> list[str]:
     """Where a picture may lie in its folder; LVIS has only COCO's address, .../val2017/000000000139.jpg."""
-    parts = info.get("coco_url", "").split("/")
+    parts = str(info.get("coco_url") or "").split("/")
     names = [info.get("file_name", ""), parts[-1], "/".join(parts[-2:])]
     return [name for name in names if name]

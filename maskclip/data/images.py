@@ -1,10 +1,12 @@
-"""Pictures and masks from disk, or one clear sentence about what is wrong with the file."""
+"""Pictures, masks and JSON from disk, or one clear sentence about what is wrong with the file."""
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -41,6 +43,22 @@ def write_panoptic_ids(path: str | Path, ids: np.ndarray) -> None:
     """The opposite of `read_panoptic_ids`, whole or absent."""
     rgb = (ids[..., None] // PANOPTIC % 256).astype(np.uint8)
     write_atomically(path, lambda partial: Image.fromarray(rgb).save(partial, format="PNG"))
+
+
+def read_json(path: str | Path) -> Any:
+    """Parsed JSON, without NaN and Infinity, which Python alone would take; FileNotFoundError or ValueError naming the
+    file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; check the data folder against docs/data.md.")
+    try:
+        return json.loads(path.read_bytes(), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no whole JSON file ({error}); fetch or write it again.") from error
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no number of JSON's")
 
 
 def _read(path: str | Path, what: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:

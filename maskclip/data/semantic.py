@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from maskclip.data.annotations import read_categories, read_json
-from maskclip.data.images import read_image, read_labels
+from maskclip.data.annotations import read_categories
+from maskclip.data.images import read_image, read_json, read_labels
 from maskclip.data.types import Annotation, Category, Dataset
 
 PICTURES = {".jpg", ".jpeg", ".png"}

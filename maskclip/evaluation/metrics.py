@@ -188,26 +188,25 @@ def average_precision(
         for n, a in enumerate(dataset.instances["annotations"], 1)
         if a["image_id"] in wanted and a["category_id"] in ids
     ]
-    where: dict[int, set] = defaultdict(set)  # category id -> images where it was annotated
-    for annotation in truth:
-        where[annotation["category_id"]].add(annotation["image_id"])
     found = [
         r | {"id": n, "area": float(coco_mask.area(r["segmentation"])), "iscrowd": 0}
         for n, r in enumerate((r for r in results if r["category_id"] in ids), 1)
-        if not federated
-        or r["image_id"] in where[r["category_id"]]
-        or r["category_id"] in images[r["image_id"]]["neg_category_ids"]
     ]
-    claimed: dict[int, set] = defaultdict(set)  # category id -> images where it was found
-    for result in found:
-        claimed[result["category_id"]].add(result["image_id"])
+    annotated = _images_by_category(truth)
+    if federated:
+        found = [
+            r for r in found
+            if r["image_id"] in annotated.get(r["category_id"], ())
+            or r["category_id"] in images[r["image_id"]]["neg_category_ids"]
+        ]  # fmt: skip
+    claimed = _images_by_category(found)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         api = [_coco(dataset.instances, entries) for entries in (truth, found)]
         rows = [  # one at a time: only images that have it, or results for it
             _precision(
-                api[0], api[1], category, where[category] | claimed[category], images if federated else {}, limit
+                api[0], api[1], category, where | claimed.get(category, set()), images if federated else {}, limit
             )
-            for category in [category for category in where if where[category]]
+            for category, where in annotated.items()
         ]
     precision = np.array([row for row in rows if (row > -1).all()])  # [categories, 10 IoU thresholds, 101 recalls]
     pick: dict[str, Any] = {"AP": slice(None), "AP50": 0, "AP75": 5}
@@ -305,6 +304,13 @@ def _federated(images: list[dict], source: Path) -> bool:
             f"{source}: image {lacking} lacks the neg_category_ids that others have; take LVIS's own file."
         )
     return any(said)
+
+
+def _images_by_category(entries: list[dict]) -> dict[int, set]:
+    images: dict[int, set] = {}
+    for entry in entries:
+        images.setdefault(entry["category_id"], set()).add(entry["image_id"])
+    return images
 
 
 def _coco(content: dict, entries: list[dict]) -> COCO:

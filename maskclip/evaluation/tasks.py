@@ -6,7 +6,7 @@ Masks are embedded once per picture; each task, a vocabulary with its annotation
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -90,30 +90,25 @@ class InstanceTask:
     """AP, AP50, AP75 on an instance set, in percent (Tables 4 and 5); `results` are COCO result entries.
 
     Args:
-        categories: another set's, which know the set's own by their ids, and whose names masks choose from. ADE20K's
-            instances are classified among all 150 classes, of which only the set's own, the things, are kept; its
-            panoptic and its instance file spell a third of those differently.
-        names: in place of `categories`, the words masks choose from; the COCO split is asked in three ways.
+        categories: those whose names masks choose from: some of the set's own, as the COCO split is asked, or another
+            set's, which know its own by their ids. ADE20K's instances are classified among all 150 classes, of which
+            only the set's own, the things, are kept; its panoptic and its instance file spell a third differently.
 
     Raises:
-        ValueError: a category of the set is none of `categories`, or stuff there.
+        ValueError: a category of the set is none of another set's, or stuff there.
     """
 
-    def __init__(
-        self, dataset: Dataset, categories: Sequence[Category] | None = None, names: Sequence[str] | None = None
-    ) -> None:
-        self.dataset, self.names = dataset, list(names or dataset.names)
-        own: dict[Any, int] = {name: place for place, name in enumerate(dataset.names)}
-        words: list[Any] = self.names
-        if categories is not None:
-            self.names, words = [category.name for category in categories], [category.id for category in categories]
-            own = {category.id: place for place, category in enumerate(dataset.categories)}
-            for lost in own.keys() - {category.id for category in categories if category.isthing}:
-                raise ValueError(
-                    f"{dataset.name}: {dataset.names[own[lost]]!r} has the id {lost}, which is no thing in the "
-                    "panoptic annotation; prepare both with the same scripts"
-                )
-        self.own_class = [own.get(word) for word in words]
+    def __init__(self, dataset: Dataset, categories: Sequence[Category] | None = None) -> None:
+        words = dataset.categories if categories is None else categories
+        own = {category.id: place for place, category in enumerate(dataset.categories)}
+        lost = sorted(own.keys() - {word.id for word in words if word.isthing})
+        if lost and not set(words) <= set(dataset.categories):
+            raise ValueError(
+                f"{dataset.name}: {dataset.names[own[lost[0]]]!r} has the id {lost[0]}, which is no thing in the "
+                "panoptic annotation; prepare both with the same scripts"
+            )
+        self.dataset, self.names = dataset, [word.name for word in words]
+        self.own_class = [own.get(word.id) for word in words]
         self.results: list[dict] = []
 
     def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
@@ -136,9 +131,11 @@ class SplitTask:
     def __init__(self, dataset: Dataset) -> None:
         if dataset.split is None:
             raise ValueError(f"{dataset.name} has no base and target categories; give its reader the file of a split")
-        self.dataset, self.split, (base, target) = dataset, dataset.split, dataset.split.values()
+        self.dataset, self.split = dataset, dataset.split
+        of_name = dict(zip(dataset.names, dataset.categories))
+        base, target = ([of_name[name] for name in self.split[group]] for group in ("base", "target"))
         words = {"base_only": base, "target_only": target, "generalized": [*base, *target]}
-        self.asked = {way: InstanceTask(dataset, names=names) for way, names in words.items()}
+        self.asked = {way: InstanceTask(dataset, categories) for way, categories in words.items()}
 
     def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
         for task in self.asked.values():
