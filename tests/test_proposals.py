@@ -271,6 +271,25 @@ def test_a_damaged_training_is_trained_again(tmp_path, capsys):
         assert (aside / name).read_bytes() == damaged
 
 
+@pytest.mark.parametrize(
+    ("network", "inference"),
+    [("mask2former", {"short_side": 32, "long_side": 64}), ("mask_rcnn", {"short_side": 32, "detections": 3})],
+)
+def test_how_a_network_proposes_does_not_train_it_anew(network, inference, tmp_path):
+    def train(**changes) -> tuple[int, dict]:
+        config = dataclasses.replace(NETWORKS[network], **changes)
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=1))
+        out = train_proposals(network, ToyScenes(), config, tmp_path / "net", device="cpu", progress=False)
+        return (out / "network.safetensors").stat().st_mtime_ns, json.loads((out / "record.json").read_text())
+
+    (written, record), (later, told) = train(), train(**inference)
+    assert later == written and told["config"] == record["config"] | inference
+    assert {**told, "config": None} == {**record, "config": None}
+    assert load_source(tmp_path / "net").short_side == 32  # it proposes as it is told now
+    written, _ = train(**{"points": 32} if network == "mask2former" else {"long_side": 96})
+    assert written != later and (tmp_path / f"net.{record['hash']}").is_dir()
+
+
 def test_kill_minus_nine(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_proposals as t, torch; torch.set_num_threads(1); "
