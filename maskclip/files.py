@@ -94,12 +94,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
 
 def file_digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """The SHA-256 of those of these files that a folder has, for its record.json."""
-    digests = {}
-    for name in names:
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    there = [name for name in names if (folder / name).is_file()]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
 
 
 def written_record(folder: Path) -> dict[str, Any]:
