@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
@@ -27,28 +27,21 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         OSError: the folder cannot be written or the disk is full; the sentence names the file.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
         write(temporary)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # the bytes before the name: a power cut must not leave an empty file
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are meant to be shared
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         disk = _disk_error(error)
         if disk is None:
             raise
-        raise OSError(
-            disk.errno, f"cannot write {path}: {disk.strerror or disk}; make room there or allow writing"
-        ) from None
+        reason = f"cannot write {path}: {disk.strerror or disk}; make room there or allow writing"
+        raise OSError(disk.errno, reason) from None
     finally:
-        if temporary is not None:
+        if path.parent.is_dir():
             temporary.unlink(missing_ok=True)
 
 
@@ -101,12 +94,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
 
 def file_digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """The SHA-256 of those of these files that a folder has, for its record.json."""
-    digests = {}
-    for name in names:
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    there = [name for name in names if (folder / name).is_file()]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
 
 
 def written_record(folder: Path) -> dict[str, Any]:

@@ -275,6 +275,28 @@ def test_a_damaged_training_is_trained_again(tmp_path, capsys):
         assert (aside / name).read_bytes() == damaged
 
 
+@pytest.mark.parametrize(
+    ("network", "inference"),
+    [("mask2former", {"short_side": 32, "long_side": 64}), ("mask_rcnn", {"short_side": 32, "detections": 3})],
+)
+def test_how_a_network_proposes_does_not_train_it_anew(network, inference, tmp_path):
+    def train(**changes) -> tuple[int, dict, int]:
+        """When the weights were written, the record, and how high the proposed masks are."""
+        config = dataclasses.replace(NETWORKS[network], **changes)
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=1))
+        out = train_proposals(network, ToyScenes(), config, tmp_path / "net", device="cpu", progress=False)
+        (proposals,) = load_source(out)([ToyScenes()[0].image])
+        record = json.loads((out / "record.json").read_text())
+        return (out / "network.safetensors").stat().st_mtime_ns, record, proposals.mask_logits.shape[1]
+
+    (written, record, high), (later, told, low) = train(), train(**inference)
+    assert later == written and told["config"] == record["config"] | inference
+    assert {**told, "config": None} == {**record, "config": None}
+    assert low < high  # it proposes as it is told now
+    written, *_ = train(**{"points": 32} if network == "mask2former" else {"long_side": 96})
+    assert written != later and (tmp_path / f"net.{record['hash']}").is_dir()
+
+
 def test_kill_minus_nine(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_proposals as t, torch; torch.set_num_threads(1); "

@@ -3,6 +3,8 @@ in half precision nearly the same."""
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 from test_proposals import MASK2FORMER, MASK_RCNN, ToyScenes
 
+from maskclip import files
 from maskclip.files import load_checkpoint, save_checkpoint
 from maskclip.model.clip import load_clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import ground_truth_proposals, load_source
+from maskclip.training import finished
 from maskclip.training.mask_tokens import _Items, load_trained_weights, train_maskclip, trained_weights
 from maskclip.training.proposal_networks import train_proposals
 from study.params import load_study
@@ -108,6 +112,59 @@ def test_what_two_processes_trained_is_read_as_ever(folders):
         assert len(load_source(folders[1] / network)([scene])) == 1
     clip = load_clip(str(TOP / "models" / "mini_clip"))
     load_trained_weights(encoder_of(clip), folders[1] / "maskclip" / "encoder.pt")
+
+
+@pytest.mark.parametrize("stage", ["maskclip", "mask2former", "mask_rcnn"])
+def test_a_fresh_python_that_does_nothing_else_shares_the_training(stage, tmp_path):
+    """Each process reads half of every batch, and one of them alone writes."""
+    program = tmp_path / "fresh.py"
+    program.write_text(
+        "import sys, pathlib\n"
+        "import test_several_processes as t\n"
+        "if __name__ == '__main__':\n"
+        "    t.launch(t.watched, (sys.argv[1], pathlib.Path(sys.argv[2])), 2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TOP), str(TOP / "tests")]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(program), stage, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"{stage}.read{rank}").read_text().split() for rank in (0, 1))
+    assert len(first) == len(second) == 4 and sorted(first + second) == sorted(list("01234567"))
+    assert sorted(file.name for file in tmp_path.glob("*.wrote*")) == [f"{stage}.wrote0"]
+    assert (tmp_path / f"{stage}.wrote0").read_text().split()[0] == "checkpoint.pt"
+
+
+class Watched(ToyScenes):
+    """Scenes that write down which of them this process reads."""
+
+    def __getitem__(self, index: int):
+        with Path(f"{self.name}.read{os.environ['RANK']}").open("a") as file:
+            file.write(f"{index} ")
+        return super().__getitem__(index)
+
+
+def watched(stage: str, out: Path) -> None:
+    """Two steps of four of eight scenes, written down in `out`."""
+    os.chdir(out)
+    write = files.write_atomically
+
+    def wrote(path, function):
+        with Path(f"{stage}.wrote{os.environ['RANK']}").open("a") as file:
+            file.write(f"{Path(path).name} ")
+        write(path, function)
+
+    files.write_atomically = finished.write_atomically = wrote
+    dataset, two = Watched(count=8, name=stage), {"steps": 2, "batch": 4, "checkpoint_every": 1}
+    if stage == "maskclip":
+        clip = load_clip(str(TOP / "models" / "mini_clip"))
+        settings = dataclasses.replace(load_study("mini", configs=TOP / "configs").maskclip, **two)
+        proposals = {sample.image_id: ground_truth_proposals(sample) for sample in ToyScenes(count=8)}
+        train_maskclip(encoder_of(clip), clip, dataset, proposals, settings, out / stage, 0)
+    else:
+        config = {"mask2former": MASK2FORMER, "mask_rcnn": MASK_RCNN}[stage]
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, **two))
+        device = "cpu" if torch.cuda.is_available() else None  # without a GPU it must find the CPU itself
+        train_proposals(stage, dataset, config, out / stage, 0, device=device, progress=False)
 
 
 def test_a_failing_process_is_one_sentence():

@@ -1,8 +1,8 @@
 """Which training a folder holds: kept if it is the wanted one, else put beside, never overwritten.
 
 A training is known by the hash of its settings, data and seed; code and versions have no part in it.
-A folder's `record.json` is written last, so it stands for a finished training; an unfinished one has a
-`checkpoint.pt`. Each move is one step: killed between two of them, the next call goes on.
+A finished one has a `record.json` that names its files' digests; an unfinished one has a `checkpoint.pt`.
+Each move is one step: killed between two of them, the next call goes on.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def holds_finished(folder: Path, wanted: str, files: Sequence[str], retrain: boo
 def _make_ready(folder: Path, wanted: str, files: Sequence[str], retrain: bool) -> bool:
     found, record = _held(folder, files), written_record(folder)
     if found == wanted:
-        if not record:
-            return False  # its checkpoint is gone on with
+        if "files" not in record:
+            return False  # unfinished: its checkpoint is gone on with
         whole = record.get("files") == file_digests(folder, files)
         if whole and not retrain:
             print(f"{folder} holds this training, finished; it is kept, whatever the code is now (or retrain)")
@@ -55,7 +55,9 @@ def _make_ready(folder: Path, wanted: str, files: Sequence[str], retrain: bool) 
     if found is not None:
         aside = next(place for place in _beside(folder, found) if not place.exists())
         folder.rename(aside)
-        why = f"{' or '.join(files)} is missing, damaged or of another training" if found == "damaged" else "training"
+        why = "to be trained again" if found == wanted else "other settings, data or seed"
+        if found == "damaged":
+            why = f"{' or '.join(files)} is missing, damaged or of another training"
         print(f"{folder}: {why}; what was there is kept as {aside.name}")
     if not former:
         return False
@@ -79,17 +81,21 @@ def _beside(folder: Path, name: str) -> Iterator[Path]:
 
 
 def finish(folder: Path, record: Mapping[str, Any], files: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write a training's files and, last, its record: whoever finds the record finds everything."""
+    """Write a training's files, and to its record, first whose they are, and last that they are all there."""
+    _write_record(folder, record)
     for name, write in files.items():
         write_atomically(folder / name, write)
-    text = json.dumps({**record, "files": file_digests(folder, list(files))}, indent=2) + "\n"
-    write_atomically(folder / "record.json", lambda path: path.write_text(text, encoding="utf-8"))
+    _write_record(folder, {**record, "files": file_digests(folder, list(files))})
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def tell(folder: Path, **said: Any) -> None:
     """Let a finished training's record say what has changed without changing the training."""
     record = written_record(folder)
-    if PartialState().is_main_process and any(record[name] != value for name, value in said.items()):
-        text = json.dumps({**record, **said}, indent=2) + "\n"
-        write_atomically(folder / "record.json", lambda path: path.write_text(text, encoding="utf-8"))
+    if PartialState().is_main_process and any(record.get(name) != value for name, value in said.items()):
+        _write_record(folder, {**record, **said})
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(folder / "record.json", lambda path: path.write_text(text, encoding="utf-8"))

@@ -40,6 +40,11 @@ class Training:
     random_seed: Callable[[int], int]
     settings: MaskClipTraining | TrainingConfig
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [value for value in self.model.parameters() if value.requires_grad]
+
 
 def join_processes(on_cpu: bool, name: str, batch: int) -> PartialState:
     """Find the other processes of this training; accelerate must hear first of all that they are on the CPU, or each
@@ -68,37 +73,28 @@ def fit(
         FloatingPointError: the loss is no longer finite.
     """
     settings, optimizer = training.settings, accelerator.prepare(training.optimizer)
-    parameters = [value for value in training.model.parameters() if value.requires_grad]
+    training.optimizer = optimizer
     if accelerator.num_processes > 1:
         with torch.no_grad():
-            for value in parameters:  # every process begins where the first one does
+            for value in training.parameters:  # every process begins where the first one does
                 value.copy_(broadcast(value))
-    curve = _resume(training, optimizer, checkpoint, accelerator)
+    curve = _resume(training, checkpoint, accelerator)
     training.model.train()
     steps, silent = range(len(curve), settings.steps), not (progress and accelerator.is_main_process)
-    bar = tqdm(
-        steps, training.name, initial=len(curve), total=settings.steps, mininterval=5, unit="step", disable=silent
-    )
+    bar = tqdm(steps, training.name, settings.steps, initial=len(curve), mininterval=5, unit="step", disable=silent)
     for step, batch in zip(bar, training.batches(len(curve))):
         torch.manual_seed(training.random_seed(step))
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate(step) * group.get("factor", 1.0)
-        curve.append({"step": step, **_step(training, batch, step, optimizer, parameters, accelerator)})
+        curve.append({"step": step, **_step(training, batch, step, accelerator)})
         bar.set_postfix(loss=f"{curve[-1]['loss']:.3f}", refresh=False)
         whole = (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps
         if whole and accelerator.is_main_process:
-            _save(training, optimizer, curve, checkpoint, accelerator)
+            _save(training, curve, checkpoint, accelerator)
     return curve
 
 
-def _step(
-    training: Training,
-    batch: Any,
-    step: int,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    accelerator: Accelerator,
-) -> dict[str, float]:
+def _step(training: Training, batch: Any, step: int, accelerator: Accelerator) -> dict[str, float]:
     """One step on every process's share of a batch, with the mean of their gradients; its losses."""
     with accelerator.autocast():
         losses = {name: value.float() for name, value in training.losses(batch).items()}
@@ -107,7 +103,8 @@ def _step(
         raise FloatingPointError(
             f"{training.name}: the loss is {loss.item()} at step {step}; lower the learning rate or use float32"
         )
-    optimizer.zero_grad()
+    parameters = training.parameters
+    training.optimizer.zero_grad()
     if loss.requires_grad:  # not where no picture of the batch has a segment
         accelerator.backward(loss)
     if accelerator.num_processes > 1:
@@ -117,36 +114,28 @@ def _step(
             value.grad = gradient
     if training.settings.gradient_norm:
         accelerator.clip_grad_norm_(parameters, training.settings.gradient_norm)
-    optimizer.step()
+    training.optimizer.step()
     shown = accelerator.reduce({name: value.detach() for name, value in losses.items()}, "mean")
     return {name: value.item() for name, value in shown.items()}
 
 
-def _save(
-    training: Training,
-    optimizer: torch.optim.Optimizer,
-    curve: list[dict[str, float]],
-    checkpoint: Path,
-    accelerator: Accelerator,
-) -> None:
+def _save(training: Training, curve: list[dict[str, float]], checkpoint: Path, accelerator: Accelerator) -> None:
     """All that the next steps depend on; weights that are frozen do not change."""
     frozen = {name for name, value in training.model.named_parameters() if not value.requires_grad}
     weights = {name: value for name, value in training.model.state_dict().items() if name not in frozen}
-    state = {"hash": training.hash, "curve": curve, "model": weights, "optimizer": optimizer.state_dict()}
+    state = {"hash": training.hash, "curve": curve, "model": weights, "optimizer": training.optimizer.state_dict()}
     if accelerator.scaler is not None:
         state["scaler"] = accelerator.scaler.state_dict()
     save_checkpoint(checkpoint, state)
 
 
-def _resume(
-    training: Training, optimizer: torch.optim.Optimizer, checkpoint: Path, accelerator: Accelerator
-) -> list[dict[str, float]]:
+def _resume(training: Training, checkpoint: Path, accelerator: Accelerator) -> list[dict[str, float]]:
     """Load the state of a run that was killed; its curve, which is empty where there was none."""
     if not checkpoint.is_file():
         return []
     state = load_checkpoint(checkpoint, accelerator.device)
     training.model.load_state_dict(state["model"], strict=False)
-    optimizer.load_state_dict(state["optimizer"])
+    training.optimizer.load_state_dict(state["optimizer"])
     if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])
     accelerator.print(f"{training.name}: resuming at step {len(state['curve'])} of {training.settings.steps}")
