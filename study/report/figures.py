@@ -37,12 +37,6 @@ _TWINS = ("class_agnostic", "class_aware")  # networks of the study that differ 
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
 
-def set_style() -> None:
-    """The report's look, for charts in notebooks too."""
-    with as_file(files(__package__) / "report.mplstyle") as path:
-        plt.style.use(["default", path])
-
-
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), squeeze=False)
     return figure, list(axes[0])
@@ -370,8 +364,7 @@ def _draw(results: Results, judgements: list[Judgement]) -> Iterator[tuple[str, 
 def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
     """Draw every chart there are results for into `folder`; name -> (file, caption)."""
     drawn = {}
-    with plt.rc_context():  # the report's look is the report's alone
-        set_style()
+    with as_file(files(__package__) / "report.mplstyle") as style, plt.style.context(["default", style]):
         for name, figure, caption in _draw(results, judgements):
             path = folder / f"{name}.png"
             if figure is None:  # a chart of former results would be shown as if it were of these
