@@ -301,8 +301,13 @@ def test_report_files(reports: Path):
     assert not list(reports.rglob(".*"))  # no temporary file stays
 
 
-def test_first_results_alone_make_a_report(tmp_path: Path):
-    """One method, one seed: everything else is a dash; charts of former results do not linger."""
+def test_first_results_alone_make_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One method, one seed: everything else is a dash; charts of former results do not linger. The command, without
+    arguments, reports the profile of params.yaml."""
+    root = Path(__file__).parent.parent
+    shutil.copy(root / "params.yaml", tmp_path)
+    shutil.copytree(root / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "results" / "mini" / "4"
     folder.mkdir(parents=True)
     pd.DataFrame([("wo_rma", "mask2former", "a150_semantic", "mIoU", 12.34, 4, "mini")], columns=SCORE_COLUMNS).to_csv(
@@ -311,7 +316,8 @@ def test_first_results_alone_make_a_report(tmp_path: Path):
     stale = tmp_path / "reports" / "figures" / "table3_panoptic.png"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of former results")
-    text = build_report(tmp_path / "results" / "mini", tmp_path / "reports").read_text(encoding="utf-8")
+    assert main([]) == 0
+    text = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
     assert "12.3" in text and not stale.exists()
     assert set(pd.read_csv(tmp_path / "reports" / "claims.csv").verdict) == {"undecided"}
 

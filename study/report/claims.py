@@ -15,6 +15,7 @@ from study.methods import METHODS
 from study.report.results import Results, interval
 from study.report.tables import DASH, TABLES, paper_number, read_data, study_values
 
+_Pair = tuple[float | None, float | None]
 AGREES, DISAGREES, UNDECIDED = "agrees", "does not agree", "undecided"
 
 
@@ -30,11 +31,6 @@ class Claim:
     low: float = 0.0
     high: float = float("inf")
     label: str = ""
-
-    @property
-    def kind(self) -> str:
-        """`ratio` or `difference`."""
-        return "ratio" if any(" / " in order for order in self.orders) else "difference"
 
 
 _FILE = YAML(typ="safe").load(read_data("claims.yaml"))
@@ -114,7 +110,7 @@ def judge_claims(results: Results, reasons: dict[str, str] | None = None) -> lis
 
 def _compare(claim: Claim, results: Results) -> list[Outcome]:
     """Every comparison of a claim: in each column, each method of an order against the next one."""
-    outcomes, ratio = [], claim.kind == "ratio"
+    outcomes, ratio = [], " / " in claim.orders[0]
     pairs = [pair for order in claim.orders for pair in pairwise(order.split(" / " if ratio else " > "))]
     for column in claim.columns:
         columns = column.split(" / ") * 2 if ratio else [column] * 2
@@ -127,17 +123,12 @@ def _compare(claim: Claim, results: Results) -> list[Outcome]:
             if ratio:
                 pair = pair[pair.b != 0]  # a ratio to nothing says nothing
             pair["value"] = pair.a / pair.b if ratio else pair.a - pair.b
-            outcomes.append(_outcome(label, claim.kind, paper, pair, claim.low, claim.high))
+            outcomes.append(_outcome(label, "ratio" if ratio else "difference", paper, pair, claim.low, claim.high))
     return outcomes
 
 
 def _outcome(
-    label: str,
-    kind: str,
-    paper: tuple[float | None, float | None],
-    pair: pd.DataFrame,
-    low: float = 0.0,
-    high: float = np.inf,
+    label: str, kind: str, paper: _Pair, pair: pd.DataFrame, low: float = 0.0, high: float = np.inf
 ) -> Outcome:
     """Judge a comparison by its values of each seed: columns a, b and value."""
     if pair.empty:

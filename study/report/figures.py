@@ -37,12 +37,6 @@ _TWINS = ("class_agnostic", "class_aware")  # networks of the study that differ 
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
 
-def set_style() -> None:
-    """The report's look, for charts in notebooks too."""
-    with as_file(files(__package__) / "report.mplstyle") as path:
-        plt.style.use(["default", path])
-
-
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), squeeze=False)
     return figure, list(axes[0])
@@ -198,17 +192,15 @@ def seed_spread(results: Results) -> Figure | None:
         return None
     figure, panels = _panels(2, 4.2)
     same = 0
-    for axes, (number, column, name) in zip(panels, ((3, "PQ", "PQ, A-150 (%)"), (2, "A-150", "mIoU, A-150 (%)"))):
+    for axes, (number, column, title) in zip(panels, ((3, "PQ", "PQ, A-150 (%)"), (2, "A-150", "mIoU, A-150 (%)"))):
         frame = pd.DataFrame({m.id: study_values(results, number, m.id, column) for m in _methods(number)})
         frame = frame.dropna(axis=1, how="all")
         axes.plot(range(frame.shape[1]), frame.to_numpy().T, color=MUTED, linewidth=1.2, alpha=0.7, zorder=2)
-        for x, method in enumerate(map(str, frame)):
-            axes.scatter(
-                [x] * len(frame), frame[method], s=70, color=METHODS[method].colour, edgecolor="white", zorder=3
-            )
-        labels = [METHODS[method].label.replace("MaskCLIP ", "MaskCLIP\n") for method in map(str, frame)]
+        for x, method in enumerate(METHODS[str(name)] for name in frame):
+            axes.scatter([x] * len(frame), frame[method.id], s=70, color=method.colour, edgecolor="white", zorder=3)
+        labels = [METHODS[str(name)].label.replace("MaskCLIP ", "MaskCLIP\n") for name in frame]
         axes.set_xticks(range(len(labels)), labels)
-        axes.set_title(name)
+        axes.set_title(title)
         axes.margins(x=0.08, y=0.12)
         same += len(frame.rank(axis=1).drop_duplicates()) == 1
     message = f"The order of the methods is the same in every seed on {same} of 2 measures"
@@ -372,8 +364,7 @@ def _draw(results: Results, judgements: list[Judgement]) -> Iterator[tuple[str, 
 def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
     """Draw every chart there are results for into `folder`; name -> (file, caption)."""
     drawn = {}
-    with plt.rc_context():  # the report's look is the report's alone
-        set_style()
+    with as_file(files(__package__) / "report.mplstyle") as style, plt.style.context(["default", style]):
         for name, figure, caption in _draw(results, judgements):
             path = folder / f"{name}.png"
             if figure is None:  # a chart of former results would be shown as if it were of these

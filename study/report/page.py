@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 
 import jinja2
@@ -17,7 +16,7 @@ from PIL import Image
 
 from study.report import claims
 from study.report.results import Results
-from study.report.tables import Table, paper_number, study_mean
+from study.report.tables import Table, paper_number, read_data, study_mean
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "accelerate", "pycocotools", "numpy", "pandas")
 _LARGE = 700_000  # bytes; larger pictures are re-encoded, so that the report stays small enough to be mailed
@@ -34,13 +33,9 @@ def render_page(
 ) -> str:
     """The whole report as one HTML text without a single outside address to load from."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: files(__package__).joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("report.html").render(
+    return environment.from_string(read_data("report.html")).render(
         results=results,
         tables=tables,
         judgements=judgements,

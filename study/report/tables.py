@@ -213,7 +213,7 @@ def to_latex(table: Table) -> str:
         caption=latex_escape(f"{table.spec.title}. {table.footnote}"),
         label=f"tab:{table.number}",
     )
-    if numbers > 4:
+    if frame.shape[1] > 6:
         latex = latex.replace(r"\begin{tabular}", "\\resizebox{\\linewidth}{!}{%\n\\begin{tabular}")
         latex = latex.replace(r"\end{tabular}", r"\end{tabular}}")
     return latex
