@@ -64,18 +64,9 @@ def network_size(image: np.ndarray, short_side: int, long_side: int, multiple: i
     """The size (h, w) at which a network sees an image: short side as given, the long one bounded, aspect ratio kept.
 
     Both are rounded to `multiple`, so that mask logits at that stride cover the image exactly.
-    """
-    height, width = image.shape[:2]
-    scale = min(short_side / min(height, width), long_side / max(height, width))
-    resized = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
-    return resized[0], resized[1]
-
-
-def check_image(image: np.ndarray) -> np.ndarray:
-    """An image as sources take it: uint8 `[H, W, 3]`, RGB.
 
     Raises:
-        ValueError: anything else; grey, CMYK, 16-bit and rotated files are for the readers of `maskclip.data`.
+        ValueError: no uint8 RGB image `[H, W, 3]`; grey, CMYK, 16-bit and rotated files are for `maskclip.data`.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -84,7 +75,10 @@ def check_image(image: np.ndarray) -> np.ndarray:
         )
     if 0 in image.shape:
         raise ValueError(f"an image of size {image.shape[0]} x {image.shape[1]} has no pixels")
-    return image
+    height, width = image.shape[:2]
+    scale = min(short_side / min(height, width), long_side / max(height, width))
+    resized = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
+    return resized[0], resized[1]
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int], device: str | torch.device = "cpu") -> Tensor:
@@ -95,12 +89,20 @@ def resize_image(image: np.ndarray, size: tuple[int, int], device: str | torch.d
     return pixels[0]
 
 
-def in_groups_of_size(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Indices of images whose network sizes (h, w) are one once padded to multiples of `MULTIPLE`.
+def in_groups_of_size(
+    images: Sequence[np.ndarray],
+    sizes: Sequence[tuple[int, int]],
+    propose: Callable[[list[np.ndarray], list[tuple[int, int]]], list[Proposals]],
+) -> list[Proposals]:
+    """Let a network propose for images together whose sizes (h, w) are one once padded to multiples of `MULTIPLE`.
 
-    An image alone is padded just so, and no image's result depends on its neighbours.
+    An image alone is padded just so, and no image's result depends on its neighbours. `propose` takes the images and
+    sizes of one group.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in enumerate(sizes):
         groups.setdefault((-(-height // MULTIPLE), -(-width // MULTIPLE)), []).append(index)
-    return list(groups.values())
+    found: dict[int, Proposals] = {}
+    for group in groups.values():
+        found |= zip(group, propose([images[index] for index in group], [sizes[index] for index in group]))
+    return [found[index] for index in range(len(images))]

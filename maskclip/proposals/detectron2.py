@@ -6,7 +6,7 @@ torchvision (`maskclip.proposals.mask_rcnn`). Objects are one class, masks class
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from maskclip.proposals.base import (
-    Proposals,
-    check_image,
-    in_groups_of_size,
-    network_size,
-    resize_image,
-)
-from maskclip.proposals.mask_rcnn import boxes_of_masks, paste_masks
+from maskclip.proposals.mask_rcnn import Detections, boxes_of_masks
 from maskclip.settings import MaskRCNNConfig
 from maskclip.training.augmentation import Example, StepExamples
 
@@ -157,25 +150,7 @@ def detectron2_loss(model: nn.Module, batch: list[dict[str, Any]], class_aware: 
         return model(batch)
 
 
-class Detectron2Source:
-    """detectron2's Mask R-CNN as a proposal source; as `MaskRCNNSource`."""
-
-    def __init__(self, model: nn.Module, short_side: int = 800, long_side: int = 1333, mask_stride: int = 4) -> None:
-        self.model = model.eval()
-        self.short_side, self.long_side, self.mask_stride = short_side, long_side, mask_stride
-
-    @torch.no_grad()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
-        """uint8 RGB images of any sizes -> their proposals, possibly none; an image's result is its own alone."""
-        sizes = [
-            network_size(check_image(image), self.short_side, self.long_side, self.mask_stride) for image in images
-        ]
-        proposals: dict[int, Proposals] = {}
-        for group in in_groups_of_size(sizes):
-            batch = [{"image": resize_image(images[index], sizes[index]).flip(0)} for index in group]  # BGR
-            for index, found in zip(group, self.model.inference(batch, do_postprocess=False)):  # type: ignore[operator]
-                grid = (sizes[index][0] // self.mask_stride, sizes[index][1] // self.mask_stride)
-                boxes = found.pred_boxes.tensor / self.mask_stride
-                pasted = paste_masks(found.pred_masks[:, 0].float(), boxes, grid)
-                proposals[index] = Proposals(torch.logit(pasted, eps=1e-3).cpu(), found.scores.cpu())
-        return [proposals[index] for index in range(len(images))]
+def detect(model: nn.Module, images: list[Tensor]) -> Detections:
+    """As `maskclip.proposals.mask_rcnn.detect`, which says what goes in and out."""
+    found = model.inference([{"image": image.flip(0)} for image in images], do_postprocess=False)  # type: ignore[operator]  # BGR
+    return [(one.pred_boxes.tensor, one.scores, one.pred_masks[:, 0]) for one in found]

@@ -18,12 +18,11 @@ from maskclip.proposals.base import (
     PIXEL_MEAN,
     PIXEL_STD,
     Proposals,
-    check_image,
     in_groups_of_size,
     network_size,
     resize_image,
 )
-from maskclip.proposals.weights import load_backbone_weights, load_start
+from maskclip.proposals.weights import load_backbone_weights
 from maskclip.settings import Mask2FormerConfig
 from maskclip.training.losses import masks_per_process
 
@@ -32,7 +31,9 @@ logging.getLogger("transformers.models.mask2former.configuration_mask2former").s
 
 
 def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2FormerForUniversalSegmentation:
-    """A network with fresh weights; `classes=1` is object / no object, the paper's class-agnostic head.
+    """A network with fresh weights, its backbone pretrained where the config says so.
+
+    `classes=1` is object / no object, the paper's class-agnostic head.
 
     Its forward takes `pixel_values [B, 3, H, W]` (ImageNet-normalized, H and W multiples of 32), and gives
     `masks_queries_logits [B, M, H/4, W/4]` and `class_queries_logits [B, M, classes + 1]`, the last "no object".
@@ -61,8 +62,6 @@ def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2Forme
     model.criterion.get_num_masks = masks_per_process  # type: ignore[assignment]  # labels are a list, really
     set_normalization(model.model.pixel_level_module.encoder, backbone.normalization)
     load_backbone_weights(model.model.pixel_level_module.encoder, backbone.weights)
-    if config.start is not None:
-        load_start(model, config.start, classes)
     return model
 
 
@@ -108,23 +107,22 @@ class Mask2FormerSource:
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
         """uint8 RGB images of any sizes -> their proposals, one per query; an image's result is its own alone."""
-        device = next(self.model.parameters()).device
-        sizes = [network_size(check_image(image), self.short_side, self.long_side) for image in images]
-        proposals: dict[int, Proposals] = {}
-        for group in in_groups_of_size(sizes):
-            padded = []
-            for index in group:
-                height, width = sizes[index]
-                pixels = normalize(resize_image(images[index], (height, width), device))
-                padded.append(functional.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)))
-            output = self.model(pixel_values=torch.stack(padded))
-            for position, index in enumerate(group):
-                height, width = sizes[index]
-                logits = output.masks_queries_logits[position, :, : height // 4, : width // 4].float()
-                if self.class_head:
-                    objectness = 1 - output.class_queries_logits[position].float().softmax(-1)[:, -1]
-                else:
-                    inside = (logits > 0).float()
-                    objectness = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-                proposals[index] = Proposals(logits.cpu(), objectness.cpu())
-        return [proposals[index] for index in range(len(images))]
+        sizes = [network_size(image, self.short_side, self.long_side) for image in images]
+        return in_groups_of_size(images, sizes, self._propose)
+
+    def _propose(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Proposals]:
+        padded = []
+        for image, (height, width) in zip(images, sizes):
+            pixels = normalize(resize_image(image, (height, width), self.model.device))
+            padded.append(functional.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)))
+        output = self.model(pixel_values=torch.stack(padded))
+        proposals = []
+        for masks, classes, (height, width) in zip(output.masks_queries_logits, output.class_queries_logits, sizes):
+            logits = masks[:, : height // 4, : width // 4].float()
+            if self.class_head:
+                objectness = 1 - classes.float().softmax(-1)[:, -1]
+            else:
+                inside = (logits > 0).float()
+                objectness = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+            proposals.append(Proposals(logits.cpu(), objectness.cpu()))
+        return proposals

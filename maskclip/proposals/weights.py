@@ -1,4 +1,4 @@
-"""Weights into proposal networks: from files and from the hub, every key in its place or one sentence that says why."""
+"""Weights into modules, every key in its place or one sentence that says why."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Mask2FormerForUniversalSegmentation
-
-CLASS_HEADS = (  # of transformers' Mask2Former, and of torchvision's Mask R-CNN
-    "class_predictor.",
-    "criterion.",
-    "roi_heads.box_predictor.",
-    "roi_heads.mask_predictor.mask_fcn_logits.",
-)
-ENCODER = "maskclip.visual."  # a released file may hold MaskCLIP's encoder too, which is no part of a network
+from transformers import AutoBackbone
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -41,8 +33,8 @@ def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored
     """
 
     def taken(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        left = [key for key in weights if key.startswith(ignored) or key.endswith("num_batches_tracked")]
-        return {key: value for key, value in weights.items() if key not in left}
+        counter = "num_batches_tracked"
+        return {key: value for key, value in weights.items() if not (key.startswith(ignored) or key.endswith(counter))}
 
     state, own = taken(state), taken(model.state_dict())
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
@@ -51,35 +43,6 @@ def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored
         named = ", ".join(wrong[:3])
         raise ValueError(f"{origin} is of another architecture: {len(wrong)} keys differ, such as {named}")
     model.load_state_dict(state, strict=False)
-
-
-def load_start(model: nn.Module, start: str, classes: int) -> None:
-    """Fill a network of `classes` classes from another, class-aware or not (`start` of its config).
-
-    The heads that know classes are taken over only from object / no object to object / no object.
-
-    Raises:
-        FileNotFoundError: there is neither a file nor a model of that name.
-        ValueError: the file is cut off, or the network is of another architecture; the sentence names some keys.
-    """
-    state = read_weights(start) if Path(start).is_file() else pretrained_mask2former(start).state_dict()
-    state = {key: value for key, value in state.items() if not key.startswith(ENCODER)}
-    heads = {key: value for key, value in model.state_dict().items() if key.startswith(CLASS_HEADS)}
-    alike = classes == 1 and all(key in state and state[key].shape == value.shape for key, value in heads.items())
-    fill(model, state, start, () if alike else CLASS_HEADS)
-
-
-def pretrained_mask2former(name: str) -> Mask2FormerForUniversalSegmentation:
-    """Any Mask2Former of Hugging Face transformers, by local folder or hub name.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    try:
-        return Mask2FormerForUniversalSegmentation.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"no proposal network at {name}, neither a folder nor on the hub ({reason})") from None
 
 
 def load_backbone_weights(module: nn.Module, weights: str | None) -> None:
@@ -94,8 +57,6 @@ def load_backbone_weights(module: nn.Module, weights: str | None) -> None:
     if Path(weights).is_file():
         state = read_weights(weights)
     else:
-        from transformers import AutoBackbone
-
         try:
             state = AutoBackbone.from_pretrained(weights, out_indices=[1, 2, 3, 4]).state_dict()
         except (OSError, ValueError) as error:
