@@ -88,7 +88,7 @@ def proposal_source(run: Run, network: str | Path | None) -> ProposalSource:
         begun = config.start or "random weights"
         print(f"no trained Mask2Former in {trained}: its masks come from {begun} (run `make study` for better)")
         torch.manual_seed(run.seed)
-        return Mask2FormerSource(build_network(config, 1), config.short_side, config.long_side)
+        return Mask2FormerSource(build_network(config, 1), config)
     return load_source(network or trained, run.device)
 
 

@@ -109,8 +109,8 @@ class ToyScenes:
 def sources() -> dict[str, object]:
     torch.manual_seed(0)
     return {
-        "mask2former": Mask2FormerSource(build_mask2former(MASK2FORMER), 64, 128),
-        "mask_rcnn": MaskRCNNSource(build_mask_rcnn(MASK_RCNN), 64, 128, 1),
+        "mask2former": Mask2FormerSource(build_mask2former(MASK2FORMER), MASK2FORMER),
+        "mask_rcnn": MaskRCNNSource(build_mask_rcnn(MASK_RCNN), MASK_RCNN),
     }
 
 
@@ -394,7 +394,9 @@ def test_a_new_network_is_one_entry(tmp_path, monkeypatch):
 def test_unknown_and_half_filled_sources_are_named(tmp_path, monkeypatch):
     record = {"network": "sam", "classes": 1, "config": {}}
     save_file({"a": torch.ones(1)}, tmp_path / "sam.safetensors", {"record": json.dumps(record)})
-    with pytest.raises(ValueError, match=r"sam\.safetensors is of network 'sam'; known are mask2former, mask_rcnn"):
+    with pytest.raises(
+        ValueError, match=r"sam\.safetensors is of the proposal network 'sam'; known are mask2former, mask_rcnn"
+    ):
         load_source(tmp_path / "sam.safetensors")
     with pytest.raises(ValueError, match="there is no proposal network 'TrainingConfig'; known are"):
         load.build_network(TRAINING, 1)

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
 from maskclip.files import check_as_written
-from maskclip.proposals import detectron2
 from maskclip.proposals.base import ProposalSource
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
-from maskclip.proposals.mask_rcnn import MaskRCNNSource, build_mask_rcnn, detect
-from maskclip.proposals.weights import fill, read_weights
+from maskclip.proposals.mask_rcnn import MaskRCNNSource, build_mask_rcnn
+from maskclip.proposals.weights import fill, pretrained, read_weights
 from maskclip.settings import Mask2FormerConfig, MaskRCNNConfig, from_mapping
 
 NetworkConfig = Mask2FormerConfig | MaskRCNNConfig
@@ -43,34 +42,33 @@ class SourceKind:
     class_heads: tuple[str, ...] = ()
 
 
-def _mask2former(network: Any, config: Mask2FormerConfig, classes: int) -> ProposalSource:
-    return Mask2FormerSource(network, config.short_side, config.long_side, class_head=classes > 0)
-
-
-def _mask_rcnn(network: Any, config: MaskRCNNConfig, classes: int) -> ProposalSource:
-    how = detectron2.detect if config.implementation == "detectron2" else detect
-    return MaskRCNNSource(network, config.short_side, config.long_side, config.mask_stride, how)
-
-
-def _build_mask_rcnn(config: MaskRCNNConfig, classes: int) -> nn.Module:
-    if config.implementation == "torchvision":
-        return build_mask_rcnn(config, classes)
-    if config.start is not None:
-        raise ValueError(f"start is {config.start}, but detectron2 begins with backbone.weights; make start null")
-    return detectron2.build_detectron2(config, classes)
-
-
 SOURCES = {  # a new source is one entry here
     "mask2former": SourceKind(
-        _mask2former, Mask2FormerConfig, build_mask2former, class_heads=("class_predictor.", "criterion.")
+        Mask2FormerSource, Mask2FormerConfig, build_mask2former, class_heads=("class_predictor.", "criterion.")
     ),
     "mask_rcnn": SourceKind(
-        _mask_rcnn,
+        MaskRCNNSource,
         MaskRCNNConfig,
-        _build_mask_rcnn,
+        build_mask_rcnn,
         class_heads=("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
     ),
 }
+
+
+def source_kind(name: str, of: str | Path = "") -> SourceKind:
+    """The entry of that name in `SOURCES`.
+
+    Raises:
+        ValueError: there is none, or it is half filled; `of` is named as what needs it.
+    """
+    kind = SOURCES.get(name)
+    if kind is None:
+        whose = f"{of} is of the" if of else "there is no"
+        raise ValueError(f"{whose} proposal network {name!r}; known are {', '.join(SOURCES)}")
+    lacking = [part for part in ("source", "settings", "build") if getattr(kind, part) is None]
+    if lacking and lacking != ["settings", "build"]:
+        raise ValueError(f"the entry {name!r} of maskclip.proposals.load.SOURCES lacks {' and '.join(lacking)}")
+    return kind
 
 
 def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") -> ProposalSource:
@@ -85,30 +83,22 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
         FileNotFoundError: there is nothing of that name.
         ValueError: the record or the weights are cut off, or the weights are of another architecture or training.
     """
-    path = Path(name_or_path)
-    if path.is_file() or (path / "record.json").is_file():
-        return _trained_source(path, device)
-    if str(name_or_path) in SOURCES:
-        kind = source_kind(str(name_or_path))
-        if kind.build is not None:
-            raise FileNotFoundError(f"{name_or_path} has to be trained; give the folder or file of a trained one")
-        return kind.source(device)
-    pretrained: Any = pretrained_mask2former(str(name_or_path))
-    return Mask2FormerSource(pretrained.to(device))
-
-
-def _trained_source(path: Path, device: str | torch.device) -> ProposalSource:
+    name, path = str(name_or_path), Path(name_or_path)
+    if not path.is_file() and not (path / "record.json").is_file():
+        if name not in SOURCES:
+            return Mask2FormerSource(_any_mask2former(name).to(device), Mask2FormerConfig())
+        if source_kind(name).build is not None:
+            raise FileNotFoundError(f"{name} has to be trained; give the folder or file of a trained one")
+        return SOURCES[name].source(device)
     record = read_record(path)
-    kind = source_kind(str(record.get("network")), of=path)
-    if kind.settings is None:
-        raise ValueError(f"the record of {path} is damaged: {record['network']} is not trained; load it by its name")
+    kind: Any = source_kind(str(record.get("network")), of=path)
     try:
         given, classes = record["config"], int(record["classes"])
-        for section, name in ((given, "start"), (given.get("backbone", {}), "weights")):
-            section.update({name: None} if name in section else {})  # all weights are in the file
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        for section, begun_with in ((given, "start"), (given.get("backbone", {}), "weights")):
+            section.update({begun_with: None} if begun_with in section else {})  # all weights are in the file
+        config = from_mapping(kind.settings, given, f"the record of {path}")
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the record of {path} is damaged ({error!r}); train or convert it again") from None
-    config: Any = from_mapping(kind.settings, given, f"the record of {path}")
     network = build_network(config, max(1, classes))
     weights = path if path.is_file() else path / "network.safetensors"
     fill(network, _without_encoder(read_weights(weights)), weights)
@@ -117,24 +107,11 @@ def _trained_source(path: Path, device: str | torch.device) -> ProposalSource:
     return kind.source(network.to(device), config, classes)
 
 
-def source_kind(name: str, of: Path | None = None) -> SourceKind:
-    """The entry of that name in `SOURCES`.
-
-    Raises:
-        ValueError: there is none, or it is half filled; `of` is named as what needs it.
-    """
-    kind = SOURCES.get(name)
-    if kind is None:
-        whose = f"{of} is of" if of else "there is no proposal"
-        raise ValueError(f"{whose} network {name!r}; known are {', '.join(SOURCES)}")
-    lacking = [part for part in ("source", "settings", "build") if getattr(kind, part) is None]
-    if lacking and lacking != ["settings", "build"]:
-        raise ValueError(f"the entry {name!r} of maskclip.proposals.load.SOURCES lacks {' and '.join(lacking)}")
-    return kind
-
-
 def build_network(config: Any, classes: int) -> nn.Module:
     """The network of a config of `SOURCES`, with fresh weights, its backbone's pretrained ones, or its `start`'s.
+
+    A `start` may be class-aware or not: its heads that know classes are taken over only from object / no object to
+    object / no object.
 
     Raises:
         FileNotFoundError, ValueError: the weights to begin with are missing or do not fit; the sentence names them.
@@ -143,37 +120,19 @@ def build_network(config: Any, classes: int) -> nn.Module:
     kind: Any = source_kind(names[0] if names else type(config).__name__)
     network = kind.build(config, classes)
     if (start := getattr(config, "start", None)) is not None:
-        _begin_with(network, start, classes, kind.class_heads)
+        state = _without_encoder(read_weights(start) if Path(start).is_file() else _any_mask2former(start).state_dict())
+        heads = {key: value for key, value in network.state_dict().items() if key.startswith(kind.class_heads)}
+        alike = classes == 1 and all(key in state and state[key].shape == value.shape for key, value in heads.items())
+        fill(network, state, start, ignored=() if alike else kind.class_heads)
     return network
 
 
-def _begin_with(network: nn.Module, start: str, classes: int, class_heads: tuple[str, ...]) -> None:
-    """Fill a network from another, class-aware or not (`start` of its config).
-
-    The heads that know classes are taken over only from object / no object to object / no object.
-    """
-    state = read_weights(start) if Path(start).is_file() else pretrained_mask2former(start).state_dict()
-    state = _without_encoder(state)
-    heads = {key: value for key, value in network.state_dict().items() if key.startswith(class_heads)}
-    alike = classes == 1 and all(key in state and state[key].shape == value.shape for key, value in heads.items())
-    fill(network, state, start, ignored=() if alike else class_heads)
+def _any_mask2former(name: str) -> Any:
+    return pretrained(Mask2FormerForUniversalSegmentation, name, "proposal network")
 
 
 def _without_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(ENCODER)}
-
-
-def pretrained_mask2former(name: str) -> Mask2FormerForUniversalSegmentation:
-    """Any Mask2Former of Hugging Face transformers, by local folder or hub name.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    try:
-        return Mask2FormerForUniversalSegmentation.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"no proposal network at {name}, neither a folder nor on the hub ({reason})") from None
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import Mask2FormerConfig as NetworkConfig
 from transformers import Mask2FormerForUniversalSegmentation
 
-from maskclip.proposals.backbone import resnet_config, set_normalization
+from maskclip.proposals.backbone import load_backbone_weights, resnet_config, set_normalization
 from maskclip.proposals.base import (
     MULTIPLE,
     PIXEL_MEAN,
@@ -22,7 +22,6 @@ from maskclip.proposals.base import (
     network_size,
     resize_image,
 )
-from maskclip.proposals.weights import load_backbone_weights
 from maskclip.settings import Mask2FormerConfig
 from maskclip.training.losses import masks_per_process
 
@@ -90,24 +89,21 @@ class Mask2FormerSource:
     network without a class head, as the authors', the mean probability inside the mask, 0 where there is no inside.
 
     The source takes the model over: into evaluation mode, its backbone's weights channels-last.
+
+    Args:
+        config: the sizes at which the network sees images.
+        classes: 0 for a network without a class head.
     """
 
-    def __init__(
-        self,
-        model: Mask2FormerForUniversalSegmentation,
-        short_side: int = 800,
-        long_side: int = 1333,
-        class_head: bool = True,
-    ) -> None:
-        self.model = model.eval()
+    def __init__(self, model: Mask2FormerForUniversalSegmentation, config: Mask2FormerConfig, classes: int = 1) -> None:
+        self.model, self.config, self.class_head = model.eval(), config, classes > 0
         # all channels of a pixel side by side: on a CPU the backbone takes a tenth less time
         self.model.model.pixel_level_module.encoder.to(memory_format=torch.channels_last)
-        self.short_side, self.long_side, self.class_head = short_side, long_side, class_head
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
         """uint8 RGB images of any sizes -> their proposals, one per query; an image's result is its own alone."""
-        sizes = [network_size(image, self.short_side, self.long_side) for image in images]
+        sizes = [network_size(image, self.config.short_side, self.config.long_side) for image in images]
         return in_groups_of_size(images, sizes, self._propose)
 
     def _propose(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Proposals]:

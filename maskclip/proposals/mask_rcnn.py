@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import AnchorGenerator
@@ -19,7 +19,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, masks_to_
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from transformers import ResNetBackbone
 
-from maskclip.proposals.backbone import resnet_config, set_normalization
+from maskclip.proposals import detectron2
+from maskclip.proposals.backbone import load_backbone_weights, resnet_config, set_normalization
 from maskclip.proposals.base import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -28,7 +29,6 @@ from maskclip.proposals.base import (
     network_size,
     resize_image,
 )
-from maskclip.proposals.weights import load_backbone_weights
 from maskclip.settings import MaskRCNNConfig
 
 
@@ -53,8 +53,10 @@ class ResNetPyramid(nn.Module):
         return self.pyramid(OrderedDict((str(level), feature) for level, feature in enumerate(features)))
 
 
-def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> MaskRCNN:
-    """torchvision's Mask R-CNN with fresh weights; `classes=1` is object / background, as in the paper."""
+def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> nn.Module:
+    """Mask R-CNN with fresh weights; `classes=1` is object / background, as in the paper."""
+    if config.implementation == "detectron2":
+        return detectron2.build_detectron2(config, classes)
     backbone = ResNetPyramid(config)
     levels = [str(stage) for stage in range(len(config.backbone.widths))]
     box_pool = MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2)
@@ -78,7 +80,7 @@ def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> MaskRCNN:
         box_batch_size_per_image=config.box_samples,
         box_roi_pool=box_pool,
         box_head=TwoMLPHead(width * 49, config.head_dim),
-        box_predictor=_BoxPredictor(config.head_dim, classes),
+        box_predictor=FastRCNNPredictor(config.head_dim, classes + 1),
         box_score_thresh=config.score_threshold,
         box_nms_thresh=config.nms_threshold,
         box_detections_per_img=config.detections,
@@ -86,18 +88,6 @@ def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> MaskRCNN:
         mask_head=MaskRCNNHeads(width, (width,) * config.mask_head_layers, 1),
         mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
     )
-
-
-class _BoxPredictor(nn.Module):
-    """The box head's two outputs: class logits (background first) and box deltas per class."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.cls_score = nn.Linear(width, classes + 1)
-        self.bbox_pred = nn.Linear(width, (classes + 1) * 4)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cls_score(features), self.bbox_pred(features)
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
@@ -133,10 +123,34 @@ def mask_rcnn_loss(
     return model([image / 255 for image in images], targets)
 
 
-Detections = list[tuple[Tensor, Tensor, Tensor]]
+class MaskRCNNSource:
+    """A Mask R-CNN as a proposal source; objectness is the box score, the class is dropped.
+
+    Mask logits are the pasted 28 x 28 masks, at 1 / `mask_stride` of the size at which the network sees the image.
+    """
+
+    def __init__(self, model: nn.Module, config: MaskRCNNConfig, classes: int = 1) -> None:
+        self.model, self.config = model.eval(), config
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
+        """uint8 RGB images of any sizes -> their proposals, possibly none; an image's result is its own alone."""
+        config = self.config
+        sizes = [network_size(image, config.short_side, config.long_side, config.mask_stride) for image in images]
+        return in_groups_of_size(images, sizes, self._propose)
+
+    def _propose(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Proposals]:
+        device, stride = next(self.model.parameters()).device, self.config.mask_stride
+        detections = detectron2.detect if self.config.implementation == "detectron2" else detect
+        pixels = [resize_image(image, size, device) for image, size in zip(images, sizes)]
+        proposals = []
+        for (boxes, scores, masks), (height, width) in zip(detections(self.model, pixels), sizes):
+            pasted = paste_masks(masks.float(), boxes.float() / stride, (height // stride, width // stride))
+            proposals.append(Proposals(torch.logit(pasted, eps=1e-3).cpu(), scores.float().cpu()))
+        return proposals
 
 
-def detect(model: MaskRCNN, images: list[Tensor]) -> Detections:
+def detect(model: Any, images: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Images `[3, H, W]`, RGB of 0 to 255 -> boxes `[n, 4]` in their pixels, scores `[n]`, masks `[n, 28, 28]`."""
     normalized = [model.transform.normalize(image / 255) for image in images]
     batch = model.transform.batch_images(normalized, model.transform.size_divisible)
@@ -145,39 +159,3 @@ def detect(model: MaskRCNN, images: list[Tensor]) -> Detections:
     boxes, _ = model.rpn(ImageList(batch, shapes), features)
     detections, _ = model.roi_heads(features, boxes, shapes)
     return [(found["boxes"], found["scores"], found["masks"][:, 0]) for found in detections]
-
-
-class MaskRCNNSource:
-    """A Mask R-CNN as a proposal source; objectness is the box score, the class is dropped.
-
-    Mask logits are the pasted 28 x 28 masks, at 1 / `mask_stride` of the size at which the network sees the image.
-
-    Args:
-        detect: (model, images) -> detections; the default is torchvision's.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        short_side: int = 800,
-        long_side: int = 1333,
-        mask_stride: int = 4,
-        detect: Callable[[Any, list[Tensor]], Detections] = detect,
-    ) -> None:
-        self.model, self.detect = model.eval(), detect
-        self.short_side, self.long_side, self.mask_stride = short_side, long_side, mask_stride
-
-    @torch.no_grad()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
-        """uint8 RGB images of any sizes -> their proposals, possibly none; an image's result is its own alone."""
-        sizes = [network_size(image, self.short_side, self.long_side, self.mask_stride) for image in images]
-        return in_groups_of_size(images, sizes, self._propose)
-
-    def _propose(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Proposals]:
-        device, stride = next(self.model.parameters()).device, self.mask_stride
-        pixels = [resize_image(image, size, device) for image, size in zip(images, sizes)]
-        proposals = []
-        for (boxes, scores, masks), (height, width) in zip(self.detect(self.model, pixels), sizes):
-            pasted = paste_masks(masks.float(), boxes.float() / stride, (height // stride, width // stride))
-            proposals.append(Proposals(torch.logit(pasted, eps=1e-3).cpu(), scores.float().cpu()))
-        return proposals

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoBackbone
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -25,6 +25,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); train or fetch it again") from None
 
 
+def pretrained(architecture: Any, name: str, what: str, **options: Any) -> Any:
+    """A model of Hugging Face transformers by local folder or hub name; `what` says in errors what it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    try:
+        return architecture.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"no {what} at {name}, neither on this machine nor on the hub ({reason})") from None
+
+
 def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored: tuple[str, ...] = ()) -> None:
     """Load `state` into `model`; keys that begin with one of `ignored`, and counters of batches, are left as they are.
 
@@ -33,8 +46,8 @@ def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored
     """
 
     def taken(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        counter = "num_batches_tracked"
-        return {key: value for key, value in weights.items() if not (key.startswith(ignored) or key.endswith(counter))}
+        left = [key for key in weights if key.startswith(ignored) or key.endswith("num_batches_tracked")]
+        return {key: value for key, value in weights.items() if key not in left}
 
     state, own = taken(state), taken(model.state_dict())
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
@@ -43,23 +56,3 @@ def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored
         named = ", ".join(wrong[:3])
         raise ValueError(f"{origin} is of another architecture: {len(wrong)} keys differ, such as {named}")
     model.load_state_dict(state, strict=False)
-
-
-def load_backbone_weights(module: nn.Module, weights: str | None) -> None:
-    """Fill a backbone from a safetensors file or a hub name; None leaves it as it is.
-
-    Raises:
-        FileNotFoundError: neither a file nor reachable on the hub.
-        ValueError: the file's tensors are not this backbone's; the sentence names some.
-    """
-    if weights is None:
-        return
-    if Path(weights).is_file():
-        state = read_weights(weights)
-    else:
-        try:
-            state = AutoBackbone.from_pretrained(weights, out_indices=[1, 2, 3, 4]).state_dict()
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise FileNotFoundError(f"no backbone weights at {weights}, as a file or on the hub ({reason})") from None
-    fill(module, state, weights)

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from maskclip.files import code_digest, file_digests, finished, load_checkpoint, save_checkpoint, write_atomically
-from maskclip.proposals.detectron2 import detectron2_batches, detectron2_loss
 from maskclip.proposals.load import NetworkConfig, build_network
 from maskclip.proposals.mask2former import mask2former_loss
 from maskclip.proposals.mask_rcnn import mask_rcnn_loss
 from maskclip.settings import Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.training.augmentation import StepExamples
+from maskclip.training.detectron2 import detectron2_batches, detectron2_loss
 
 FILES = ("network.safetensors", "curves.csv")  # of a finished training, beside its record
 
