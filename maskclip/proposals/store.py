@@ -7,6 +7,7 @@ rough that one takes more than `BYTES_PER_MASK` gets steps twice as wide, and ag
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -73,15 +74,11 @@ def proposal_key(network: str | Path, dataset: Any) -> str:
 
     `network` is a folder that `train_proposals` wrote, a file of `maskclip convert`, or another name as it is.
     """
-    digest = hashlib.sha256(f"{SCHEMA} {dataset.fingerprint()}".encode())
     path = Path(network)
-    files = [path / "record.json", path / "network.safetensors"] if path.is_dir() else [path]
-    for file in files:
-        if file.is_file():
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-        else:
-            digest.update(str(file).encode())
+    name = "" if path.exists() else network
+    digest = hashlib.sha256(f"{SCHEMA} {dataset.fingerprint()} {name}".encode())
+    for file in (path, path / "record.json", path / "network.safetensors"):
+        digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()
 
 
@@ -92,49 +89,47 @@ def store_proposals(
 
     Written to `<path>.partial` batch by batch and moved into place at the end; after a kill the next call goes on
     after the last whole batch of the same key. A damaged store, or one of other images, is written anew. Another
-    process that is writing the same store is waited for.
+    process that is writing the same store is waited for. The same proposals give the same bytes.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock") as lock:
-            if not _is_whole(path, key, dataset):
+            if not path.is_file() or _levels(path, key).keys() != set(dataset.image_ids):
                 path.unlink(missing_ok=True)
                 _write_store(source, dataset, path, key, batch, progress)
             Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it notices, and takes a new one
-    except sqlite3.Error as error:
-        raise OSError(f"cannot store proposals in {path}: {error}; make room there or allow writing") from None
-    except OSError as error:
-        if error.errno is None:  # a reader's own sentence about a picture
+    except (OSError, sqlite3.Error) as error:
+        number = getattr(error, "errno", errno.EIO)  # SQLite's have none
+        if number is None:  # a reader's own sentence about a picture
             raise
-        raise OSError(error.errno, f"cannot store proposals in {path}: {error.strerror or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(number, f"cannot store proposals in {path}: {reason}; make room or allow writing") from None
     return path
 
 
-def _is_whole(path: Path, key: str, dataset: Any) -> bool:
+def _levels(path: Path, key: str) -> dict[int | str, int]:
+    """`StoredProposals.levels`; none where nothing is, or what is damaged or of another network or data set."""
     try:
-        return StoredProposals(path, key).levels().keys() == set(dataset.image_ids)  # each row has been checked
+        return StoredProposals(path, key).levels()  # each row is checked
     except (FileNotFoundError, ValueError):
-        return False  # not there, of another network or data set, or damaged
+        return {}
 
 
 def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, batch: int, progress: bool) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        done = StoredProposals(partial, key, unfinished=True).levels()
-    except (FileNotFoundError, ValueError):
-        done = {}
-    remaining = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in done]
+    partial, journal = (path.with_name(path.name + ending) for ending in (".partial", ".partial-journal"))
+    done = _levels(partial, key)
     if not done:
         partial.unlink(missing_ok=True)
-        partial.with_name(partial.name + "-journal").unlink(missing_ok=True)
+        journal.unlink(missing_ok=True)
+    remaining = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in done]
+    batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
     with closing(sqlite3.connect(partial)) as connection:
         if not done:
             connection.executescript(f"PRAGMA page_size = {PAGE_SIZE}; {SCHEMA}")
             connection.execute("INSERT INTO meta VALUES (?)", [key])
             connection.commit()
-        for start in tqdm(range(0, len(remaining), batch), desc=f"proposals of {dataset.name}", disable=not progress):
-            indices = remaining[start : start + batch]
+        for indices in tqdm(batches, desc=f"proposals of {dataset.name}", disable=not progress):
             samples = [dataset[index] for index in indices]
             for index, sample, proposals in zip(indices, samples, source([sample.image for sample in samples])):
                 row = encode(sample.image_id, proposals)
@@ -155,10 +150,8 @@ class StoredProposals(Mapping[int | str, Proposals]):
         KeyError: an image that it does not have is asked for.
     """
 
-    def __init__(self, path: str | Path, key: str, unfinished: bool = False) -> None:
+    def __init__(self, path: str | Path, key: str) -> None:
         self.path = Path(path)
-        # a finished store does not change: nothing need be locked
-        self._uri = f"{self.path.absolute().as_uri()}{'' if unfinished else '?mode=ro&immutable=1'}"
         if not self.path.is_file():
             raise FileNotFoundError(f"no stored proposals at {path}; run the proposals stage first")
         try:
@@ -192,7 +185,9 @@ class StoredProposals(Mapping[int | str, Proposals]):
 
     def _select(self, query: str, *values: Any) -> list[Any]:
         """The rows, over a connection of their own: none outlives a fork."""
-        with closing(sqlite3.connect(self._uri, uri=True)) as connection:
+        killed = Path(f"{self.path}-journal").exists()  # then SQLite has to roll back; else nothing changes any more
+        uri = self.path.absolute().as_uri() + ("" if killed else "?mode=ro&immutable=1")
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
             return connection.execute(query, values).fetchall()
 
     def __iter__(self) -> Iterator[int | str]:

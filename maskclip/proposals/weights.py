@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,21 @@ def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored
         left = [key for key in weights if key.startswith(ignored) or key.endswith("num_batches_tracked")]
         return {key: value for key, value in weights.items() if key not in left}
 
-    state, own = taken(state), taken(model.state_dict())
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    wrong += [key for key in state if key not in own]
-    if wrong:
-        named = ", ".join(wrong[:3])
+    state = taken(state)
+    if wrong := differences(state, taken(model.state_dict())):
+        named = "; ".join(wrong[:3])
         raise ValueError(f"{origin} is of another architecture: {len(wrong)} keys differ, such as {named}")
     model.load_state_dict(state, strict=False)
+
+
+def differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What keeps weights from their places, one phrase a key: missing, surplus or misshapen."""
+    return [
+        *(f"missing: {key}" for key in wanted if key not in given),
+        *(f"surplus: {key}" for key in given if key not in wanted),
+        *(
+            f"misshapen: {key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
+            for key, value in wanted.items()
+            if key in given and given[key].shape != value.shape
+        ),
+    ]

@@ -30,6 +30,7 @@ from torch import Tensor
 from maskclip.files import load_checkpoint, write_atomically
 from maskclip.proposals.load import ENCODER
 from maskclip.proposals.mask2former import build_mask2former
+from maskclip.proposals.weights import differences
 from maskclip.settings import BackboneConfig, Mask2FormerConfig
 
 # (released beginning, ours): {released rest: ours}; `#` stands for a number, kept or lowered, `*` for all that is left
@@ -171,13 +172,8 @@ def convert_state(released: dict[str, Tensor], keep_class_head: bool = False) ->
     classes = len(state["class_predictor.bias"]) - 1 if "class_predictor.bias" in state else 0
     wanted = build_mask2former(config, max(classes, 1)).state_dict()
     optional = ("criterion", "class_predictor")
-    problems = [f"missing: {key}" for key in wanted if key not in state and not key.startswith(optional)]
-    problems += [
-        f"misshapen: {key} is {tuple(value.shape)}, not {tuple(wanted[key].shape)}"
-        for key, value in state.items()
-        if key in wanted and wanted[key].shape != value.shape
-    ]
-    problems += [f"surplus: {key}" for key in state if key not in wanted]
+    needed = {key: value for key, value in wanted.items() if key in state or not key.startswith(optional)}
+    problems = differences(state, needed)
     if problems:
         raise ValueError(
             f"the checkpoint is no Mask2Former as known here; {len(problems)} keys: {'; '.join(problems[:8])}"
