@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,17 +64,17 @@ def _disk_error(error: Exception) -> OSError | None:
     return None
 
 
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Write a dictionary of tensors and plain values to `path` atomically."""
+def write_tensors(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values; the same state gives the same bytes."""
     import torch
 
-    def write(temporary: Path) -> None:
-        with temporary.open(
-            "wb"
-        ) as file:  # given a name, torch would write that into the file: same state, other bytes
-            torch.save(state, file)
+    with path.open("wb") as file:  # given a name, torch would write that into the file
+        torch.save(state, file)
 
-    write_atomically(path, write)
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values atomically."""
+    write_atomically(path, lambda temporary: write_tensors(temporary, state))
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -119,17 +118,6 @@ def written_record(folder: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def finished(folder: Path, record: dict[str, Any], names: Sequence[str]) -> bool:
-    """Whether a folder holds the training that `record` describes, by today's code, its files as they were written."""
-    found = written_record(folder)
-    if any(found.get(key) != record[key] for key in ("fingerprint", "code")):
-        return False
-    whole = found.get("files") == file_digests(folder, names)
-    if not whole and os.environ.get("RANK", "0") == "0":  # the first of several processes says it
-        print(f"{folder}: {' or '.join(names)} is missing, damaged or of another training; training again")
-    return whole
-
-
 def check_as_written(path: Path) -> None:
     """Compare a file with its digest in the record.json beside it, if there is one.
 
@@ -141,21 +129,6 @@ def check_as_written(path: Path) -> None:
         raise ValueError(f"{path} is not what {path.parent / 'record.json'} was written for; train or fetch it again")
 
 
-def code_digest(*names: str) -> str:
-    """A hash of these files and folders of the package, comments and docstrings aside.
-
-    A finished training is taken as it is, instead of done again, only where the code that would do it is the same.
-
-    Args:
-        names: relative to the package, such as "criterion.py" or "data".
-    """
-    package, digest = Path(__file__).parent, hashlib.sha256()
-    for name in names:
-        place = package / name
-        for file in sorted(place.glob("*.py")) if place.is_dir() else [place]:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                    node.body = node.body[ast.get_docstring(node) is not None :]
-            digest.update(f"{file.name}\n{ast.dump(tree)}".encode())
-    return digest.hexdigest()[:16]
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Sixteen letters that tell settings apart: of plain values, in whatever order they stand."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -114,7 +114,7 @@ def test_a_training_with_another_start_is_another_training(tmp_path):
     for value in (0.0, 1.0):  # the same path, other weights
         save_file({"weight": torch.full((1,), value)}, tmp_path / "start.safetensors")
         config = dataclasses.replace(CONFIG, start=str(tmp_path / "start.safetensors"))
-        prints.append(training_record("mask2former", pictures, config, 0, 1)["fingerprint"])
+        prints.append(training_record("mask2former", pictures, config, 0, 1)["hash"])
     assert prints[0] != prints[1]
 
 

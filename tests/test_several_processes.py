@@ -16,7 +16,6 @@ from maskclip.files import load_checkpoint, save_checkpoint
 from maskclip.model.clip import load_clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import ground_truth_proposals, load_source
-from maskclip.training.losses import build_criterion
 from maskclip.training.mask_tokens import _Items, load_trained_weights, train_maskclip, trained_weights
 from maskclip.training.proposal_networks import train_proposals
 from study.params import load_study
@@ -128,32 +127,8 @@ def test_pictures_are_read_on_the_cpu_wherever_clip_is():
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskclip.training.PartialState", lambda: SimpleNamespace(num_processes=3))
+    state = SimpleNamespace(num_processes=3)
+    monkeypatch.setattr("maskclip.training.fit.PartialState", lambda cpu: state)
     clip, settings = load_clip(str(TOP / "models" / "mini_clip")), load_study("mini", configs=TOP / "configs").maskclip
     with pytest.raises(ValueError, match=r"a batch of 8 does not divide among 3 processes; set maskclip\.batch"):
         train_maskclip(encoder_of(clip), clip, ToyScenes(count=1), {}, settings, tmp_path, 0)
-
-
-def test_a_finished_training_is_found_and_only_the_very_same(tmp_path, monkeypatch):
-    clip, dataset = load_clip(str(TOP / "models" / "mini_clip")), ToyScenes(count=2)
-    settings = load_study("mini", configs=TOP / "configs").maskclip
-    settings = dataclasses.replace(settings, steps=2, batch=2)
-    proposals = {sample.image_id: ground_truth_proposals(sample) for sample in dataset}
-
-    def train(settings) -> tuple[bool, pd.DataFrame, dict[str, torch.Tensor]]:
-        """Whether it trained, the curve and the weights."""
-        steps, encoder = [], encoder_of(clip)
-        monkeypatch.setattr("maskclip.training.build_criterion", lambda *a: steps.append(a) or build_criterion(*a))
-        curve = train_maskclip(encoder, clip, dataset, proposals, settings, tmp_path, 0)
-        return bool(steps), curve, trained_weights(encoder)
-
-    trained, curve, weights = train(settings)
-    assert trained
-    trained, again, found = train(dataclasses.replace(settings, checkpoint_every=1))
-    assert not trained
-    pd.testing.assert_frame_equal(again, curve)
-    assert all(torch.equal(found[name], value) for name, value in weights.items())
-    trained, _, others = train(dataclasses.replace(settings, learning_rate=1e-2))
-    assert trained and any(not torch.equal(others[name], value) for name, value in weights.items())
-    monkeypatch.setattr("maskclip.training.code_digest", lambda *names: "other code")
-    assert train(dataclasses.replace(settings, learning_rate=1e-2))[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import Mask2FormerConfig as NetworkConfig
 from transformers import Mask2FormerForUniversalSegmentation
@@ -23,7 +23,6 @@ from maskclip.proposals.base import (
     resize_image,
 )
 from maskclip.settings import Mask2FormerConfig
-from maskclip.training.losses import masks_per_process
 
 # transformers doubts every backbone but Swin; the paper's is a ResNet, and the released weights give equal masks
 logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)
@@ -58,22 +57,9 @@ def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2Forme
         num_labels=classes,  # type: ignore[call-arg]  # every transformers config takes it
     )
     model = Mask2FormerForUniversalSegmentation(network)
-    model.criterion.get_num_masks = masks_per_process  # type: ignore[assignment]  # labels are a list, really
     set_normalization(model.model.pixel_level_module.encoder, backbone.normalization)
     load_backbone_weights(model.model.pixel_level_module.encoder, backbone.weights)
     return model
-
-
-def mask2former_loss(model: nn.Module, images: list[Tensor], masks: list[Tensor], classes: list[Tensor]) -> Tensor:
-    """Mask2Former's loss: 2 CE + 5 dice + 5 BCE at sampled points, Hungarian matching, every decoder layer supervised.
-
-    Args:
-        images: per image `[3, H, W]`, 0 to 255, all of one size.
-        masks: per image float `[n, H, W]` of 0 and 1; n may be 0, or exceed the queries (the surplus stays unmatched).
-        classes: per image int64 `[n]`, all 0 without class supervision.
-    """
-    output = model(pixel_values=normalize(torch.stack(images)), mask_labels=masks, class_labels=classes)
-    return output.loss.squeeze()
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -106,23 +106,6 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
 
 
-def mask_rcnn_loss(
-    model: nn.Module, images: list[Tensor], masks: list[Tensor], classes: list[Tensor]
-) -> dict[str, Tensor]:
-    """Mask R-CNN's losses by name: objectness and boxes of the RPN, class, box and mask of the heads.
-
-    Args:
-        images: per image `[3, H, W]`, 0 to 255, any sizes.
-        masks: per image `[n, H, W]` of 0 and 1, each non-empty; n may be 0.
-        classes: per image int64 `[n]`, counted from 0 (background is torchvision's own 0 and is added here).
-    """
-    targets = [
-        {"boxes": boxes_of_masks(mask > 0), "labels": label + 1, "masks": mask.to(torch.uint8)}
-        for mask, label in zip(masks, classes)
-    ]
-    return model([image / 255 for image in images], targets)
-
-
 class MaskRCNNSource:
     """A Mask R-CNN as a proposal source; objectness is the box score, the class is dropped.
 

@@ -1,18 +1,16 @@
-"""Mask R-CNN's training on detectron2: its own transforms, loader and losses, fed from our readers."""
+"""Training examples and losses of Mask R-CNN on detectron2 (`maskclip.proposals.detectron2`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
 from maskclip.proposals.mask_rcnn import boxes_of_masks
 from maskclip.settings import MaskRCNNConfig
-from maskclip.training.augmentation import Example, StepExamples
+from maskclip.training.augmentation import Example
 
 
 def to_detectron2(example: Example, config: MaskRCNNConfig) -> dict[str, Any]:
@@ -35,34 +33,9 @@ def to_detectron2(example: Example, config: MaskRCNNConfig) -> dict[str, Any]:
     return {"image": torch.from_numpy(image.image.transpose(2, 0, 1).copy()), "instances": instances}
 
 
-class _Numbers(Sampler[int]):
-    """The example numbers of one process, step after step."""
-
-    def __init__(self, numbers: list[list[int]]) -> None:
-        self.numbers = [number for batch in numbers for number in batch]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-
-def detectron2_batches(
-    examples: StepExamples, config: MaskRCNNConfig, numbers: list[list[int]]
-) -> Iterator[list[dict[str, Any]]]:
-    """detectron2's own training loader, fed from our readers: the numbered examples, batch by batch."""
-    from detectron2.data import build_detection_train_loader
-
-    loader = build_detection_train_loader(
-        dataset=examples,
-        mapper=lambda example: to_detectron2(example, config),
-        sampler=_Numbers(numbers),
-        total_batch_size=config.training.batch,
-        aspect_ratio_grouping=False,
-        num_workers=config.training.workers,
-    )
-    yield from loader
+def detectron2_batch(examples: list[Example], config: MaskRCNNConfig) -> list[dict[str, Any]]:
+    """A batch of them."""
+    return [to_detectron2(example, config) for example in examples]
 
 
 def detectron2_loss(model: nn.Module, batch: list[dict[str, Any]], class_aware: bool) -> dict[str, Tensor]:

@@ -8,13 +8,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from maskclip.settings import scale_layers
 from study.params import load_params, load_study
 from study.run import METHODS, PROPOSAL_NETWORKS
 
 ROOT = Path(__file__).parent.parent
+
+
+def changed(folder: Path, **changes: dict) -> Path:
+    """A folder with params.yaml and the profiles, changes in `params` or `mini` (nested alike) laid over them."""
+
+    def lay_over(base: dict, change: dict) -> None:
+        for name, value in change.items():
+            if isinstance(value, dict) and isinstance(base.get(name), dict):
+                lay_over(base[name], value)
+            else:
+                base[name] = value
+
+    (folder / "configs").mkdir()
+    for name in ("params.yaml", "configs/mini.yaml", "configs/paper.yaml"):
+        content = YAML(typ="safe").load(ROOT / name)
+        lay_over(content, changes.get(Path(name).stem, {}))
+        YAML().dump(content, folder / name)
+    return folder
 
 
 @pytest.mark.parametrize("profile", ["mini", "paper"])
@@ -36,32 +54,39 @@ def test_the_paper_profile_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("change", "words"),
     [
-        ({"maskclip": {"stepz": 3}}, ["unknown key 'stepz'", "steps", "mini.yaml.maskclip"]),
-        ({"maskclip": {"steps": -1}}, ["maskclip.steps is -1", "at least 0"]),
-        ({"maskclip": {"steps": "many"}}, ["maskclip.steps", "'many'", "int"]),
-        ({"maskclip": {"steps": True}}, ["maskclip.steps", "int"]),
-        ({"maskclip": {"learning_rate": "1e-4"}}, ["learning_rate", "1.0e-4"]),
-        ({"maskclip": {"rma_layers": 6}}, ["rma_layers", "list"]),
-        ({"data": {"world": {"coco_train": 0}}}, ["data.world.coco_train is 0", "at least 1"]),
-        ({"nonsense": {}}, ["unknown key 'nonsense'"]),
+        ({"maskclip": {"stepz": 3}}, ["mini.yaml.maskclip.stepz is an unknown key", "steps"]),
+        ({"maskclip": {"steps": -1}}, ["maskclip.steps is -1", "greater than or equal to 0"]),
+        ({"maskclip": {"steps": "many"}}, ["maskclip.steps is 'many'", "valid integer"]),
+        ({"maskclip": {"steps": True}}, ["maskclip.steps is True", "valid integer"]),
+        ({"maskclip": {"learning_rate": "1e-4 "}}, ["learning_rate is '1e-4 '", "valid number"]),
+        ({"maskclip": {"rma_layers": 6}}, ["rma_layers is 6", "must be a list"]),
+        ({"data": {"world": {"coco_train": 0}}}, ["data.world.coco_train is 0", "greater than 0"]),
+        ({"nonsense": {}}, ["mini.yaml.nonsense is an unknown key"]),
         ({"maskclip": {"rma_layers": [30]}}, ["rma_layers", "within 1 to 24"]),
         ({"maskclip": {"rma_layers": [5, 3]}}, ["rma_layers", "rise"]),
-        ({"maskclip": {"rma_layers": []}}, ["rma_layers is empty"]),
+        ({"maskclip": {"rma_layers": []}}, ["rma_layers is []", "at least 1 item"]),
         ({"maskclip": {"temperature": float("inf")}}, ["maskclip.temperature is inf", "finite"]),
         ({"maskclip": {"learning_rate": float("nan")}}, ["learning_rate is nan", "finite"]),
-        ({"evaluation": {"limit": 0}}, ["evaluation.limit is 0", "at least 1"]),
-        ({"evaluation": {"overlap_threshold": 5.0}}, ["overlap_threshold is 5.0", "at most 1"]),
+        ({"evaluation": {"limit": 0}}, ["evaluation.limit is 0", "greater than 0"]),
+        ({"evaluation": {"overlap_threshold": 5.0}}, ["overlap_threshold is 5.0", "less than or equal to 1"]),
         ({"proposals": {"mask2former": {"training": {"scale": [2.0, 0.1]}}}}, ["mask2former.training: scale is"]),
         ({"proposals": {"mask2former": {"backbone": {"widths": [32]}}}}, ["widths (32,)", "four stages"]),
         ({"proposals": {"mask2former": {"backbone": {"block": "x"}}}}, ["backbone.block is 'x'", "bottleneck"]),
-        ({"proposals": {"mask_rcnn": {"train_short_sides": []}}}, ["mask_rcnn: train_short_sides is empty"]),
+        ({"maskclip": {"mixed_precision": "fp8"}}, ["is 'fp8'", "must be 'no', 'fp16' or 'bf16'"]),
+        ({"maskclip": {"mixed_precision": False}}, ["is False", "must be 'no', 'fp16' or 'bf16'"]),
+        ({"maskclip": 3}, ["mini.yaml.maskclip is 3", "must be a mapping"]),
+        ({"maskclip": {"steps": -1, "points": 0}}, ["maskclip.steps is -1", "; ", "maskclip.points is 0"]),
+        (
+            {"proposals": {"mask_rcnn": {"train_short_sides": []}}},
+            ["mask_rcnn.train_short_sides is []", "at least 1 item"],
+        ),
     ],
 )
-def test_a_wrong_parameter_is_named(overrides: dict, words: list[str]) -> None:
+def test_a_wrong_parameter_is_named(change: dict, words: list[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        load_study("mini", overrides, configs=ROOT / "configs")
+        load_study("mini", changed(tmp_path, mini=change) / "configs")
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -86,12 +111,28 @@ def test_an_unknown_profile_is_named_with_the_known_ones() -> None:
         load_study("maxi", configs=ROOT / "configs")
 
 
-def test_overrides_in_params_reach_the_study(tmp_path: Path) -> None:
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["overrides"]["maskclip"] = {"steps": 7}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    assert load_params(tmp_path / "params.yaml")[1].maskclip.steps == 7
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    text = (ROOT / "configs" / "mini.yaml").read_text()
+    (tmp_path / "mini.yaml").write_text(text.replace("  temperature: 0.01\n", ""))
+    with pytest.raises(ValueError, match=r"mini\.yaml\.maskclip\.temperature is missing$"):
+        load_study("mini", tmp_path)
+
+
+def test_yaml_is_of_version_1_2(tmp_path: Path) -> None:
+    """As DVC reads it: 1e-4 is a number, no is a word, and merge keys work."""
+    text = (ROOT / "configs" / "mini.yaml").read_text().replace("learning_rate: 3.0e-4", "learning_rate: 3e-4")
+    assert "3e-4" in text
+    (tmp_path / "mini.yaml").write_text(text.replace("  class_weight", "  mixed_precision: no\n  class_weight"))
+    study = load_study("mini", tmp_path)
+    assert (study.maskclip.learning_rate, study.maskclip.mixed_precision) == (3e-4, "no")
+    assert study.proposals.twins.queries == study.proposals.mask2former.queries == 30
+
+
+def test_settings_made_in_code_are_checked_too() -> None:
+    training = load_study("mini", configs=ROOT / "configs").maskclip
+    for wrong in ({"batch": 0}, {"steps": "3"}, {"temperature": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            replace(training, **wrong)
 
 
 def test_the_command_reads_params_before_the_study_begins(tmp_path: Path) -> None:
@@ -106,7 +147,7 @@ def test_the_command_reads_params_before_the_study_begins(tmp_path: Path) -> Non
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("profile: mini\nseeds: [0]\nprofile: paper\n")
-    with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML: the key 'profile' stands twice"):
+    with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML: .*duplicate key \"profile\""):
         load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_bytes(b"profile: \xff")
     with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML"):
@@ -116,31 +157,29 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"overides": {}}, "unknown key 'overides'"),
-        ({"processes": "4"}, "processes is '4', a str; it must be a int"),
-        ({"processes": 0}, "processes is 0; it must be at least 1"),
-        ({"seeds": []}, "at least one seed"),
-        ({"seeds": [0, -1]}, "from 0 to"),
-        ({"seeds": [2**70]}, "from 0 to"),
+        ({"overides": {}}, r"params\.yaml\.overides is an unknown key; known are profile"),
+        ({"processes": "4"}, "processes is '4'; it must be a valid integer"),
+        ({"processes": 0}, "processes is 0; it must be greater than 0"),
+        ({"seeds": []}, r"seeds is \[\]; .* at least 1 item"),
+        ({"seeds": [0, -1]}, r"seeds\[1\] is -1; it must be greater than or equal to 0"),
+        ({"seeds": [2**70]}, r"seeds\[0\] is .*; it must be less than 4294967296"),
         ({"seeds": [1, 1]}, "each seed may stand there once"),
-        ({"overrides": {"maskclip": {"stepz": 1}}}, "overrides of .*mini.yaml.maskclip has an unknown key 'stepz'"),
-        ({"device": "gpu"}, "device is 'gpu'; it must be one of auto, cpu, cuda"),
-        ({"device": "cuda:1"}, "device is 'cuda:1'; it must be one of auto, cpu, cuda"),
-        (
-            {"processes": 4, "overrides": {"maskclip": {"batch": 6}}},
-            "processes is 4, among which maskclip's batch of 6",
-        ),
+        ({"device": "gpu"}, "device is 'gpu'; it must be 'auto', 'cpu' or 'cuda'"),
+        ({"device": "cuda:1"}, "device is 'cuda:1'; it must be 'auto', 'cpu' or 'cuda'"),
+        ({"processes": 8}, "processes is 8, among which mask2former's batch of 4"),
         ({"processes": 3}, "processes is 3, among which mask2former's batch of 4"),
-        ({"overrides": {"maskclip": {"mixed_precision": "fp8"}}}, "'fp8'; it must be one of no, fp16, bf16"),
-        ({"overrides": {"maskclip": {"mixed_precision": False}}}, 'mixed_precision is False.*write "no"'),
     ],
 )
 def test_a_mistake_in_params_is_one_sentence(tmp_path: Path, change: dict, sentence: str) -> None:
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | change
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    with pytest.raises(ValueError, match=sentence):
-        load_params(tmp_path / "params.yaml")
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load_params(changed(tmp_path, params=change) / "params.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_processes_and_batches_must_fit(tmp_path: Path) -> None:
+    folder = changed(tmp_path, params={"processes": 4}, mini={"maskclip": {"batch": 6}})
+    with pytest.raises(ValueError, match="processes is 4, among which maskclip's batch of 6 does not divide"):
+        load_params(folder / "params.yaml")
 
 
 @pytest.mark.parametrize(
