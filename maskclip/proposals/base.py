@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 MULTIPLE = 32  # networks take images whose sides are multiples of this
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, in RGB of 0 to 255, as in Mask2Former's and torchvision's settings
 PIXEL_STD = (58.395, 57.12, 57.375)
+CERTAIN = 10.0  # the logit of a ground-truth pixel: sigmoid and tanh are both saturated
 
 
 @dataclass
@@ -47,17 +49,13 @@ class Proposals:
 
     def masks(self, size: tuple[int, int]) -> Tensor:
         """Binary masks `[M, H, W]` at an image size (H, W): logits resized bilinearly, then thresholded at 0."""
-        return resize_logits(self.mask_logits, size) > 0
+        logits = self.mask_logits
+        if tuple(logits.shape[1:]) != tuple(size):
+            logits = functional.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        return logits > 0
 
 
 ProposalSource = Callable[[Sequence[np.ndarray]], list[Proposals]]
-
-
-def resize_logits(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mask logits `[M, h, w]` bilinearly at another size, `[M, H, W]`; M may be 0."""
-    if len(mask_logits) == 0 or tuple(mask_logits.shape[-2:]) == tuple(size):
-        return mask_logits.new_zeros(0, *size) if len(mask_logits) == 0 else mask_logits
-    return functional.interpolate(mask_logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def network_size(image: np.ndarray, short_side: int, long_side: int, multiple: int = 4) -> tuple[int, int]:
@@ -106,3 +104,18 @@ def in_groups_of_size(
     for group in groups.values():
         found |= zip(group, propose([images[index] for index in group], [sizes[index] for index in group]))
     return [found[index] for index in range(len(images))]
+
+
+def ground_truth_proposals(sample: Any) -> Proposals:
+    """The segments of a `maskclip.data.Sample` as proposals (Table 7) at the image's own size, every score 1.
+
+    Crowd regions are no objects and are left out. A sample of a semantic set, which has a map in place of segments,
+    gives one proposal per class present, void left out.
+    """
+    masks = [torch.from_numpy(segment.mask) for segment in sample.segments if not segment.iscrowd]
+    if not sample.segments and sample.semantic is not None:
+        semantic = torch.from_numpy(sample.semantic)
+        masks = [semantic == index for index in torch.unique(semantic).tolist() if index >= 0]
+    height, width = sample.image.shape[:2]
+    stacked = torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool)
+    return Proposals(torch.where(stacked, CERTAIN, -CERTAIN), torch.ones(len(stacked)))
