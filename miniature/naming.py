@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from maskclip.model.clip import Clip, preprocess, text_embeddings
-from maskclip.model.pipeline import MaskCLIP, encode_masked_images, encode_with_mask_tokens
+from maskclip.model.clip_baseline import MaskedImages
+from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
 from miniature.datasets import Annotated, annotated_scene
@@ -79,13 +80,13 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
     """
     names = [*THINGS, *STUFF]
     methods = {
-        "mask class tokens": encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=())),
-        "masked image": encode_masked_images(clip),
-        "masked crop": encode_masked_images(clip, crop=True),
+        "mask class tokens": MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=()),
+        "masked image": MaskedImages(clip),
+        "masked crop": MaskedImages(clip, crop=True),
     }
     rows = []
-    for method, encode in methods.items():
-        model = MaskCLIP(clip, encode)
+    for method, encoder in methods.items():
+        model = MaskCLIP(clip, encoder)
         right: dict[str, list[bool]] = {"all": [], "things": [], "stuff": []}
         for scene in scenes:
             kept = [i for i, crowd in enumerate(scene.crowd) if not crowd]

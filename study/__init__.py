@@ -1,1 +1,22 @@
 """The paper's experiments on top of `maskclip`: methods, runs, notebooks, report."""
+
+import os
+from pathlib import Path
+
+
+def go_to_top() -> Path:
+    """Change to the study's top folder, where params.yaml lies, from a folder inside it; it is returned.
+
+    Jupyter runs a notebook in the notebook's own folder, the pipeline in the top one.
+
+    Raises:
+        FileNotFoundError: neither here nor above is a params.yaml.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "params.yaml").is_file():
+            os.chdir(folder)
+            return folder
+    raise FileNotFoundError(
+        f"{here} is not inside the study: no params.yaml here or above; open it from its repository"
+    )

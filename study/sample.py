@@ -29,7 +29,7 @@ from maskclip.evaluation.metrics import (
 )
 from maskclip.files import write_atomically
 from maskclip.model.merge import panoptic_map
-from maskclip.model.pipeline import MaskCLIP, NamedMasks
+from maskclip.model.pipeline import NamedMasks
 from maskclip.proposals import ProposalSource, ground_truth_proposals, load_source
 from maskclip.proposals.load import build_network
 from maskclip.proposals.mask2former import Mask2FormerSource
@@ -55,7 +55,7 @@ def run_sample(folder: str | Path, out: str | Path, run: Run, network: str | Pat
             "names are not"
         )
     method = "maskclip" if (run.folder / "maskclip" / "encoder.pt").is_file() else "wo_rma"
-    model = MaskCLIP(run.clip, run.encode(method), temperature=run.study.maskclip.temperature)
+    model = run.model(method)
     source = proposal_source(run, network)
     kinds = list(FILES)
     scores = {kind: Scores(dataset) for kind in kinds}

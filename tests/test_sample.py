@@ -12,7 +12,7 @@ from PIL import Image
 from maskclip.data import open_coco_panoptic, open_coco_sample
 from maskclip.evaluation.metrics import PanopticQuality, true_panoptic
 from maskclip.model.clip import Clip
-from maskclip.model.pipeline import encode_with_mask_tokens
+from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
 from study import sample
@@ -57,7 +57,7 @@ def tiny_run(tmp_path, monkeypatch):
         network, lambda names: torch.tensor([[len(n), ord(n[0]) % 32, 3, 39] for n in names]), 16,
         torch.zeros(3, 1, 1), torch.ones(3, 1, 1), "tiny",
     )  # fmt: skip
-    encode = encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(network, rma_layers=()))
+    model = MaskCLIP(clip, MaskCLIPVisualEncoder.from_open_clip(network, rma_layers=()))
     generator = torch.Generator().manual_seed(1)
 
     def random_proposals(images):
@@ -69,7 +69,7 @@ def tiny_run(tmp_path, monkeypatch):
     evaluation = SimpleNamespace(object_mask_threshold=0.0, overlap_threshold=0.2, top_k=20)
     named = SimpleNamespace(model="models/mini_clip")
     study = SimpleNamespace(evaluation=evaluation, maskclip=SimpleNamespace(temperature=0.01), clip=named)
-    return SimpleNamespace(folder=tmp_path / "runs", clip=clip, encode=lambda method: encode, study=study, seed=0)
+    return SimpleNamespace(folder=tmp_path / "runs", clip=clip, model=lambda method: model, study=study, seed=0)
 
 
 def test_the_chain_end_to_end(tmp_path, tiny_run, capsys):

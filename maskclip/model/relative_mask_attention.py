@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskclip.model.buffers import large_empty_like
+
 QUICK_GELU = 1.702  # QuickGELU(a) = a sigmoid(1.702 a) = silu(1.702 a) / 1.702
 CACHE_BYTES = {"cpu": 2**22, "cuda": 2**28}  # how much of an M x N x D tensor may exist at a time
 
@@ -212,7 +214,7 @@ class _StreamedResidual(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(queries, keys, weight)
         ctx.patch, ctx.bias_dtype = patch, bias.dtype
-        refined = torch.empty_like(mask_logits, memory_format=torch.contiguous_format)
+        refined = large_empty_like(mask_logits)
         with torch.autocast(keys.device.type, enabled=False):
             for i, m, product in _products(queries, keys):
                 residual = F.linear(F.silu(product, inplace=True), weight, bias.to(weight.dtype))
