@@ -25,7 +25,8 @@ from maskclip.evaluation.tasks import InstanceTask, PanopticTask, SemanticTask
 from maskclip.files import write_atomically
 from maskclip.model.pipeline import NamedMasks
 from maskclip.proposals import ProposalSource, ground_truth_proposals, load_source
-from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
+from maskclip.proposals.load import build_network
+from maskclip.proposals.mask2former import Mask2FormerSource
 from maskclip.visualize import comparison, draw_masks, draw_panoptic
 from study.run import Run
 
@@ -84,7 +85,7 @@ def proposal_source(run: Run, network: str | Path | None) -> ProposalSource:
         begun = config.start or "random weights"
         print(f"no trained Mask2Former in {trained}: its masks come from {begun} (run `make study` for better)")
         torch.manual_seed(run.seed)
-        return Mask2FormerSource(build_mask2former(config), config.short_side, config.long_side)
+        return Mask2FormerSource(build_network(config, 1), config)
     return load_source(network or trained, run.device)
 
 

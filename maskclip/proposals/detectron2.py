@@ -6,22 +6,11 @@ torchvision (`maskclip.proposals.mask_rcnn`). Objects are one class, masks class
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from maskclip.proposals.base import (
-    Proposals,
-    check_image,
-    in_groups_of_size,
-    network_size,
-    resize_image,
-)
-from maskclip.proposals.mask_rcnn import paste_masks
 from maskclip.settings import MaskRCNNConfig
 
 DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
@@ -84,6 +73,8 @@ def detectron2_config(config: MaskRCNNConfig, classes: int = 1) -> Any:
 
 def build_detectron2(config: MaskRCNNConfig, classes: int = 1) -> nn.Module:
     """detectron2's Mask R-CNN, its backbone pretrained where the config says so."""
+    if config.start is not None:
+        raise ValueError(f"start is {config.start}, but detectron2 begins with backbone.weights; make start null")
     cfg = detectron2_config(config, classes)
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.modeling import build_model
@@ -94,25 +85,7 @@ def build_detectron2(config: MaskRCNNConfig, classes: int = 1) -> nn.Module:
     return model
 
 
-class Detectron2Source:
-    """detectron2's Mask R-CNN as a proposal source; as `MaskRCNNSource`."""
-
-    def __init__(self, model: nn.Module, short_side: int = 800, long_side: int = 1333, mask_stride: int = 4) -> None:
-        self.model = model.eval()
-        self.short_side, self.long_side, self.mask_stride = short_side, long_side, mask_stride
-
-    @torch.no_grad()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
-        """uint8 RGB images of any sizes -> their proposals, possibly none; an image's result is its own alone."""
-        sizes = [
-            network_size(check_image(image), self.short_side, self.long_side, self.mask_stride) for image in images
-        ]
-        proposals: dict[int, Proposals] = {}
-        for group in in_groups_of_size(sizes):
-            batch = [{"image": resize_image(images[index], sizes[index]).flip(0)} for index in group]  # BGR
-            for index, found in zip(group, self.model.inference(batch, do_postprocess=False)):  # type: ignore[operator]
-                grid = (sizes[index][0] // self.mask_stride, sizes[index][1] // self.mask_stride)
-                boxes = found.pred_boxes.tensor / self.mask_stride
-                pasted = paste_masks(found.pred_masks[:, 0].float(), boxes, grid)
-                proposals[index] = Proposals(torch.logit(pasted, eps=1e-3).cpu(), found.scores.cpu())
-        return [proposals[index] for index in range(len(images))]
+def detect(model: nn.Module, images: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """As `maskclip.proposals.mask_rcnn.detect`, which says what goes in and out."""
+    found = model.inference([{"image": image.flip(0)} for image in images], do_postprocess=False)  # type: ignore[operator]  # BGR
+    return [(one.pred_boxes.tensor, one.scores, one.pred_masks[:, 0]) for one in found]
