@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
+
+from study.run import Run
 
 ROOT = Path(__file__).parent.parent
 # Bottom up; a room of the library knows those below its floor, and none on it or above.
@@ -70,3 +74,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_pip_installs_the_library_alone(wheel: list[str]) -> None:
     assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == {"maskclip"}
     assert set(tracked("maskclip")) <= set(wheel), "and all of it"
+
+
+def test_profiles_share_no_folder(tmp_path: Path) -> None:
+    """A trial in the miniature touches nothing of the paper profile's weeks of training."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    places = {}
+    for profile in ("mini", "paper"):
+        params = tmp_path / "params.yaml"
+        params.write_text((ROOT / "params.yaml").read_text().replace("profile: mini", f"profile: {profile}"))
+        run = Run(3, params)
+        places[profile] = [run.folder, run.results, run.shared, Path(run.study.data.root)]
+        assert all(profile in place.parts for place in places[profile])
+    assert not set(places["mini"]) & set(places["paper"])
+
+
+def test_all_that_stages_write_but_the_report_is_a_profiles_own() -> None:
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    written = [
+        place for stage in stages.values() for kind in ("outs", "metrics", "plots") for place in stage.get(kind, [])
+    ]
+    names = [place if isinstance(place, str) else next(iter(place)) for place in written]
+    assert len(names) > 40 and all("/${profile}/" in f"{name}/" or name.startswith("reports/") for name in names)
