@@ -275,7 +275,7 @@ def test_lvis_pictures_are_found_by_coco_address(tmp_path):
         ),
         (
             {"segmentation": {"size": [H, W], "counts": [10, 5]}},
-            r"annotation 1 .* 15 in all, but 12 x 16 large",
+            r"annotation 1 .* 15 in all, its image has 12 x 16",
         ),
         ({"segmentation": {"size": [H, W], "counts": ":5"}}, r"annotation 1 .* runs of 15 in all"),
         ({"segmentation": {"size": [H, W], "counts": [-8, 200]}}, r"annotation 1 .* whole numbers from 0"),

@@ -529,7 +529,7 @@ BAD = [
     (
         "coco",
         other_json(COCO, "annotations/instances_train2017.json", lambda c: c["annotations"][0].update(category_id=999)),
-        "category 999, not both of which",
+        "has the category_id 999, which is not listed",
         "correct the id",
     ),
     (

@@ -58,7 +58,9 @@ def check_listed(entries: list[dict], key: str, known: Container, where: Path | 
     for entry in entries:
         if entry[key] not in known:
             label = f"annotation {entry['id']}" if "id" in entry else "an annotation"
-            raise ValueError(f"{where}: {label} has the {key} {entry[key]}, which is not listed; add or correct it.")
+            raise ValueError(
+                f"{where}: {label} has the {key} {entry[key]}, which is not listed; add it or correct the id."
+            )
 
 
 def index_by(entries: list[dict], key: str, where: Path | str) -> dict:

@@ -46,7 +46,7 @@ def _check_runs(code: Any, size: tuple[int, int]) -> None:
         raise ValueError("its runs must be whole numbers from 0")
     if tuple(code["size"]) != size or sum(runs) != size[0] * size[1]:
         coded = " x ".join(map(str, code["size"]))
-        raise ValueError(f"coded for {coded} pixels in runs of {sum(runs)} in all, but {size[0]} x {size[1]} large")
+        raise ValueError(f"coded for {coded} pixels in runs of {sum(runs)} in all, its image has {size[0]} x {size[1]}")
 
 
 def run_length_code(code: Any, size: tuple[int, int]) -> dict:
