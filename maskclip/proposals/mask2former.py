@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 class Mask2FormerSource:
-    """A Mask2Former as a proposal source; the class head of a class-aware one serves as objectness only.
+    """A Mask2Former of transformers as a proposal source; a class-aware one's class head serves as objectness only.
 
     Mask logits come at a fourth of the size at which the network sees the image. Objectness is 1 - p(no object); of a
     network without a class head, as the authors', the mean probability inside the mask, 0 where there is no inside.
@@ -81,8 +82,9 @@ class Mask2FormerSource:
         classes: 0 for a network without a class head.
     """
 
-    def __init__(self, model: Mask2FormerForUniversalSegmentation, config: Mask2FormerConfig, classes: int = 1) -> None:
-        self.model, self.config, self.class_head = model.eval(), config, classes > 0
+    def __init__(self, model: Any, config: Mask2FormerConfig, classes: int = 1) -> None:
+        self.model = model.eval()
+        self.config, self.class_head = config, classes > 0
         # all channels of a pixel side by side: on a CPU the backbone takes a tenth less time
         self.model.model.pixel_level_module.encoder.to(memory_format=torch.channels_last)
 
