@@ -14,13 +14,6 @@ from study.methods import METHODS, Method, rows_of
 from study.report.results import Results, interval
 
 DASH = "–"  # a result that is not there
-_CITED = {  # what systems that the paper cites learned from COCO (Table 2)
-    "ALIGN": "none",
-    "ALIGN w/ proposals": "masks",
-    "LSeg+": "masks + labels",
-    "OpenSeg": "masks + captions",
-    "SimSeg": "masks + labels",
-}
 
 
 @dataclass(frozen=True)
@@ -33,6 +26,7 @@ class TableSpec:
     contest: bool = True
     remark: str = ""
     panels: dict[str, dict[str, str]] = field(default_factory=dict)
+    supervision: dict[str, str] = field(default_factory=dict)
 
 
 def read_data(name: str) -> str:
@@ -138,7 +132,7 @@ def build_table(results: Results, number: int, found: str = "") -> Table:
     own = {m.id: [study_values(results, number, m.id, column) for column in columns] for m in rows.values() if m}
     best = pd.DataFrame(own).map(lambda values: interval(values)[0]).max(axis=1)
     for row, method in rows.items():
-        note = method.supervision if method else _CITED.get(row, "")
+        note = method.supervision if method else spec.supervision.get(row, "")
         printed = [Cell(paper_numbers().get((number, row, column), DASH)) for column in columns]
         if any(cell.text != DASH for cell in printed):
             lines.append([row, note, "paper" if method and method.network else "paper (cited)", *printed])
