@@ -1,7 +1,8 @@
-"""The one table of what the study compares: proposal networks, and methods, which are rows of the paper's tables.
+"""The one table of what the study compares: proposal networks, and methods (rows of tables).
 
-Everything else takes its names, colours, orders and settings from here. To add a row to a table, add one entry to
-METHODS; a trained method also needs its name in a stage of dvc.yaml (`check_stages` names a forgotten one).
+Everything else takes its names, colours, orders and settings from here. To add a row to a table,
+add one entry to METHODS. A trained method also needs its name in a stage of dvc.yaml;
+`check_stages` names a forgotten one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 from ruamel.yaml import YAML
 
-TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `Run.tasks` says what each is annotated for
+TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `Run.tasks` knows their tasks
 TRAINING_PICTURES = ("coco_train", "coco_split_train")
 TABLES = range(2, 10)  # of the paper
 GROUND_TRUTH = "ground_truth"  # in place of a network: the annotated segments themselves (Table 7)
@@ -28,7 +29,7 @@ class ProposalNetwork:
     colour: str = ""  # in charts, #rrggbb
     settings: str = "mask2former"  # its entry under `proposals` in the profile
     training_set: str = "coco_train"
-    pictures: tuple[str, ...] = ("coco_train", "coco_val", "a150", "a847", "p59", "lvis")  # that it proposes masks for
+    pictures: tuple[str, ...] = ("coco_train", "coco_val", "a150", "a847", "p59", "lvis")  # it proposes for
     class_aware: bool = False  # it learns with class labels; all others learn object or no object
 
     def __post_init__(self) -> None:
@@ -45,14 +46,14 @@ class Method:
     label: str = ""  # its name in tables and charts
     colour: str = ""  # in charts, #rrggbb
     tables: tuple[int, ...] = ()  # the paper's tables it is a row of
-    network: str = ""  # whose proposals it names; `ground_truth`: the annotation; empty: its cost is measured, no more
+    network: str = ""  # whose proposals it names; empty: only its cost is measured
     training_set: str | None = None  # None: nothing to train
     tests: tuple[str, ...] = ()  # the collections of test pictures it is scored on
-    rma_layers: tuple[int, ...] | None = None  # with Relative Mask Attention, of 24; None: the profile's
+    rma_layers: tuple[int, ...] | None = None  # with RMA, of 24; None: the profile's
     refine_masks: bool = True  # it moves the proposals' masks (Table 8)
-    mask_tokens: bool = True  # one CLIP pass names all masks; False: one pass a mask (CLIP Baseline, Alg. 1)
+    mask_tokens: bool = True  # False: one CLIP pass a mask (CLIP Baseline, Alg. 1)
     weights: str = ""  # the method whose trained weights it uses; empty: its own
-    labels: dict[int, str] = field(default_factory=dict)  # its label in a table that calls it otherwise
+    labels: dict[int, str] = field(default_factory=dict)  # where a table calls it otherwise
 
     def __post_init__(self) -> None:
         costs_only = self.tables == (6,)
@@ -71,7 +72,7 @@ class Method:
 
     @property
     def trained_as(self) -> str:
-        """The method whose weights it uses, and under whose name its results stand: itself, unless it borrows."""
+        """The method whose weights it uses, under whose name its results stand: mostly itself."""
         return self.weights or self.id
 
     @property
@@ -121,7 +122,7 @@ def _known(entry: ProposalNetwork | Method, kind: str, what: str, name: object, 
         raise ValueError(f"{kind} {entry.id!r} of study/methods.py: {name!r} is none of the {what} ({there})")
 
 
-# The base network serves the COCO split. The last two, alike but for class labels, show what those do to masks.
+# The base network serves the COCO split. The last two differ in class labels alone, to compare.
 NETWORKS: dict[str, ProposalNetwork] = _Named(
     ProposalNetwork("mask2former", "#0072b2"),
     ProposalNetwork("mask_rcnn", "#56b4e9", settings="mask_rcnn"),
@@ -134,7 +135,7 @@ NETWORKS: dict[str, ProposalNetwork] = _Named(
 
 _ALL, _ADE = ("a150", "a847", "p59", "lvis"), ("a150",)
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too; grey for the baseline, blue for the paper's method.
+# Okabe and Ito's colours: colour-blind eyes tell them apart too. Blue is the paper's method.
 METHODS: dict[str, Method] = _Named(
     Method("clip_baseline", "CLIP Baseline", "#a3a8b0", (2, 3, 4, 6), "mask2former", None, _ALL, mask_tokens=False),
     Method("wo_rma", "MaskCLIP w/o RMA", "#e69f00", (2, 3, 4, 6), "mask2former", None, _ALL, rma_layers=()),
@@ -182,8 +183,9 @@ def rows_of(table: int) -> dict[str, Method]:
 def check_stages(path: str | Path = "dvc.yaml") -> None:
     """Check that the pipeline runs every network and method, and no other.
 
-    What is trained stands in a stage's matrix, and a method's stage depends on its network. A row with nothing to train
-    stands in some stage's metrics: `baselines_<id>.json`, or `ground_truth_masks_<weights>.json`.
+    What is trained stands in a stage's matrix, and a method's stage depends on its network. A row
+    with nothing to train stands in some stage's metrics: `baselines_<id>.json`, or
+    `ground_truth_masks_<weights>.json`.
 
     Raises:
         ValueError: something is missing or unknown; the sentence names it.

@@ -24,7 +24,7 @@ def build_report(
     seeds: Sequence[int] | None = None,
     reasons: str | Path | None = None,
 ) -> Path:
-    """Write everything there is to say about a profile's results into `reports_dir`; return the HTML page's path.
+    """Write a profile's whole report into `reports_dir`; return the HTML page's path.
 
     Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png;
     metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`.
@@ -33,10 +33,10 @@ def build_report(
         results_dir: results/<profile>.
         reports_dir: the folder to write to.
         seeds: leave other seeds' results out; None: all there are.
-        reasons: the YAML file of what people found out about claims and tables; None: `reports_dir/reasons.yaml`.
+        reasons: YAML file of what people found out; None: `reports_dir/reasons.yaml`.
 
     Raises:
-        FileNotFoundError, ValueError: as read_results and read_reasons; there is no such file of `reasons`.
+        FileNotFoundError, ValueError: as read_results and read_reasons; no file `reasons`.
     """
     if reasons is not None and not Path(reasons).is_file():
         raise FileNotFoundError(f"there is no file of reasons {reasons}")

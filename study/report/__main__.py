@@ -10,7 +10,7 @@ from study.report import build_report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build the report; 0, or 1 after one sentence on stderr about what is wrong with the results."""
+    """Build the report; 0, or 1 after one sentence on stderr about what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m study.report", description="Tables, claims, charts, one page.")
     parser.add_argument("results", nargs="?", help="a profile's results (default: results/<profile of params.yaml>)")
     parser.add_argument("reports", nargs="?", default="reports", help="folder to write to (default: reports)")

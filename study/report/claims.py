@@ -1,4 +1,4 @@
-"""The paper's claims C1 to C18 beside what the study measured, with a verdict by one stated rule."""
+"""The paper's claims C1 to C18 beside what the study measured, judged by one stated rule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AGREES, DISAGREES, UNDECIDED = "agrees", "does not agree", "undecided"
 
 @dataclass(frozen=True)
 class Claim:
-    """One of the paper's claims, C1 to C18; claims.yaml says what its parts mean. Table 0: it is about pictures."""
+    """One of the paper's claims (claims.yaml says what its parts mean); table 0: pictures."""
 
     name: str
     text: str
@@ -40,7 +40,7 @@ CLAIMS = tuple(Claim(name, **parts) for name, parts in _FILE.items())
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a comparison: the two numbers of paper and study (means over seeds), and whether it holds."""
+    """What became of a comparison: the numbers of paper and study (means over seeds), its state."""
 
     label: str
     kind: str  # difference | ratio | chance
@@ -71,7 +71,7 @@ class Outcome:
         return self._figures(self.a, self.b, self.value, f" ± {half:.2f}" if half == half else "")
 
     def _figures(self, a: float, b: float, value: float, plus: str = "") -> str:
-        """`15.1 vs 13.6 (+1.50 ± 0.21)`, `35.8 / 15.1 = 2.37 ± 0.10`: both sides, what they give, its interval."""
+        """`15.1 vs 13.6 (+1.50 ± 0.21)`, `35.8 / 15.1 = 2.37 ± 0.10`: both sides, what they give."""
         if self.kind == "ratio":
             return f"{a:.3g} / {b:.3g} = {value:.2f}{plus}"
         digits = 1 if max(abs(a), abs(b)) >= 10 else 2
@@ -92,8 +92,8 @@ class Judgement:
 def judge_claims(results: Results, reasons: dict[str, str] | None = None) -> list[Judgement]:
     """All 18 claims, judged by RULE.
 
-    `reasons` (claim -> text, see read_reasons) stand beside the claims that do not agree; beside one that does, a
-    reason why not would only puzzle.
+    `reasons` (claim -> text, see read_reasons) stand beside the claims that do not agree; beside
+    one that does, a reason why not would only puzzle.
     """
     judged = []
     for claim in CLAIMS:
@@ -140,7 +140,7 @@ def _outcome(
 
 
 def _attributes(results: Results) -> list[Outcome]:
-    """C18: per pair of words the accuracy averaged over its words (so that always saying one word is chance)."""
+    """C18: accuracy averaged over a pair's words, so that always saying one word is chance."""
     if results.attributes.empty:
         return [_outcome("filled / empty", "chance", (None, None), pd.DataFrame())]
     outcomes = []
@@ -173,10 +173,10 @@ def _verdict(outcomes: list[Outcome], costs: bool) -> tuple[str, list[str]]:
 
 
 def read_reasons(path: str | Path, profile: str, seeds: int | None = None) -> dict[str, str]:
-    """What people found out about claims and tables, `C5: text` or `Table 5: text` in YAML; no file, no reasons.
+    """What people found out, `C5: text` or `Table 5: text` in YAML; no file, no reasons.
 
-    `profile: mini` and `seeds: 7` in it say whose results they looked at. Another profile's report goes without; one of
-    another number of seeds says so before each text.
+    `profile: mini` and `seeds: 7` in it say whose results they looked at. Another profile's report
+    goes without; one of another number of seeds says so before each text.
 
     Raises:
         ValueError: the file is no YAML mapping, or names a claim there is not.

@@ -1,4 +1,4 @@
-"""The charts of the report: one style, each method's own colour everywhere, titles that say what came out."""
+"""The charts of the report: one style, a colour a method, titles that say what came out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CHANCE = "#d55e00"
 _PALE = "\ntarget"  # ending of the groups of classes never trained on, which are drawn lighter
 _STATES = {"holds": "#009e73", "fails": "#d55e00", "open": "#a3a8b0"}
 _GROUPS = ("all", "things", "stuff", "trained", "novel")  # of annotated segments
-_TWINS = ("class_agnostic", "class_aware")  # networks of the study that differ in class supervision alone
+_TWINS = ("class_agnostic", "class_aware")  # they differ in class supervision alone
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
 
@@ -43,7 +43,7 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _title(figure: Figure, message: str, detail: str, handles: Sequence[Artist] | None = None) -> Figure:
-    """The message above, in words one can quote; what is drawn below it, small and grey. Both in fixed inches.
+    """The message above, in words one can quote; below it, small and grey, what is drawn.
 
     `handles` (None: no legend) stand below the chart, with the paper's diamond.
     """
@@ -66,8 +66,8 @@ def _diamond(axes: Axes, x: float, y: float, zorder: int = 5) -> None:
 def _bars(axes: Axes, values: pd.DataFrame, colours: Mapping[str, str]) -> None:
     """Grouped bars with 95 % intervals and every seed as a dot; the paper's numbers as diamonds.
 
-    `values` has `group`, `row`, `value` (NaN: not measured) and, where there are any, the `paper`'s numbers, a line a
-    seed; `colours` has the rows in order.
+    `values` has `group`, `row`, `value` (NaN: not measured) and, where there are any, the
+    `paper`'s numbers, a line a seed; `colours` has the rows in order.
     """
     groups, rows, width = list(values.group.unique()), list(colours), 0.8 / len(colours)
     for bar, of_bar in values.groupby(["group", "row"], sort=False):
@@ -227,7 +227,7 @@ def attributes(results: Results) -> Figure | None:
 
 
 def training_curves(results: Results) -> Figure | None:
-    """The training loss of every trained network, smoothed: the visual encoders left, the proposal networks right."""
+    """The smoothed training losses: visual encoders left, proposal networks right."""
     if results.curves.empty:
         return None
     curves, quarters = results.curves, {}
@@ -254,7 +254,7 @@ def training_curves(results: Results) -> Figure | None:
 
 
 def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -> Figure:
-    """The proposals' quality (0 to 1) by group of annotated segments; a panel for each value of one column."""
+    """The proposals' quality (0 to 1) by group of segments; a panel a value of one column."""
     panels = list(table[panel].unique())
     figure, all_axes = _panels(len(panels), 4.0)
     colours = {name: network.colour for name, network in NETWORKS.items() if name in set(table.source)}
@@ -283,7 +283,7 @@ def proposal_quality(results: Results) -> Figure | None:
 
 
 def class_supervision(results: Results) -> Figure | None:
-    """AR@100 of one network trained with class supervision and without, from the same random weights."""
+    """AR@100 of one network, trained with class supervision and without, from the same start."""
     table = results.proposal_quality
     if table.empty or not {*_TWINS} <= {*table.source}:
         return None
@@ -299,7 +299,7 @@ def class_supervision(results: Results) -> Figure | None:
 
 
 def comparisons(judgements: list[Judgement]) -> Figure | None:
-    """Every difference the claims speak of, relative to its second side: the study's interval, the paper's diamond."""
+    """Every difference the claims speak of, relative to its second side."""
     pairs = [(judged.claim, outcome) for judged in judgements for outcome in judged.outcomes]
     shown = [(claim, outcome, outcome.b) for claim, outcome in pairs if outcome.kind == "difference" and outcome.b]
     if not shown:

@@ -19,8 +19,8 @@ from study.report.results import Results
 from study.report.tables import Table, paper_number, read_data, study_mean
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "accelerate", "pycocotools", "numpy", "pandas")
-_LARGE = 700_000  # bytes; larger pictures are re-encoded, so that the report stays small enough to be mailed
-# The few numbers to remember: a score and its name; a ratio of two methods' scores, its name, what it compares.
+_LARGE = 700_000  # bytes; larger pictures are re-encoded: the report must be small enough to mail
+# The few numbers to remember: scores, and ratios of two methods' scores, with their names.
 _SCORES = ((3, "PQ", "PQ, A-150"), (2, "A-150", "mIoU, A-150"))
 _RATIOS = (
     (6, "TFLOPs", "clip_baseline", "maskclip", "fewer FLOPs for 100 masks", "than one CLIP pass per mask"),

@@ -23,15 +23,15 @@ _COLUMNS = {
     "attributes": ["pair", "word", "accuracy"],
     "times": ["seconds", "peak_gb"],
 }
-_NAMES = {"scores": "method", "curves": "method", "proposal_quality": "source"}  # the column of methods or networks
-_TEXT = {"method", "dataset", "metric", "profile"}  # columns whose cells are never empty in a whole file
+_NAMES = {"scores": "method", "curves": "method", "proposal_quality": "source"}  # of methods, networks
+_TEXT = {"method", "dataset", "metric", "profile"}  # columns without empty cells
 # One data set read in several ways is one data set in the paper's tables.
 _SAME_DATASET = {"a150_semantic": "a150", "a150_instances": "a150"}
 
 
 @dataclass
 class Results:
-    """One profile's results, all seeds together; a kind of result that is not there is an empty table.
+    """One profile's results, all seeds together; what is not there is an empty table.
 
     `scores` has SCORE_COLUMNS, values in percent; `times` has stage, seconds and peak_gb; `pictures` are the
     notebooks' pictures with their captions.
@@ -56,14 +56,14 @@ class Results:
         return str(self.scores.profile.iloc[0]) if len(self.scores) else "unknown"
 
     def score(self, method: str, dataset: str, metric: str) -> pd.Series:
-        """A method's values in percent, on its own proposals, indexed by seed; empty if never measured."""
+        """A method's values in percent, on its own proposals, by seed; empty if never measured."""
         table, entry = self.scores, METHODS[method]
         of_method = (table.method == entry.trained_as) & (table.proposals == entry.network)
         chosen = table[of_method & (table.dataset == dataset) & (table.metric == metric)]
         return chosen.set_index("seed")["value"].sort_index()
 
     def cost(self, method: str, metric: str) -> pd.Series:
-        """`time_s`, `tflops` or `peak_gb` of one method for the 100 masks of one image, on `cost_model(metric)`."""
+        """`time_s`, `tflops` or `peak_gb` for 100 masks of one image, on `cost_model(metric)`."""
         table = self.efficiency
         if table.empty:
             return pd.Series(dtype=float)
@@ -72,14 +72,14 @@ class Results:
         return chosen.reset_index(drop=True)["value"]
 
     def cost_model(self, metric: str) -> str | None:
-        """The model a cost was measured on: the paper's ViT-L/14 where it was, else the first one measured."""
+        """The model a cost was measured on: the paper's ViT-L/14, else the first one."""
         table = self.efficiency
         models = [str(m) for m in table[table.metric == metric].model.unique()] if len(table) else []
         return next((m for m in models if "L-14" in m or "L/14" in m), models[0] if models else None)
 
 
 def interval(values: pd.Series | np.ndarray) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval (t distribution); NaN half-width for fewer than two values."""
+    """Mean and half-width of its 95 % interval (t distribution), NaN below two values."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return (float(values[0]) if len(values) else float("nan")), float("nan")
@@ -88,15 +88,16 @@ def interval(values: pd.Series | np.ndarray) -> tuple[float, float]:
 
 
 def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Results:
-    """Read a profile's results, `<seed>/<stage>.csv` and what lies beside them, such as those in results/mini.
+    """Read a profile's results: `<seed>/<stage>.csv` and what lies beside them.
 
     Args:
-        folder: results/<profile>; its stages' times lie in runs/<profile>/times.
+        folder: results/<profile>, such as results/mini; times lie in runs/<profile>/times.
         seeds: leave out what other seeds have left there.
 
     Raises:
         FileNotFoundError: the folder, or any score in it, is missing.
-        ValueError: a file is cut off or lacks a column, two profiles are mixed, or one value is given twice.
+        ValueError: a file is cut off, lacks a column or has an unknown method; two profiles are
+            mixed; one value is given twice.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -166,7 +167,7 @@ def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pictures(folder: Path) -> list[tuple[Path, str]]:
-    """The pictures of a folder in the order of its captions.json; those without a caption come last, by name."""
+    """The pictures of a folder in the order of its captions.json; the others last, by name."""
     path = folder / "captions.json"
     try:
         captions = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

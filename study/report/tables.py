@@ -1,4 +1,4 @@
-"""Tables 2 to 9 of the paper: its numbers, the study's beside them, as CSV, Markdown, LaTeX and HTML cells."""
+"""Tables 2 to 9 of the paper, the study's numbers beside its own: CSV, Markdown, LaTeX, cells."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ from study.methods import METHODS, Method, rows_of
 from study.report.results import Results, interval
 
 DASH = "–"  # a result that is not there
-_CITED = {  # what systems that the paper cites learned from COCO (Table 2)
-    "ALIGN": "none",
-    "ALIGN w/ proposals": "masks",
-    "LSeg+": "masks + labels",
-    "OpenSeg": "masks + captions",
-    "SimSeg": "masks + labels",
-}
 
 
 @dataclass(frozen=True)
@@ -33,6 +26,7 @@ class TableSpec:
     contest: bool = True
     remark: str = ""
     panels: dict[str, dict[str, str]] = field(default_factory=dict)
+    supervision: dict[str, str] = field(default_factory=dict)
 
 
 def read_data(name: str) -> str:
@@ -45,7 +39,7 @@ TABLES = {number: TableSpec(**parts) for number, parts in YAML(typ="safe").load(
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table: its text, and for the study its mean, 95 % half-width and number of seeds."""
+    """One number of a table; of the study with its mean, 95 % half-width and number of seeds."""
 
     text: str = DASH
     mean: float = float("nan")
@@ -63,7 +57,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables, filled: for each method the paper's numbers, and the study's beside them.
+    """One of the paper's tables, filled: for each method the paper's numbers and the study's.
 
     frame: `Method`, in Table 2 `COCO training data`, and `Numbers` (whose: `paper`, `paper (cited)` or `study`) as
         texts, then a Cell a column.
@@ -114,7 +108,7 @@ def paper_number(number: int, method: str, column: str) -> float | None:
 
 
 def study_values(results: Results, number: int, method: str, column: str) -> pd.Series:
-    """The study's values of one cell of one of the paper's tables, by seed; empty if not measured."""
+    """The study's values of one cell of a table, by seed; empty if not measured."""
     dataset, metric = TABLES[number].columns[column]
     return results.cost(method, metric) if dataset == "efficiency" else results.score(method, dataset, metric)
 
@@ -125,20 +119,22 @@ def study_mean(results: Results, number: int, method: str, column: str) -> float
 
 
 def table_rows(number: int) -> dict[str, Method | None]:
-    """Label -> method, None for a system that the paper cites; in the paper's order, rows it has not last."""
+    """Label -> method (None: a system the paper cites), in the paper's order, new rows last."""
     printed, own = (row for table, row, _ in paper_numbers() if table == number), rows_of(number)
     return {row: own.get(row) for row in (*printed, *own)}
 
 
 def build_table(results: Results, number: int, found: str = "") -> Table:
-    """Table `number` (2 to 9): for each row a line of the paper's numbers and, unless cited, one of the study's. What
-    people `found` out about it (see claims.read_reasons) follows in its footnote."""
+    """Table `number` (2 to 9): of each row the paper's numbers and, unless cited, the study's.
+
+    What people `found` out about it (see claims.read_reasons) follows in its footnote.
+    """
     spec, lines = TABLES[number], []
     rows, columns = table_rows(number), list(spec.columns)
     own = {m.id: [study_values(results, number, m.id, column) for column in columns] for m in rows.values() if m}
     best = pd.DataFrame(own).map(lambda values: interval(values)[0]).max(axis=1)
     for row, method in rows.items():
-        note = method.supervision if method else _CITED.get(row, "")
+        note = method.supervision if method else spec.supervision.get(row, "")
         printed = [Cell(paper_numbers().get((number, row, column), DASH)) for column in columns]
         if any(cell.text != DASH for cell in printed):
             lines.append([row, note, "paper" if method and method.network else "paper (cited)", *printed])
@@ -161,7 +157,7 @@ def _study_cell(values: pd.Series, spec: TableSpec, best: float) -> Cell:
 
 
 def to_csv(table: Table) -> str:
-    """Tidy: one line per method and source; study columns in full precision with `±` and `seeds` beside them."""
+    """Tidy: one line per method and source; the study's with full precision, `±` and `seeds`."""
     parts = {"method": table.frame.Method, "numbers": table.frame.Numbers}
     for column in table.spec.columns:
         for i, end in enumerate(("", " ±", " seeds")):
@@ -195,7 +191,7 @@ def latex_escape(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A `table` environment with booktabs rules; needs `\usepackage{booktabs}` and, for wide ones, `graphicx`."""
+    """A `table` environment; needs the packages booktabs and, for wide ones, graphicx."""
 
     def cell(value: str | Cell) -> str:
         text = latex_escape(value if isinstance(value, str) else value.text)
