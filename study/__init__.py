@@ -1,6 +1,8 @@
 """The paper's experiments on top of `maskclip`: methods, runs, notebooks, report."""
 
+import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -20,3 +22,9 @@ def go_to_top() -> Path:
     raise FileNotFoundError(
         f"{here} is not inside the study: no params.yaml here or above; open it from its repository"
     )
+
+
+def end_with_parent(sign: int) -> None:
+    """On Linux, let this process get the signal `sign` when the one that started it ends, however it ends."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, sign)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ruamel.yaml import YAML
 
@@ -22,23 +22,14 @@ GROUND_TRUTH = "ground_truth"  # in place of a network: the annotated segments t
 
 @dataclass(frozen=True)
 class ProposalNetwork:
-    """One network of stage one.
+    """One network of stage one."""
 
-    Attributes:
-        id: its name in files and on the command line.
-        colour: in charts, as #rrggbb.
-        settings: its entry under `proposals` in the profile.
-        training_set: the data set it learns from.
-        pictures: the data sets it proposes masks for.
-        class_aware: it learns with class labels; all others learn object or no object.
-    """
-
-    id: str
-    colour: str = ""
-    settings: str = "mask2former"
+    id: str  # its name in files and on the command line
+    colour: str = ""  # in charts, #rrggbb
+    settings: str = "mask2former"  # its entry under `proposals` in the profile
     training_set: str = "coco_train"
-    pictures: tuple[str, ...] = ("coco_train", "coco_val", "a150", "a847", "p59", "lvis")
-    class_aware: bool = False
+    pictures: tuple[str, ...] = ("coco_train", "coco_val", "a150", "a847", "p59", "lvis")  # that it proposes masks for
+    class_aware: bool = False  # it learns with class labels; all others learn object or no object
 
     def __post_init__(self) -> None:
         _require(self, "network", "colour", "settings", "training_set", "pictures")
@@ -48,35 +39,20 @@ class ProposalNetwork:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the paper's Tables 2 to 9.
+    """One row of the paper's Tables 2 to 9."""
 
-    Attributes:
-        id: its name in files and on the command line.
-        label: its name in tables and charts.
-        colour: in charts, as #rrggbb.
-        tables: the paper's tables it is a row of.
-        network: whose proposals it names; `ground_truth`: the annotation; empty: its cost is measured, no more.
-        training_set: the data set it learns from; None: there is nothing to train.
-        tests: the collections of test pictures it is scored on.
-        rma_layers: the layers with Relative Mask Attention, of 24; None: the profile's.
-        refine_masks: it moves the proposals' masks (Table 8).
-        mask_tokens: one CLIP pass names all masks; False: one pass a mask (CLIP Baseline, Alg. 1).
-        weights: the method whose trained weights it uses; empty: its own.
-        labels: its label in a table that calls it otherwise.
-    """
-
-    id: str
-    label: str = ""
-    colour: str = ""
-    tables: tuple[int, ...] = ()
-    network: str = ""
-    training_set: str | None = None
-    tests: tuple[str, ...] = ()
-    rma_layers: tuple[int, ...] | None = None
-    refine_masks: bool = True
-    mask_tokens: bool = True
-    weights: str = ""
-    labels: dict[int, str] = field(default_factory=dict)
+    id: str  # its name in files and on the command line
+    label: str = ""  # its name in tables and charts
+    colour: str = ""  # in charts, #rrggbb
+    tables: tuple[int, ...] = ()  # the paper's tables it is a row of
+    network: str = ""  # whose proposals it names; `ground_truth`: the annotation; empty: its cost is measured, no more
+    training_set: str | None = None  # None: nothing to train
+    tests: tuple[str, ...] = ()  # the collections of test pictures it is scored on
+    rma_layers: tuple[int, ...] | None = None  # with Relative Mask Attention, of 24; None: the profile's
+    refine_masks: bool = True  # it moves the proposals' masks (Table 8)
+    mask_tokens: bool = True  # one CLIP pass names all masks; False: one pass a mask (CLIP Baseline, Alg. 1)
+    weights: str = ""  # the method whose trained weights it uses; empty: its own
+    labels: dict[int, str] = field(default_factory=dict)  # its label in a table that calls it otherwise
 
     def __post_init__(self) -> None:
         costs_only = self.tables == (6,)
@@ -114,7 +90,7 @@ class Method:
         return self.labels.get(table, self.label)
 
 
-Entry = TypeVar("Entry", ProposalNetwork, Method)
+Entry = TypeVar("Entry", bound=ProposalNetwork | Method)
 
 
 class _Named(dict[str, Entry]):
@@ -130,7 +106,7 @@ class _Named(dict[str, Entry]):
         raise ValueError(f"the study has no {name!r}; it has {', '.join(self)}")
 
 
-def _require(entry: Any, kind: str, *names: str) -> None:
+def _require(entry: ProposalNetwork | Method, kind: str, *names: str) -> None:
     if lacking := [name for name in names if not getattr(entry, name)]:
         raise ValueError(f"{kind} {entry.id!r} of study/methods.py lacks its {', '.join(lacking)}")
     if not re.fullmatch(r"\w+", entry.id) or not re.fullmatch("#[0-9a-f]{6}", entry.colour):
@@ -139,7 +115,7 @@ def _require(entry: Any, kind: str, *names: str) -> None:
         )
 
 
-def _known(entry: Any, kind: str, what: str, name: object, known: Iterable[object]) -> None:
+def _known(entry: ProposalNetwork | Method, kind: str, what: str, name: object, known: Iterable[object]) -> None:
     if name not in known:
         there = ", ".join(map(str, known))
         raise ValueError(f"{kind} {entry.id!r} of study/methods.py: {name!r} is none of the {what} ({there})")
@@ -190,37 +166,38 @@ METHODS: dict[str, Method] = _Named(
 )  # fmt: skip
 
 
+def rows_of(table: int) -> dict[str, Method]:
+    """The methods that are rows of one of the paper's tables, by their labels there.
+
+    Raises:
+        ValueError: two of them have one label.
+    """
+    methods = [method for method in METHODS.values() if table in method.tables]
+    rows = {method.label_in(table): method for method in methods}
+    if hidden := [method.id for method in methods if method not in rows.values()]:
+        raise ValueError(f"method {hidden[0]!r} of study/methods.py has another one's label in Table {table}")
+    return rows
+
+
 def check_stages(path: str | Path = "dvc.yaml") -> None:
     """Check that the pipeline runs every network and method, and no other.
 
-    What is trained stands in a stage's matrix; a method's stage depends on its network. A row with nothing to train
+    What is trained stands in a stage's matrix, and a method's stage depends on its network. A row with nothing to train
     stands in some stage's metrics: `baselines_<id>.json`, or `ground_truth_masks_<weights>.json`.
 
     Raises:
         ValueError: something is missing or unknown; the sentence names it.
     """
     stages = YAML(typ="safe").load(Path(path))["stages"]
-    deps = {name: _deps(content) for content in stages.values() for name in _matrix(content)}
-    metrics = str([content.get("metrics") for content in stages.values()])
-    trained = [entry.id for entry in (*NETWORKS.values(), *METHODS.values()) if entry.training_set]
-    if wrong := sorted(set(trained) ^ set(deps)):
-        here, there = (path, "study/methods.py") if wrong[0] in deps else ("study/methods.py", path)
+    matrices = [(str(stage), stage.get("matrix", {})) for stage in stages.values()]
+    of = {name: text for text, m in matrices for name in (*m.get("network", ()), *m.get("method", ()))}
+    trained = {*NETWORKS, *(method.id for method in METHODS.values() if method.training_set)}
+    if wrong := sorted(trained ^ set(of)):
+        here, there = (path, "study/methods.py") if wrong[0] in of else ("study/methods.py", path)
         raise ValueError(f"{here} has {wrong[0]!r}, which {there} has not; add it there")
     for method in METHODS.values():
         file = f"{'ground_truth_masks' if method.network == GROUND_TRUTH else 'baselines'}_{method.trained_as}.json"
-        if method.training_set and not any(dep.endswith(f"/{method.network}") for dep in deps[method.id]):
+        if method.training_set and not re.search(rf"[/']{method.network}'", of[method.id]):
             raise ValueError(f"{path}: the stage of {method.id!r} lacks the folder of {method.network} among its deps")
-        if method.network and not method.training_set and file not in metrics:
+        if method.network and not method.training_set and file not in str(stages):
             raise ValueError(f"{path}: no stage has the metrics {file} of {method.id!r}")
-
-
-def _matrix(stage: dict[str, Any]) -> list[str]:
-    matrix = stage.get("matrix", {})
-    return [*matrix.get("network", ()), *matrix.get("method", ())]
-
-
-def _deps(stage: dict[str, Any]) -> list[str]:
-    text = "\n".join(stage["deps"])
-    for name, value in ((name, value) for entry in stage.get("vars", ()) for name, value in entry.items()):
-        text = text.replace(f"${{{name}}}", value)
-    return text.split("\n")

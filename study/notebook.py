@@ -15,9 +15,9 @@ import os
 import resource
 import signal
 import sys
-import threading
 import time
 import warnings
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from maskclip.files import write_atomically
+from study import end_with_parent
 
 ENVIRONMENT = {
     # glibc hands large freed buffers back to the kernel and faults them in again at every step; keeping them makes
@@ -67,11 +68,10 @@ def parse_parameters(notebook: Path, given: list[tuple[str, str]]) -> dict[str, 
     for name, text in given:
         if name not in declared:
             raise ValueError(f"{notebook} has no parameter {name!r}; it has: {', '.join(declared) or 'none'}")
-        kind = type(declared[name])
-        try:
-            value = text if kind is str else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
+        kind, value = type(declared[name]), text
+        if kind is not str:
+            with suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(text)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
@@ -96,24 +96,20 @@ def seconds_before(running: Path) -> float:
 
 def time_file(executed: Path) -> Path | None:
     """Where the time of a stage is noted: of runs/mini/0/notebooks/x.ipynb in runs/mini/times/0-x.csv."""
-    top, seed = executed.parent.parent, ""
+    top = executed.parent.parent
     if executed.parent.name != "notebooks":
         return None
-    if top.name.isdigit():
-        top, seed = top.parent, f"{top.name}-"
-    return top / "times" / f"{seed}{executed.stem}.csv"
+    by_seed = top.parent / "times" / f"{top.name}-{executed.stem}.csv"
+    return by_seed if top.name.isdigit() else top / "times" / f"{executed.stem}.csv"
 
 
-def run_notebook(
-    notebook: str | Path, executed: str | Path, parameters: dict[str, Any], times: Path | None = None
-) -> None:
+def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], times: Path | None = None) -> None:
     """Execute `notebook` into `executed`; note seconds and peak memory in the file `times`.
 
     Raises:
         RuntimeError: a cell failed, or its process was killed; the message names the cell, its error and the kept copy.
         ValueError: the executed copy would take the notebook's own place.
     """
-    notebook, executed = Path(notebook), Path(executed)
     if executed.resolve() == notebook.resolve():
         raise ValueError(f"{executed} is the notebook itself; give its executed copy another place")
     executed.parent.mkdir(parents=True, exist_ok=True)
@@ -132,8 +128,7 @@ def run_notebook(
             f"the process of {notebook} was killed, most often for lack of memory (see {failed}); run again, it goes on"
         ) from None
     os.replace(running, executed)
-    seconds = time.monotonic() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     if times is not None:
         row = f"stage,seconds,peak_gb\n{times.stem},{seconds:.1f},{peak:.2f}\n"
         write_atomically(times, lambda path: path.write_text(row))
@@ -143,41 +138,20 @@ def run_notebook(
 def _execute(notebook: Path, running: Path, parameters: dict[str, Any]) -> None:
     # the notebooks import the packages from where they are run, installed or not
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(ENVIRONMENT | os.environ)
     papermill.execute_notebook(
-        str(notebook),
-        str(running),
-        parameters,
-        kernel_name="python3",
-        log_output=True,
-        progress_bar=False,
-        kernel_manager_class=ThisPython,
-        extra_arguments=["--log-level=CRITICAL"],
+        str(notebook), str(running), parameters, "nbclient", kernel_name="python3", kernel_manager_class=ThisPython,
+        log_output=True, progress_bar=False, extra_arguments=["--log-level=CRITICAL"],
         coalesce_streams=True,  # of a progress bar the executed copy keeps its last state
-    )
-
-
-def stop_with_pipeline() -> None:
-    """Interrupt this process when DVC or the pipeline that started it is gone: kills leave nothing running."""
-    parent, pipeline = os.getppid(), int(os.environ.get("STUDY_PIPELINE", os.getpid()))
-
-    def watch() -> None:
-        try:
-            while os.getppid() == parent:
-                os.kill(pipeline, 0)  # sends nothing, but fails where there is no such process
-                time.sleep(0.5)
-        except OSError:
-            print("the pipeline was killed", file=sys.stderr)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=watch, daemon=True).start()
+    )  # fmt: skip
 
 
 def _is_output(record: logging.LogRecord) -> bool:
     """What cells print, without papermill's own frame around it and the names of figures."""
     said = record.getMessage().strip()
-    return bool(said) and not said.startswith(("Executing ", "Ending ", "<Figure", "<Shown", "Input ", "Output "))
+    return bool(said) and not said.startswith(
+        ("Executing ", "Ending ", "<Figure", "<IPython", "<Shown", "Input ", "Output ")
+    )
 
 
 def main() -> None:
@@ -193,7 +167,7 @@ def main() -> None:
     logger.addFilter(_is_output)
     warnings.filterwarnings("ignore", module="papermill|nbclient|zmq|jupyter_client")
     if "DVC_STAGE" in os.environ:
-        stop_with_pipeline()
+        end_with_parent(signal.SIGINT)  # a kill of DVC, or of the pipeline, leaves nothing running
     try:
         if not arguments.notebook.is_file():
             raise ValueError(f"there is no notebook {arguments.notebook}")

@@ -15,27 +15,26 @@ import time
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pandas as pd
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from study import end_with_parent
 from study.methods import check_stages
 from study.params import load_params
 
 
-def read_stages() -> tuple[dict[str, set[str]], set[str], dict[str, float]]:
-    """From DVC: what each stage waits for, which stages are not up to date, and their seconds in a former run."""
+def read_stages() -> tuple[dict[str, set[str]], dict[str, float], set[str]]:
+    """From DVC: what each stage waits for, its seconds in a former run, and which stages are not up to date."""
     with Repo(_wait_for_lock=True) as repo:
-        graph, changed = repo.index.graph, set(repo.status())
-        waits = {stage.addressing: {after.addressing for after in graph[stage]} for stage in repo.index.stages}
-        files = {stage.addressing: [Path(str(out)) for out in stage.outs] for stage in repo.index.stages}
-    return waits, changed, {stage: sum(map(_seconds, outs)) for stage, outs in files.items()}
-
-
-def _seconds(file: Path) -> float:
-    try:
-        return float(file.read_text().split(",")[-2]) if file.parent.name == "times" else 0.0
-    except (OSError, ValueError, IndexError):
-        return 0.0
+        stages, graph, changed = repo.index.stages, repo.index.graph, set(repo.status())
+        waits = {stage.addressing: {before.addressing for before in graph[stage]} for stage in stages}
+        files = [(stage.addressing, Path(out.fs_path)) for stage in stages for out in stage.outs]
+    seconds = dict.fromkeys(waits, 0.0)
+    for stage, file in files:
+        if file.parent.name == "times" and file.is_file():
+            seconds[stage] = float(pd.read_csv(file).seconds.sum())
+    return waits, seconds, changed
 
 
 def longest_first(waits: dict[str, set[str]], seconds: dict[str, float]) -> list[str]:
@@ -55,7 +54,7 @@ def run(lanes: int, retrain: str | None = None) -> None:
         RuntimeError: a stage failed; all others are stopped.
         ValueError: `retrain` is no stage.
     """
-    waits, changed, seconds = read_stages()
+    waits, seconds, changed = read_stages()
     if retrain is not None:
         if retrain not in waits:
             raise ValueError(f"dvc.yaml has no stage {retrain!r}; it has {', '.join(waits)}")
@@ -87,11 +86,11 @@ def run(lanes: int, retrain: str | None = None) -> None:
 
 def _start(stage: str, retrain: bool) -> subprocess.Popen:
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    environment = os.environ | {"STUDY_PIPELINE": str(os.getpid())}
-    if retrain:
-        command.append("--force")
-        environment["STUDY_RETRAIN"] = "1"
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    environment = os.environ | {"STUDY_RETRAIN": "1"} if retrain else None
+    return subprocess.Popen(
+        command + ["--force"] * retrain, env=environment, start_new_session=True,
+        preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+    )  # fmt: skip
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,9 +17,8 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from maskclip.data import Dataset, open_dataset, read_split
-from maskclip.evaluation.metrics import split_average_precision
-from maskclip.evaluation.tasks import InstanceTask, PanopticTask, SemanticTask, Task, evaluate
+from maskclip.data import DATASETS, Dataset, open_dataset, same_pictures
+from maskclip.evaluation.tasks import evaluate, tasks_of
 from maskclip.files import write_atomically
 from maskclip.model.clip import Clip, load_clip
 from maskclip.model.clip_baseline import MaskedImages
@@ -36,26 +35,22 @@ from maskclip.proposals import (
 from maskclip.settings import scale_layers
 from maskclip.training.mask_tokens import load_trained_weights, train_maskclip
 from maskclip.training.proposal_networks import train_proposals
-from study.methods import GROUND_TRUTH, METHODS, NETWORKS, TEST_PICTURES
+from study.methods import GROUND_TRUTH, METHODS, NETWORKS
 from study.params import Study, load_params
 
+RETRAIN = os.environ.get("STUDY_RETRAIN") == "1"  # said by `python -m study.pipeline --retrain STAGE`
 MAIN_METRICS = ("PQ", "mIoU", "AP", "AP50_generalized_base", "AP50_generalized_target")  # for `dvc metrics show`
 
 
-class GroundTruth(Mapping[int | str, Proposals]):
+class GroundTruth(dict[int | str, Proposals]):
     """The annotated segments of a data set as its proposals (Table 7), read when asked for."""
 
     def __init__(self, dataset: Dataset) -> None:
+        super().__init__()
         self.dataset = dataset
 
-    def __getitem__(self, image_id: int | str) -> Proposals:
-        return ground_truth_proposals(self.dataset.read(image_id))
-
-    def __iter__(self) -> Iterator[int | str]:
-        return iter(self.dataset.image_ids)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __missing__(self, image_id: int | str) -> Proposals:
+        return ground_truth_proposals(self.dataset.annotation(image_id))
 
 
 class Run:
@@ -79,6 +74,7 @@ class Run:
         self.study: Study = study
         self.shared = Path("results") / self.params["profile"]
         self.folder, self.results = Path("runs") / self.params["profile"] / str(seed), self.shared / str(seed)
+        self._datasets: dict[str, Dataset] = {}
         self.device = self.params["device"]
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,16 +89,15 @@ class Run:
     @cached_property
     def thresholds(self) -> dict[str, float]:
         """How the profile merges masks into a panoptic map: what `NamedMasks.panoptic` takes."""
-        evaluation = self.study.evaluation
-        return {
-            "score_threshold": evaluation.object_mask_threshold,
-            "overlap_threshold": evaluation.overlap_threshold,
-        }
+        settings = self.study.evaluation
+        return {"score_threshold": settings.object_mask_threshold, "overlap_threshold": settings.overlap_threshold}
 
     def dataset(self, name: str) -> Dataset:
-        """A data set by its short name; test sets are cut to `evaluation.limit` pictures."""
-        limit = None if "train" in name else self.study.evaluation.limit
-        return open_dataset(name, self.study.data.root, limit=limit)
+        """A data set by its short name, opened once; test sets are cut to `evaluation.limit` pictures."""
+        if name not in self._datasets:
+            limit = None if name in DATASETS and DATASETS[name].training else self.study.evaluation.limit
+            self._datasets[name] = open_dataset(name, self.study.data.root, limit=limit)
+        return self._datasets[name]
 
     def proposals(self, network: str, dataset: Dataset) -> Mapping[int | str, Proposals]:
         """The stored proposals of a network for a data set's pictures; `ground_truth` takes the annotation itself."""
@@ -154,56 +149,8 @@ class Run:
         encoder = self.encoder(method) if METHODS[method].mask_tokens else MaskedImages(self.clip)
         return MaskCLIP(self.clip, encoder, temperature=self.study.maskclip.temperature)
 
-    def tasks(self, pictures: str) -> dict[str, Task]:
-        """The tasks (by the results' data set name) that a collection of test pictures is annotated for."""
-        match pictures:
-            case "a150":
-                panoptic = self.dataset("a150")
-                return {
-                    "a150": PanopticTask(panoptic),
-                    "a150_semantic": SemanticTask(self.dataset("a150_semantic"), panoptic.categories),
-                    "a150_instances": InstanceTask(self.dataset("a150_instances"), categories=panoptic.categories),
-                }
-            case "p59":
-                return {"p59": SemanticTask(self.dataset("p59")), "p459": SemanticTask(self.dataset("p459"))}
-            case "a847":
-                return {"a847": SemanticTask(self.dataset("a847"))}
-            case "lvis":
-                return {"lvis": InstanceTask(self.dataset("lvis"))}
-            case "coco_val":
-                dataset, split = self.split_val, self.split
-                words = {"base_only": split["base"], "target_only": split["target"]}
-                words["generalized"] = split["base"] + split["target"]
-                return {name: InstanceTask(dataset, names) for name, names in words.items()}
-        raise ValueError(f"there are no test pictures {pictures!r}; there are {', '.join(TEST_PICTURES)}")
-
-    @cached_property
-    def split_val(self) -> Dataset:
-        """The COCO split's test pictures, of those of `coco_val`: a limit cuts both alike."""
-        pictures = set(self.dataset("coco_val").image_ids)
-        dataset = open_dataset("coco_split_val", self.study.data.root)
-        return dataset.subset([image_id for image_id in dataset.image_ids if image_id in pictures])
-
-    @cached_property
-    def split(self) -> dict[str, list[str]]:
-        """COCO's base and target category names."""
-        return read_split(self.study.data.root)
-
-    def same_pictures(self, names: Iterable[str]) -> list[list[str]]:
-        """Data sets by name, those together whose pictures are the same files, by name and length: the A-847 mirror
-        annotates the A-150 mirror's (ADE20K's own A-847 has its scenes in another size). What is made of pictures is
-        made of each group's first."""
-        groups: dict[tuple, list[str]] = {}
-        for name in names:
-            dataset = self.dataset(name)
-            files = [dataset.files(image_id)[0] for image_id in dataset.image_ids]
-            groups.setdefault(tuple((file.name, file.is_file() and file.stat().st_size) for file in files), []).append(
-                name
-            )
-        return list(groups.values())
-
     def evaluate(
-        self, method: str, pictures: Iterable[str], network: str, tasks: Iterable[str] | None = None
+        self, method: str, pictures: Iterable[str], network: str, tasks: Sequence[str] | None = None
     ) -> list[dict]:
         """One method on collections of test pictures: tidy rows (method, proposals, dataset, metric, value, ...).
 
@@ -214,19 +161,13 @@ class Run:
             tasks: the results' data set names; None: all that the pictures are annotated for.
         """
         scores: dict[str, dict[str, float]] = {}
-        wanted, templates = None if tasks is None else set(tasks), tuple(self.study.clip.templates)
-        for group in self.same_pictures(pictures):
-            found = {name: task for collection in group for name, task in self.tasks(collection).items()}
-            chosen = {name: task for name, task in found.items() if wanted is None or name in wanted}
-            dataset = self.dataset(group[0])
-            proposals = self.proposals(network, dataset)
-            evaluate(self.model(method), dataset, proposals, list(chosen.values()), self.study.evaluation, templates)
-            if group == ["coco_val"]:
-                results = {name: task.results for name, task in chosen.items() if isinstance(task, InstanceTask)}
-                split = split_average_precision(self.split_val, self.split, **results)
-                scores["coco_split"] = split
-            else:
-                scores |= {name: task.compute() for name, task in chosen.items()}
+        templates = tuple(self.study.clip.templates)
+        for group in same_pictures(map(self.dataset, pictures)):
+            found = {name: task for one in group for name, task in tasks_of(one.name, self.dataset).items()}
+            found = {name: task for name, task in found.items() if tasks is None or name in tasks}
+            proposals = self.proposals(network, group[0])
+            evaluate(self.model(method), group[0], proposals, list(found.values()), self.study.evaluation, templates)
+            scores |= {name: task.compute() for name, task in found.items()}
         same = {"method": method, "proposals": network, "seed": self.seed, "profile": self.params["profile"]}
         return [
             same | {"dataset": name, "metric": metric, "value": value}
@@ -270,7 +211,8 @@ def _train(seed: int, method: str, params: str) -> None:
     run, kind = _start(seed, params), METHODS[method]
     dataset = run.dataset(str(kind.training_set))
     proposals = run.proposals(kind.network, dataset)
-    train_maskclip(run.new_encoder(method), run.clip, dataset, proposals, run.study.maskclip, run.folder / method, seed)
+    encoder, out = run.new_encoder(method), run.folder / method
+    train_maskclip(encoder, run.clip, dataset, proposals, run.study.maskclip, out, seed, retrain=RETRAIN)
 
 
 def _train_proposals(seed: int, name: str, params: str) -> None:
@@ -279,7 +221,9 @@ def _train_proposals(seed: int, name: str, params: str) -> None:
     network = "mask_rcnn" if kind.settings == "mask_rcnn" else "mask2former"
     device = "cpu" if run.device == "cpu" else None
     dataset = run.dataset(kind.training_set)
-    train_proposals(network, dataset, config, run.folder / name, seed, class_aware=kind.class_aware, device=device)
+    train_proposals(
+        network, dataset, config, run.folder / name, seed, class_aware=kind.class_aware, device=device, retrain=RETRAIN
+    )
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:

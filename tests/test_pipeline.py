@@ -38,7 +38,8 @@ def write_stages(folder: Path, **stages: tuple[str, list[str]]) -> None:
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    code = "from study import pipeline; pipeline.check_stages = lambda: None; pipeline.main()"  # these stages are no study
+    # these stages are not the study's
+    code = "from study import pipeline; pipeline.check_stages = lambda: None; pipeline.main()"
     command = [sys.executable, "-c", code, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)

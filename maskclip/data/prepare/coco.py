@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from maskclip.data.coco import open_coco_instances, open_coco_panoptic
 from maskclip.data.images import read_json
-from maskclip.data.instances import open_coco_instances
-from maskclip.data.panoptic import open_coco_panoptic
 from maskclip.data.prepare.archives import Archive, File, Source, need_all
 from maskclip.data.prepare.filling import Placing, filling, names_of, place, put, put_json, run
 
@@ -98,5 +97,5 @@ def _read_panoptic(split: Split, path: Path, pictures: Path) -> tuple[dict[str, 
 
 def _read_instances(path: Path, pictures: Path, names: dict[str, list[str]]) -> list[str]:
     """Check the instance JSON -> its pictures' stems. What it read, gigabytes, ends here."""
-    content = open_coco_instances(path, pictures, only=names["base"] + names["target"]).annotations or {}
+    content = open_coco_instances(path, pictures, only=names["base"] + names["target"]).instances or {}
     return [Path(image["file_name"]).stem for image in content["images"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskclip.data.instances import open_coco_instances
+from maskclip.data.coco import open_coco_instances
 from maskclip.data.prepare.archives import Archive, File, Source, need_all
 from maskclip.data.prepare.coco import PICTURES
 from maskclip.data.prepare.filling import Placing, filling, place, put, run
@@ -26,7 +26,7 @@ def prepare_lvis(source: Path, target: Path, *, workers: int) -> dict[str, int]:
     with filling(source, target, "lvis") as (found, out):
         original, annotations = found.file("lvis_v1_val.json", ANNOTATIONS), out / "lvis_v1_val.json"
         put(annotations, original.read())
-        content = open_coco_instances(annotations, out).annotations or {}
+        content = open_coco_instances(annotations, out).instances or {}
         if len(content["categories"]) != CATEGORIES:
             raise ValueError(
                 f"{original} has {len(content['categories'])} categories, LVIS v1 has {CATEGORIES} and v0.5 1230; "

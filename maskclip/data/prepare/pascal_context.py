@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.io
 
-from maskclip.data.instances import decode
+from maskclip.data.masks import decode
 from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size, size_of
 from maskclip.data.prepare.filling import Placing, filling, place, put_image, put_names, run
 
@@ -177,5 +177,5 @@ def paint(image: dict, regions: list[dict], said_by: Path) -> np.ndarray:
     """The regions' numbers among the 459, later over earlier ones, int32 [H, W]; 0 is none."""
     numbers = np.zeros((image["height"], image["width"]), np.int32)
     for region in regions:
-        numbers[decode(region, image, said_by)] = region["category_id"]
+        numbers[decode(region, (image["height"], image["width"]), said_by)] = region["category_id"]
     return numbers
