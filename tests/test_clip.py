@@ -148,6 +148,16 @@ def test_there_must_be_masks_and_words(clip):
     assert model(image, ["gear", "sky"]).class_probs.shape == (1, 2)
 
 
+def test_objectness_takes_part_only_when_asked(clip):
+    model = MaskCLIP(clip, MaskedImages(clip))
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    masks = model.embed(image, Proposals(torch.randn(3, 8, 8), torch.tensor([1.0, 0.25, 0.0])))
+    plain = model.name(masks, ["gear", "sky"]).class_probs
+    torch.testing.assert_close(plain.sum(1), torch.ones(3))
+    weighed = model.name(masks, ["gear", "sky"], objectness_power=0.5).class_probs
+    torch.testing.assert_close(weighed, plain * torch.tensor([[1.0], [0.5], [0.0]]))
+
+
 def test_wrong_names_and_templates_are_refused(clip):
     for names, templates in (([], ("{}",)), (["gear", " "], ("{}",)), (["gear"], ("a photo",)), (["gear"], ())):
         with pytest.raises(ValueError):
