@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ def decode(annotation: dict, size: tuple[int, int], json_path: Path) -> np.ndarr
 
     Raises ValueError naming file and annotation; pycocotools would leave what a code does not reach to chance.
     """
-    code = annotation.get("segmentation")
+    code: Any = annotation.get("segmentation")
     try:
         if isinstance(code, list):
             _check_polygons(code)
+            code = coco_mask.merge(coco_mask.frPyObjects(code, *size))
         else:
             _check_runs(code, size)
-        return coco_mask.decode(run_length_code(code, size)).astype(bool)
+            code = coco_mask.frPyObjects(code, *size) if isinstance(code["counts"], list) else code
+        return coco_mask.decode(code).astype(bool)
     except Exception as error:  # pycocotools raises bare Exceptions
         raise ValueError(
             f"{json_path}: the segmentation of annotation {annotation.get('id')} is neither polygons nor a run-length "
@@ -41,7 +44,7 @@ def _check_polygons(polygons: list) -> None:
 
 
 def _check_runs(code: Any, size: tuple[int, int]) -> None:
-    runs = code["counts"] if isinstance(code["counts"], list) else run_lengths(code["counts"]).tolist()
+    runs = code["counts"] if isinstance(code["counts"], list) else _run_lengths(code["counts"]).tolist()
     if not all(type(run) is int and run >= 0 for run in runs):
         raise ValueError("its runs must be whole numbers from 0")
     if tuple(code["size"]) != size or sum(runs) != size[0] * size[1]:
@@ -49,22 +52,13 @@ def _check_runs(code: Any, size: tuple[int, int]) -> None:
         raise ValueError(f"coded for {coded} pixels in runs of {sum(runs)} in all, its image has {size[0]} x {size[1]}")
 
 
-def run_length_code(code: Any, size: tuple[int, int]) -> dict:
-    """pycocotools' code {"size", "counts"} of polygons, plain or compressed run-length code, for an image (H, W)."""
-    if isinstance(code, list):
-        return coco_mask.merge(coco_mask.frPyObjects(code, *size))
-    return coco_mask.frPyObjects(code, *size) if isinstance(code["counts"], list) else code
-
-
-def run_lengths(code: str | bytes) -> np.ndarray:
+def _run_lengths(code: str) -> np.ndarray:
     """The runs of COCO's compressed code: six bits a character from "0" on, of which 32 says that the number goes on,
     16 of its last character that it is negative; from the fourth, a run is given less the one two before."""
-    digits = np.frombuffer(code.encode() if isinstance(code, str) else code, np.uint8).astype(np.int64) - 48
-    if not digits.size or digits.min() < 0 or digits.max() > 63:
-        raise ValueError("it has a character that is none of the code")
-    last = digits & 32 == 0
-    if not last[-1]:
-        raise ValueError("it is cut off")
+    if not re.fullmatch("[0-o]*[0-O]", code):
+        raise ValueError("it is cut off, or has a character that is none of the code")
+    digits = np.frombuffer(code.encode(), np.uint8).astype(np.int64) - 48
+    last = digits < 32
     first = np.flatnonzero(np.r_[True, last[:-1]])
     shift = 5 * (np.arange(len(digits)) - first[np.cumsum(last) - last])
     runs = np.add.reduceat((digits & 31) << shift, first) - ((digits & 16) << (shift + 1))[last]

@@ -78,12 +78,12 @@ class Dataset:
     instances: dict | None = None
     split: dict[str, list[str]] | None = None
 
-    def read(self, image_id: int | str) -> Sample:
-        """One image with its annotation.
+    def __len__(self) -> int:
+        return len(self.image_ids)
 
-        Raises:
-            ValueError: the picture has another size than its annotation.
-        """
+    def __getitem__(self, i: int) -> Sample:
+        """One image with its annotation; ValueError: the picture has another size than its annotation."""
+        image_id = self.image_ids[i]
         annotation, image = self.annotation(image_id), self.picture(image_id)
         if image.shape[:2] != annotation.size:
             path, *masks = self.files(image_id)
@@ -94,14 +94,8 @@ class Dataset:
             )
         return Sample(**vars(annotation), image=image)
 
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, i: int) -> Sample:
-        return self.read(self.image_ids[i])
-
     def __iter__(self) -> Iterator[Sample]:
-        return (self.read(image_id) for image_id in self.image_ids)
+        return (self[i] for i in range(len(self)))
 
     @property
     def names(self) -> list[str]:
@@ -123,12 +117,8 @@ class Dataset:
         return replace(self, image_ids=image_ids)
 
     def first(self, limit: int | None) -> Dataset:
-        """The first `limit` images by their pictures' names, the same ones whichever file annotates them; None: all,
-        in the file's order.
-
-        Raises:
-            ValueError: the limit is below 1.
-        """
+        """The first `limit` (>= 1) images by their pictures' names, the same ones whichever file annotates them; None:
+        all, in the file's order."""
         if limit is None:
             return self
         if limit < 1:
