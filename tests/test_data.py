@@ -18,7 +18,7 @@ from maskclip.data import (
     open_semantic_folder,
     read_image,
 )
-from maskclip.data.masks import decode
+from maskclip.data.coco import decode
 
 H, W = 12, 16
 
@@ -133,8 +133,6 @@ def test_a_limit_cuts_every_annotation_to_the_same_pictures(tmp_path):
 
     assert dataset([3, 1, 2]).first(2).image_ids == dataset([2, 3, 1]).first(2).image_ids == [1, 2]
     assert dataset([3, 1, 2]).first(None).image_ids == [3, 1, 2]
-    with pytest.raises(ValueError, match="limit is 0"):
-        dataset([1]).first(0)
 
 
 def test_panoptic_errors_name_file_and_remedy(tmp_path):
@@ -399,7 +397,6 @@ def test_category_lists(tmp_path):
         ([{"id": 1, "name": "a", "isthing": "0"}], "the isthing '0', which must be 0 or 1"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "categories: id 1 occurs more than once"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "categories: name 'a' occurs more than once"),
-        ([], "lists no category"),
         ({"a": 1}, "must be a JSON list"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -413,11 +410,11 @@ def test_category_lists(tmp_path):
     lines.write_bytes("\ufeffmur\nforêt".encode())
     assert [c.name for c in open_categories(lines)] == ["mur", "forêt"]
     lines.write_bytes("forêt".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"names.txt is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"names.txt is neither a UTF-8 list of names"):
         open_categories(lines)
     for row in ("1\t0.15\t5", "one\t0.15\t5\t6\t0\twall"):
         ade.write_text(f"{rows[0]}\n{row}\n")
-        with pytest.raises(ValueError, match=r"objectInfo150.txt has a line that is not Idx, Ratio"):
+        with pytest.raises(ValueError, match=r"objectInfo150.txt is neither .* nor a table of Idx, Ratio"):
             open_categories(ade)
 
 

@@ -59,8 +59,6 @@ def index_by(entries: list[dict], key: str, where: Path | str) -> dict:
 def read_categories(entries: list[dict], path: Path) -> list[Category]:
     """Categories from JSON entries {"id", "name", "isthing" (default 1)}; ids must differ, and so must names."""
     check(entries, {"id": CATEGORY_ID, "name": TEXT, "isthing": FLAG}, path, "category")
-    if not entries:
-        raise ValueError(f"{path} lists no category; a data set needs at least one.")
     for key in ("id", "name"):
         index_by(entries, key, f"{path}, categories")
     return [Category(e["id"], e["name"], bool(e.get("isthing", 1))) for e in entries]

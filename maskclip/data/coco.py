@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from maskclip.data.annotations import FLAG, LIST, TEXT, Rule, check, index_by, listed, read_categories
 from maskclip.data.images import read_image, read_json, read_panoptic_ids
-from maskclip.data.masks import decode
 from maskclip.data.types import Annotation, Category, Dataset, Segment
 
 SIDE = Rule(lambda v: type(v) is int and v > 0, "a whole number of pixels")
@@ -23,6 +25,7 @@ IMAGE = {"id": IMAGE_ID, "file_name": TEXT._replace(optional=True), "height": SI
 SEGMENT_ID = Rule(lambda v: type(v) is int and 0 < v < 1 << 24, "a whole number from 1 (0 is void) to 16777215")
 AREA = Rule(lambda v: type(v) in (int, float) and 0 <= v < math.inf, "a number of pixels", optional=True)
 NAMES = Rule(lambda v: isinstance(v, list) and all(map(TEXT.fits, v)), "a list of names")
+FARTHEST = 1e5  # coordinate of a polygon; pycocotools' memory grows with the length of the sides
 
 
 def open_coco_panoptic(
@@ -188,3 +191,57 @@ def _picture_names(info: dict) -> list[str]:
     parts = str(info.get("coco_url") or "").split("/")
     names = [info.get("file_name", ""), parts[-1], "/".join(parts[-2:])]
     return [name for name in names if name]
+
+
+def decode(annotation: dict, size: tuple[int, int], json_path: Path) -> np.ndarray:
+    """The mask of one annotation, bool [H, W], from polygons, plain or compressed run-length code.
+
+    Raises ValueError naming file and annotation; pycocotools would leave what a code does not reach to chance.
+    """
+    code: Any = annotation.get("segmentation")
+    try:
+        if isinstance(code, list):
+            _check_polygons(code)
+            code = coco_mask.merge(coco_mask.frPyObjects(code, *size))
+        else:
+            _check_runs(code, size)
+            code = coco_mask.frPyObjects(code, *size) if isinstance(code["counts"], list) else code
+        return coco_mask.decode(code).astype(bool)
+    except Exception as error:  # pycocotools raises bare Exceptions
+        raise ValueError(
+            f"{json_path}: the segmentation of annotation {annotation.get('id')} is neither polygons nor a run-length "
+            f"code of its image ({error}); correct it."
+        ) from error
+
+
+def _check_polygons(polygons: list) -> None:
+    """Two points are let pass beside a whole polygon: they cover nothing."""
+    for polygon in polygons:
+        values = np.asarray(polygon)
+        if values.ndim != 1 or values.dtype.kind not in "iuf" or values.size % 2 or not (abs(values) < FARTHEST).all():
+            raise ValueError("a polygon must be a list of numbers x, y, x, y, ... near the picture")
+    if not any(len(polygon) >= 6 for polygon in polygons):
+        raise ValueError("a polygon needs three points")
+
+
+def _check_runs(code: Any, size: tuple[int, int]) -> None:
+    runs = code["counts"] if isinstance(code["counts"], list) else _run_lengths(code["counts"]).tolist()
+    if not all(type(run) is int and run >= 0 for run in runs):
+        raise ValueError("its runs must be whole numbers from 0")
+    if tuple(code["size"]) != size or sum(runs) != size[0] * size[1]:
+        coded = " x ".join(map(str, code["size"]))
+        raise ValueError(f"coded for {coded} pixels in runs of {sum(runs)} in all, its image has {size[0]} x {size[1]}")
+
+
+def _run_lengths(code: str) -> np.ndarray:
+    """The runs of COCO's compressed code: six bits a character from "0" on, of which 32 says that the number goes on,
+    16 of its last character that it is negative; from the fourth, a run is given less the one two before."""
+    if not re.fullmatch("[0-o]*[0-O]", code):
+        raise ValueError("it is cut off, or has a character that is none of the code")
+    digits = np.frombuffer(code.encode(), np.uint8).astype(np.int64) - 48
+    last = digits < 32
+    first = np.flatnonzero(np.r_[True, last[:-1]])
+    shift = 5 * (np.arange(len(digits)) - first[np.cumsum(last) - last])
+    runs = np.add.reduceat((digits & 31) << shift, first) - ((digits & 16) << (shift + 1))[last]
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    return runs

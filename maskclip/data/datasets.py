@@ -129,8 +129,7 @@ def open_dataset(name: str, root: str | Path, *, limit: int | None = None) -> Da
 
 def same_pictures(datasets: Iterable[Dataset]) -> list[list[Dataset]]:
     """Data sets, those together whose pictures are the same files, by name and length: the A-847 mirror annotates the
-    A-150 mirror's (ADE20K's own A-847 has its scenes in another size). What is made of pictures is made of each group's
-    first."""
+    A-150 mirror's. What is made of pictures is made of each group's first."""
     groups: dict[tuple, list[Dataset]] = {}
     for dataset in datasets:
         files = [(dataset.picture_name(i), dataset.files(i)[0]) for i in dataset.image_ids]

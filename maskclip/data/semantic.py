@@ -80,14 +80,13 @@ def _listed(path: Path) -> list[dict]:
         raise FileNotFoundError(f"{path} does not exist; give a JSON or text file with the category names.")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}); save it as UTF-8.") from error
-    if lines and re.match(r"Idx\s*\t", lines[0]):
-        rows = [re.split(r"\s*\t\s*", line) for line in lines[1:]]
-        try:
+        if lines and re.match(r"Idx\s*\t", lines[0]):
+            rows = [re.split(r"\s*\t\s*", line) for line in lines[1:]]
             return [{"id": int(r[0]) - 1, "name": r[5], "isthing": 1 - int(r[4])} for r in rows]
-        except (IndexError, ValueError) as error:
-            raise ValueError(f"{path} has a line that is not Idx, Ratio, Train, Val, Stuff, Name ({error}).") from error
+    except (IndexError, ValueError) as error:
+        raise ValueError(
+            f"{path} is neither a UTF-8 list of names nor a table of Idx, Ratio, Train, Val, Stuff, Name ({error})."
+        ) from error
     for line in lines:
         if re.match(r"\d+\s*[:;,\t]", line):
             raise ValueError(f"{path}: the line {line!r} has a number; list names alone, in the order of their ids.")

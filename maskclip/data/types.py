@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-FINGERPRINT_HEAD, FINGERPRINT_TAIL = 1 << 12, 1 << 14  # bytes of every picture and mask read for the fingerprint
-
 
 @dataclass(frozen=True)
 class Category:
@@ -24,9 +22,9 @@ class Category:
 
 @dataclass
 class Segment:
-    """One annotated region: `category` is a class index, `mask` a bool array [H, W]. A crowd region covers several
-    objects at once; metrics neither reward nor punish what falls on it. `isthing` repeats its category's. `area` is
-    what the annotation file says, in pixels, where it says it: ADE20K's counts what things hide of stuff, too."""
+    """One annotated region: `category` is a class index, `mask` bool [H, W]. A crowd region covers several objects;
+    metrics neither reward nor punish what falls on it. `area`, in pixels, is the annotation file's, where it says one:
+    ADE20K's counts what things hide of stuff, too."""
 
     category: int
     mask: np.ndarray
@@ -60,23 +58,18 @@ class Sample(Annotation):
 
 @dataclass
 class Dataset:
-    """A sequence of `Sample`s read from disk one at a time; picture and annotation can be had apart.
-
-    `files` lists what is read for one image: picture, and mask where there is one. `folder` is where the pictures lie.
-    `instances` is the COCO or LVIS JSON of instance sets (what AP is computed against). `split` are names of the base
-    and the target categories, where a set has such.
-    """
+    """A sequence of `Sample`s read from disk one at a time; picture and annotation can be had apart."""
 
     name: str
     categories: list[Category]
     image_ids: Sequence[int | str]
     picture: Callable[[int | str], np.ndarray]
     annotation: Callable[[int | str], Annotation]
-    files: Callable[[int | str], list[Path]]
-    source: Path
-    folder: Path = Path()
-    instances: dict | None = None
-    split: dict[str, list[str]] | None = None
+    files: Callable[[int | str], list[Path]]  # what is read for one image: picture, and mask where there is one
+    source: Path  # the annotation file, or the folder of label maps
+    folder: Path = Path()  # where the pictures lie
+    instances: dict | None = None  # the COCO or LVIS JSON of instance sets, which AP is computed against
+    split: dict[str, list[str]] | None = None  # the names of base and target categories
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -117,13 +110,9 @@ class Dataset:
         return replace(self, image_ids=image_ids)
 
     def first(self, limit: int | None) -> Dataset:
-        """The first `limit` (>= 1) images by their pictures' names, the same ones whichever file annotates them; None:
-        all, in the file's order."""
-        if limit is None:
-            return self
-        if limit < 1:
-            raise ValueError(f"limit is {limit} but must be at least 1, or None for all images.")
-        return self.subset(sorted(self.image_ids, key=self.picture_name)[:limit])
+        """The first images by their pictures' names, the same ones whichever file annotates them; None: all, in the
+        file's order."""
+        return self if limit is None else self.subset(sorted(self.image_ids, key=self.picture_name)[:limit])
 
     def fingerprint(self) -> str:
         """A short text that changes when the annotation file, the categories, the choice of images, or a picture or
@@ -138,7 +127,7 @@ class Dataset:
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}:".encode())
             with path.open("rb") as file:
-                digest.update(file.read(FINGERPRINT_HEAD))
-                file.seek(max(0, size - FINGERPRINT_TAIL))
+                digest.update(file.read(4096))
+                file.seek(max(0, size - 16384))
                 digest.update(file.read())
         return digest.hexdigest()[:16]

@@ -116,11 +116,7 @@ class MeanIoU:
 
 
 def coco_results(
-    image_id: int | str,
-    masks: np.ndarray,
-    classes: Sequence[int] | np.ndarray,
-    scores: Sequence[float] | np.ndarray,
-    categories: list[Category],
+    image_id: int | str, masks: np.ndarray, classes: Sequence[int], scores: Sequence[float], categories: list[Category]
 ) -> list[dict]:
     """Instances of one image (`merge.instances`) as COCO result entries: category ids of the data set, masks as
     run-length code. masks: bool [n, H, W]."""

@@ -7,19 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from maskclip.proposals.base import Proposals
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05).round(2)  # COCO's ten
-
-
-def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:
-    """IoU of every pair of binary masks, `[M, H, W]` x `[G, H, W]` -> `[M, G]` in [0, 1]; two empty masks have 0."""
-    predicted, truth = predicted.flatten(1).float(), truth.flatten(1).float()
-    overlap = predicted @ truth.T
-    union = predicted.sum(1)[:, None] + truth.sum(1)[None] - overlap
-    return overlap / union.clamp(min=1)
 
 
 def match_greedily(iou: np.ndarray, threshold: float) -> np.ndarray:
@@ -53,8 +44,11 @@ class ProposalQuality:
         segments = [segment for segment in sample.segments if not segment.iscrowd]
         if not segments:
             return
-        truth = torch.from_numpy(np.stack([segment.mask for segment in segments]))
-        iou = mask_iou(proposals.top(100).masks((truth.shape[1], truth.shape[2])), truth).double().numpy()
+        truth = torch.from_numpy(np.stack([segment.mask for segment in segments])).flatten(1).float()
+        predicted = proposals.top(100).masks(segments[0].mask.shape).flatten(1).float()
+        overlap = predicted @ truth.T
+        union = predicted.sum(1)[:, None] + truth.sum(1) - overlap
+        iou = (overlap / union.clamp(min=1)).double().numpy()  # [proposals, segments]
         self.found.extend(np.stack([match_greedily(iou, threshold) for threshold in THRESHOLDS], axis=1))
         self.best.extend(iou.max(0, initial=0.0))
         self.classes.extend(segment.category for segment in segments)

@@ -127,18 +127,13 @@ class SplitTask:
 
 Task = PanopticTask | SemanticTask | InstanceTask | SplitTask
 TASKS: dict[str, Callable[..., Task]] = {
-    "panoptic": PanopticTask,
-    "semantic": SemanticTask,
-    "instances": InstanceTask,
-    "split": SplitTask,
-}
+    "panoptic": PanopticTask, "semantic": SemanticTask, "instances": InstanceTask, "split": SplitTask
+}  # fmt: skip
 
 
 def tasks_of(pictures: str, open_set: Callable[[str], Dataset]) -> dict[str, Task]:
     """The tasks, by their names in results, that the table of data sets knows for a collection of test pictures.
-
-    open_set: a data set by its name; what remembers them opens each of their files once.
-    """
+    open_set: a data set by its name; what remembers them opens each of their files once."""
     tasks = {}
     for entry in scored_on(pictures):
         words = [open_set(entry.words).categories] if entry.words else []
@@ -148,10 +143,7 @@ def tasks_of(pictures: str, open_set: Callable[[str], Dataset]) -> dict[str, Tas
 
 def own_ids(dataset: Dataset, pictures: Dataset) -> dict[int | str, int | str]:
     """Under which id a data set annotates each picture of another, by the id there. Of one and the same set ids are
-    alike; different annotations of the same pictures know them by their paths below the folders of pictures.
-
-    Raises ValueError: two images of one set have one picture; none is annotated.
-    """
+    alike; different annotations of the same pictures know them by their paths below the folders of pictures."""
     if dataset.source == pictures.source:
         ids = {image_id: image_id for image_id in dataset.image_ids}
     else:
@@ -179,11 +171,8 @@ def evaluate(
     evaluation: Evaluation,
     templates: Sequence[str] = ("{}",),
 ) -> None:
-    """Segment every picture once and hand it to all `tasks`; each then answers `compute()`.
-
-    pictures: the data set whose pictures are run; tasks may annotate the same files under ids of their own.
-    proposals: by image id of `pictures`.
-    """
+    """Segment every picture once and hand it to all `tasks`, which may annotate it under ids of their own; each then
+    answers `compute()`. proposals: by image id of `pictures`."""
     ids_of_tasks = [own_ids(task.dataset, pictures) for task in tasks]
     for image_id in tqdm(pictures.image_ids, desc=pictures.name, unit="image", mininterval=5):
         masks = model.embed(pictures.picture(image_id), proposals[image_id])
