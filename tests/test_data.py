@@ -397,7 +397,7 @@ def test_category_lists(tmp_path):
         ([{"id": 1, "name": "a", "isthing": "0"}], "the isthing '0', which must be 0 or 1"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "categories: id 1 occurs more than once"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "categories: name 'a' occurs more than once"),
-        ({"a": 1}, "must be a JSON list"),
+        ({"a": 1}, "category number 0 is 'a', but must have id, name"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_categories(save_json(tmp_path / "c.json", broken))

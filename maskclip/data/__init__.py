@@ -1,7 +1,5 @@
 """Readers of the real formats, and the folder layout the study expects (the one detectron2's users know)."""
 
-from __future__ import annotations
-
 from maskclip.data.coco import open_coco_instances, open_coco_panoptic, open_coco_sample
 from maskclip.data.datasets import DATASETS, DatasetEntry, open_dataset, same_pictures, scored_on
 from maskclip.data.images import read_image

@@ -1,7 +1,5 @@
 """What annotation files must hold, checked field by field before anything is read by them."""
 
-from __future__ import annotations
-
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Container

@@ -1,7 +1,5 @@
 """COCO's formats: panoptic (a JSON, and a PNG of segment ids per image) and instances (one JSON), which is LVIS's."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """The one table of data sets. To add one, add an entry; a new format also needs a reader, a function that opens it."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Pictures, masks and JSON from disk, or one clear sentence about what is wrong with the file."""
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Semantic sets as detectron2's users keep them: a folder of pictures, a folder of label maps, a list of names."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -68,10 +66,7 @@ def open_categories(source: str | Path | list[str]) -> list[Category]:
     if isinstance(source, list):
         return [Category(i, name, True) for i, name in enumerate(source)]
     path = Path(source)
-    entries = read_json(path) if path.suffix == ".json" else _listed(path)
-    if not isinstance(entries, list):
-        raise ValueError(f'{path} must be a JSON list of {{"id", "name", "isthing"}}, one for each category.')
-    return read_categories(entries, path)
+    return read_categories(read_json(path) if path.suffix == ".json" else _listed(path), path)
 
 
 def _listed(path: Path) -> list[dict]:

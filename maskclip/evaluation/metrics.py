@@ -1,7 +1,5 @@
 """PQ, mIoU and AP, each as its reference implementation counts it; all values in percent, NaN where undefined."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

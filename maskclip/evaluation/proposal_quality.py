@@ -1,7 +1,5 @@
 """How good proposals are, whatever their names: AR@100 and mean best IoU, per group of categories."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

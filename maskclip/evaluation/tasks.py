@@ -4,8 +4,6 @@ Masks are embedded once per picture; each task, a vocabulary with its annotation
 A task has its `dataset`, is handed every picture (`update`) and gives its metrics in percent (`compute`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -74,22 +72,20 @@ class InstanceTask:
 
     def __init__(self, dataset: Dataset, categories: Sequence[Category] | None = None) -> None:
         words = dataset.categories if categories is None else categories
-        own = {category.id: place for place, category in enumerate(dataset.categories)}
+        own = {category.id: category.name for category in dataset.categories}
         lost = sorted(own.keys() - {word.id for word in words if word.isthing})
         if lost and not set(words) <= set(dataset.categories):
             raise ValueError(
-                f"{dataset.name}: {dataset.names[own[lost[0]]]!r} has the id {lost[0]}, which is no thing in the "
-                "panoptic annotation; prepare both with the same scripts"
+                f"{dataset.name}: {own[lost[0]]!r} has the id {lost[0]}, which is no thing in the panoptic annotation; "
+                "prepare both with the same scripts"
             )
-        self.dataset, self.names = dataset, [word.name for word in words]
-        self.own_class = [own.get(word.id) for word in words]
+        self.dataset, self.words, self.names = dataset, list(words), [word.name for word in words]
+        self.kept = [word.id in own for word in words]
         self.results: list[dict] = []
 
     def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
-        kept = [own is not None for own in self.own_class]
-        found, classes, scores = name(self.names).instances(kept, evaluation.top_k)
-        own = [place for place in (self.own_class[index] for index in classes) if place is not None]
-        self.results += coco_results(image_id, found, own, scores.tolist(), self.dataset.categories)
+        found, classes, scores = name(self.names).instances(self.kept, evaluation.top_k)
+        self.results += coco_results(image_id, found, classes.tolist(), scores.tolist(), self.words)
 
     def compute(self) -> dict[str, float]:
         return average_precision(self.dataset, self.results)
