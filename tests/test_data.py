@@ -145,7 +145,7 @@ def test_panoptic_errors_name_file_and_remedy(tmp_path):
 
     folder = panoptic_folder(tmp_path / "size")
     picture(folder / "input_images" / "a.png", (H, W + 1))
-    with pytest.raises(ValueError, match=r"a.png has 12 x 17 pixels .* 12 x 16"):
+    with pytest.raises(ValueError, match=r"a.png is \(12, 17\) .* \(12, 16\); use the picture"):
         open_coco_sample(folder)[0]
 
     folder = panoptic_folder(tmp_path / "ids")

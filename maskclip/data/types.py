@@ -22,31 +22,24 @@ class Category:
 
 @dataclass
 class Segment:
-    """One annotated region: `category` is a class index, `mask` bool [H, W]. A crowd region covers several objects;
-    metrics neither reward nor punish what falls on it. `area`, in pixels, is the annotation file's, where it says one:
-    ADE20K's counts what things hide of stuff, too."""
+    """One annotated region."""
 
-    category: int
-    mask: np.ndarray
-    iscrowd: bool = False
-    isthing: bool = True
-    area: float | None = None
+    category: int  # class index
+    mask: np.ndarray  # bool [H, W]
+    iscrowd: bool = False  # covers several objects; metrics neither reward nor punish what falls on it
+    isthing: bool = True  # its category's
+    area: float | None = None  # pixels, where the file says it; ADE20K's counts what things hide of stuff, too
 
 
 @dataclass
 class Annotation:
-    """What is known of one picture, which need not be decoded for it.
-
-    size: (height, width) in pixels. segments: things and stuff (panoptic sets) or things that may overlap (instance
-    sets); empty for semantic sets. semantic: int32 [H, W] of class indices, -1 where void; None for instance sets.
-    hidden: the classes of segments that the file lists but no pixel shows; they count for PQ alone, as missed.
-    """
+    """What is known of one picture, which need not be decoded for it."""
 
     image_id: int | str
-    size: tuple[int, int]
-    segments: list[Segment] = field(default_factory=list)
-    semantic: np.ndarray | None = None
-    hidden: list[int] = field(default_factory=list)
+    size: tuple[int, int]  # height and width in pixels
+    segments: list[Segment] = field(default_factory=list)  # they may overlap in instance sets; none in semantic sets
+    semantic: np.ndarray | None = None  # int32 [H, W] of class indices, -1 where void; None for instance sets
+    hidden: list[int] = field(default_factory=list)  # classes that the file lists, but no pixel shows: missed in PQ
 
 
 @dataclass
@@ -81,9 +74,8 @@ class Dataset:
         if image.shape[:2] != annotation.size:
             path, *masks = self.files(image_id)
             raise ValueError(
-                f"{path} has {image.shape[0]} x {image.shape[1]} pixels (height x width), its annotation in "
-                f"{masks[0] if masks else self.source} {annotation.size[0]} x {annotation.size[1]}; use the picture "
-                "the annotation was made for."
+                f"{path} is {image.shape[:2]} (height, width), its annotation in {masks[0] if masks else self.source} "
+                f"{annotation.size}; use the picture the annotation was made for."
             )
         return Sample(**vars(annotation), image=image)
 

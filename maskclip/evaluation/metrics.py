@@ -107,7 +107,6 @@ class MeanIoU:
         self.confusion += np.bincount(pairs, minlength=self.confusion.size).reshape(self.confusion.shape)
 
     def compute(self) -> dict[str, float]:
-        """{"mIoU"}."""
         truth, right = self.confusion.sum(1), np.diag(self.confusion)
         union = truth + self.confusion[:, :-1].sum(0) - right
         return {"mIoU": _mean((100 * (right / np.maximum(union, 1)))[truth > 0])}
@@ -234,10 +233,9 @@ def write_panoptic(
 def true_panoptic(truth: Annotation) -> tuple[np.ndarray, list[dict]]:
     """A panoptic annotation in the form of a prediction: ids int32 [H, W], from 1 on, and segments."""
     ids, segments = np.zeros(truth.size, np.int32), []
-    for i, segment in enumerate(truth.segments, 1):
-        ids[segment.mask] = i
-        kind = {"category": segment.category, "isthing": segment.isthing, "iscrowd": segment.iscrowd}
-        segments.append({"id": i, **kind})
+    for i, s in enumerate(truth.segments, 1):
+        ids[s.mask] = i
+        segments.append({"id": i, "category": s.category, "isthing": s.isthing, "iscrowd": s.iscrowd})
     return ids, segments
 
 
