@@ -138,7 +138,7 @@ class Perfect:
         known = known or np.unique(truth.semantic[truth.semantic >= 0]).tolist()
         return SegmentedImage(torch.eye(1300)[known], masks.mask_logits, masks.scores, image.shape[:2])
 
-    def name(self, masks: SegmentedImage, names: list[str], *_: object) -> NamedMasks:
+    def name(self, masks: SegmentedImage, names: list[str], **_: object) -> NamedMasks:
         return NamedMasks(masks.embeddings[:, : len(names)], masks.mask_logits, masks.size)
 
 

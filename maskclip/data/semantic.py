@@ -26,9 +26,9 @@ def open_semantic_folder(
     lookup = np.full(LARGEST + 2, UNKNOWN, np.int32)
     lookup[[category.id for category in kinds]] = np.arange(len(kinds))
     pictures, labels = _by_stem(images, (".jpg", ".jpeg", ".png")), _by_stem(annotations, (".png", ".tif", ".tiff"))
-    for stem in sorted(pictures.keys() ^ labels.keys()):
-        here, there = (images, annotations) if stem in pictures else (annotations, images)
-        raise FileNotFoundError(f"{stem} is in {here} but not in {there}; each picture needs its label map.")
+    if single := sorted(pictures.keys() ^ labels.keys()):
+        here, there = (images, annotations) if single[0] in pictures else (annotations, images)
+        raise FileNotFoundError(f"{single[0]} is in {here} but not in {there}; each picture needs its label map.")
 
     @lru_cache(maxsize=1)  # true masks as proposals and mIoU ask for the same one
     def annotation(image_id: int | str) -> Annotation:

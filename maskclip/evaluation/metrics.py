@@ -226,8 +226,8 @@ def write_panoptic(
         images.append({"id": image_id, "file_name": file_name, "height": ids.shape[0], "width": ids.shape[1]})
         annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
     kinds = [{"id": c.id, "name": c.name, "isthing": int(c.isthing)} for c in categories]
-    text = json.dumps({"images": images, "annotations": annotations, "categories": kinds})
-    write_atomically(json_path, lambda path: path.write_text(text))
+    content = {"images": images, "annotations": annotations, "categories": kinds}
+    write_atomically(json_path, lambda path: path.write_text(json.dumps(content)))
 
 
 def true_panoptic(truth: Annotation) -> tuple[np.ndarray, list[dict]]:

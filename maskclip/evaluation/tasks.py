@@ -6,6 +6,7 @@ A task has its `dataset`, is handed every picture (`update`) and gives its metri
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from tqdm import tqdm
 
@@ -172,10 +173,7 @@ def evaluate(
     ids_of_tasks = [own_ids(task.dataset, pictures) for task in tasks]
     for image_id in tqdm(pictures.image_ids, desc=pictures.name, unit="image", mininterval=5):
         masks = model.embed(pictures.picture(image_id), proposals[image_id])
-
-        def name(words: Sequence[str]) -> NamedMasks:
-            return model.name(masks, words, templates, evaluation.objectness_power)  # noqa: B023
-
+        name = partial(model.name, masks, templates=templates, objectness_power=evaluation.objectness_power)
         for task, ids in zip(tasks, ids_of_tasks):
             if image_id in ids:
                 task.update(name, ids[image_id], evaluation)
