@@ -37,8 +37,8 @@ class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
 def set_up_backbone(module: nn.Module, backbone: BackboneConfig) -> None:
     """Give a ResNet with batch norms the normalization and the weights of its settings, in place.
 
-    Parameter names stay; a frozen norm keeps its numbers as buffers. Raises FileNotFoundError where weights are neither
-    a file nor on the hub, ValueError where they are another ResNet's.
+    Parameter names stay; a frozen norm keeps its numbers as buffers. FileNotFoundError where the weights
+    are neither a file nor on the hub, ValueError where they are another ResNet's.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
@@ -62,9 +62,7 @@ def _normalization(norm: nn.BatchNorm2d, kind: str) -> nn.Module:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; FileNotFoundError without one, ValueError where it is cut off."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}; train the network or correct the path")
+    """The tensors of a safetensors file; ValueError where it is cut off or not there."""
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import Mask2FormerForUniversalSegmentation
 
-from maskclip.files import check_as_written
+from maskclip.files import check_as_written, written_record
 from maskclip.proposals.backbone import fill, pretrained, read_weights
 from maskclip.proposals.base import ProposalSource
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
@@ -59,14 +60,11 @@ def _source_kind(name: str, of: str | Path = "") -> Any:
 
 
 def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") -> ProposalSource:
-    """A proposal source: of a folder with `record.json` (of `train_proposals`) or a file (of `maskclip convert`).
+    """A proposal source: of a folder of `train_proposals` or a file of `maskclip convert`.
 
-    Or of a name among `SOURCES` that needs no training, or of any Mask2Former of Hugging Face transformers, class-aware
-    ones included, by local folder or hub name.
-
-    Raises:
-        FileNotFoundError: there is nothing of that name.
-        ValueError: the record or the weights are cut off, or the weights are of another architecture or training.
+    Or of a name among `SOURCES` that needs no training, or of any Mask2Former of Hugging Face
+    transformers, class-aware ones included, by local folder or hub name. FileNotFoundError if there is
+    none; ValueError if record or weights are cut off, or of another architecture or training.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if not path.is_file() and not (path / "record.json").is_file():
@@ -86,7 +84,7 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
     config = from_mapping(kind.settings, given, f"the record of {path}")
     network = kind.build(config, max(1, classes))
     weights = path if path.is_file() else path / "network.safetensors"
-    fill(network, _without_encoder(read_weights(weights)), weights)
+    fill(network, read_weights(weights), weights, ignored=(ENCODER,))
     if path.is_dir():
         check_as_written(weights)
     return kind.source(network.to(device), config, classes)
@@ -95,17 +93,17 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
 def build_network(config: Any, classes: int) -> nn.Module:
     """The network of a config of `SOURCES`, with fresh weights, its backbone's pretrained ones, or its `start`'s.
 
-    A `start` may be class-aware or not: its heads that know classes are taken over only from object / no object to
-    object / no object. FileNotFoundError or ValueError where the weights to begin with are missing or do not fit.
+    Of a `start`, heads that know classes are taken over only from object / no object to the same.
+    FileNotFoundError or ValueError where the weights to begin with are missing or do not fit.
     """
     names = [name for name, kind in SOURCES.items() if kind.settings is type(config)]
     kind = _source_kind(names[0] if names else type(config).__name__)
     network = kind.build(config, classes)
     if start := getattr(config, "start", None):
-        state = _without_encoder(read_weights(start) if Path(start).is_file() else _any_mask2former(start).state_dict())
+        state = read_weights(start) if Path(start).is_file() else _any_mask2former(start).state_dict()
         heads = {key: value for key, value in network.state_dict().items() if key.startswith(kind.class_heads)}
         alike = classes == 1 and all(key in state and state[key].shape == value.shape for key, value in heads.items())
-        fill(network, state, start, ignored=() if alike else kind.class_heads)
+        fill(network, state, start, ignored=(ENCODER,) if alike else (ENCODER, *kind.class_heads))
     return network
 
 
@@ -113,22 +111,14 @@ def _any_mask2former(name: str) -> Any:
     return pretrained(Mask2FormerForUniversalSegmentation, name, "proposal network")
 
 
-def _without_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.startswith(ENCODER)}
-
-
 def _read_record(path: Path) -> dict[str, Any]:
     """The record of a trained or converted network: `record.json` in its folder, or inside its safetensors file."""
-    try:
-        if path.is_dir():
-            record = json.loads((path / "record.json").read_text(encoding="utf-8"))
-        else:
-            with safe_open(path, "pt") as file:
-                record = json.loads((file.metadata() or {}).get("record", "null"))
-        if not isinstance(record, dict):
-            raise ValueError("no record of what it is")
-    except (ValueError, SafetensorError) as error:  # no JSON, no UTF-8
+    record = written_record(path)
+    if path.is_file():
+        with contextlib.suppress(SafetensorError, ValueError), safe_open(path, "pt") as file:
+            record = json.loads((file.metadata() or {}).get("record", "{}"))
+    if not record:
         raise ValueError(
-            f"{path} is no proposal network, or cut off or damaged ({error}); train it, or maskclip convert it, again"
-        ) from None
+            f"{path} has no record of what network it is, or is cut off or damaged; train or maskclip convert it again"
+        )
     return record

@@ -19,8 +19,7 @@ from maskclip.settings import Mask2FormerConfig
 
 # transformers doubts every backbone but Swin; the paper's is a ResNet, and the released weights give equal masks
 logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)
-# what transformers and our settings call alike
-ALIKE = ("hidden_dim", "encoder_layers", "encoder_feedforward_dim")
+SIZES = ("hidden_dim", "encoder_layers", "encoder_feedforward_dim")  # transformers and our settings call them alike
 WEIGHTS = ("no_object_weight", "class_weight", "mask_weight", "dice_weight")
 
 
@@ -42,7 +41,7 @@ def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2Forme
         train_num_points=config.points,
         feature_strides=tuple(4 * 2**stage for stage in range(len(config.backbone.widths))),
         num_labels=classes,  # type: ignore[call-arg]  # every transformers config takes it
-        **{name: getattr(config, name) for name in ALIKE + WEIGHTS},
+        **{name: getattr(config, name) for name in SIZES + WEIGHTS},
     )
     model = Mask2FormerForUniversalSegmentation(network)
     set_up_backbone(model.model.pixel_level_module.encoder, config.backbone)
@@ -56,12 +55,10 @@ def normalize(images: Tensor) -> Tensor:
 
 
 class Mask2FormerSource:
-    """A Mask2Former of transformers as a proposal source; a class-aware one's class head serves as objectness only.
+    """A Mask2Former of transformers as a proposal source; it puts the model into evaluation mode.
 
-    Mask logits come at a fourth of the size at which the network sees the image. Objectness is 1 - p(no object); of a
-    network without a class head (`classes=0`), as the authors', the mean probability inside the mask, or 0.
-
-    The source takes the model over: into evaluation mode, its backbone's weights channels-last.
+    Mask logits come at a fourth of the size at which the network sees the image. Objectness, a class head's
+    only use, is 1 - p(no object); without one (`classes=0`), the mean probability inside the mask, or 0.
     """
 
     def __init__(self, model: Any, config: Mask2FormerConfig, classes: int = 1) -> None:
@@ -71,7 +68,7 @@ class Mask2FormerSource:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
-        """uint8 RGB images of any sizes -> their proposals, one per query; an image's result is its own alone."""
+        """uint8 RGB images of any sizes -> their proposals, one per query."""
         return in_groups_of_size([as_seen(image, self.config, 4, self.model.device) for image in images], self._propose)
 
     def _propose(self, images: list[Tensor]) -> list[Proposals]:

@@ -1,9 +1,8 @@
 """Proposals stored once per data set, in an SQLite file of one row per image, keyed so that a stale one is never used.
 
-Logits are quantized in equal steps of tanh(logit / 4): by 1/4 near 0, more coarsely where the sigmoid
-is flat. The sign, which is the mask, survives exactly. Deflated, flat regions cost next to nothing;
-an image whose masks are so rough that one takes more than `BYTES_PER_MASK` gets steps twice as wide,
-and again, down to the masks alone.
+Logits are quantized in equal steps of tanh(logit / 4), by 1/4 near 0; the sign, which is the mask,
+survives exactly. An image whose masks are so rough that one takes more than `BYTES_PER_MASK`, deflated,
+gets steps twice as wide, and again, down to the masks alone.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SCHEMA = """
     CREATE TABLE meta (key TEXT);
     CREATE TABLE images (place INTEGER PRIMARY KEY, checksum, id, levels, height, width, scores BLOB, masks BLOB);
 """
-Row = tuple[int | str, int, int, int, bytes, bytes]  # an image: what follows the checksum
+Row = tuple[Any, ...]  # an image: what follows the checksum
 
 
 def quantize(logits: np.ndarray, levels: int = LEVELS[0]) -> np.ndarray:
@@ -78,10 +77,9 @@ def store_proposals(
 ) -> Path:
     """Run a source over a data set, once: nothing happens if `path` is already the whole store of this key.
 
-    Written to `<path>.partial` batch by batch and moved into place at the end; after a kill the next
-    call goes on after the last whole batch of the same key. A damaged store, or one of other images,
-    is written anew. Another process that is writing the same store is waited for. The same proposals
-    give the same bytes. OSError where the disk is full.
+    Written to `<path>.partial` and moved into place at the end; after a kill the next call goes on after
+    the last whole batch. A damaged store, or one of other images, is written anew. Another process that
+    writes the same store is waited for. The same proposals give the same bytes. OSError: a full disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,9 +113,8 @@ def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, bat
             connection.executescript(f"PRAGMA page_size = {PAGE_SIZE}; {SCHEMA}")
             connection.execute("INSERT INTO meta VALUES (?)", [key])
             connection.commit()
-        starts = range(0, len(remaining), batch)
-        for start in tqdm(starts, desc=f"proposals of {dataset.name}", disable=not progress):
-            indices = remaining[start : start + batch]
+        batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
+        for indices in tqdm(batches, desc=f"proposals of {dataset.name}", disable=not progress):
             samples = [dataset[index] for index in indices]
             for index, sample, proposals in zip(indices, samples, source([sample.image for sample in samples])):
                 row = encode(sample.image_id, proposals)
@@ -132,10 +129,8 @@ def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, bat
 class StoredProposals(Mapping[int | str, Proposals]):
     """The proposals of a data set by image id, read as they are asked for, by any number of processes.
 
-    Raises:
-        FileNotFoundError: there is no such store.
-        ValueError: cut off or damaged, or of another network or data set than `key` says.
-        KeyError: an image that it does not have is asked for.
+    FileNotFoundError without a store, ValueError if it is damaged or of another key (network, pictures),
+    KeyError for an image that it does not have.
     """
 
     def __init__(self, path: str | Path, key: str) -> None:
@@ -167,7 +162,7 @@ class StoredProposals(Mapping[int | str, Proposals]):
             raise KeyError(f"{self.path} has no proposals of image {image_id!r}; run the proposals stage again")
         try:
             [(_, found, *rest)] = self._select("SELECT * FROM images WHERE place = ?", self._places[image_id])
-            row: Any = tuple(rest)
+            row = tuple(rest)
             if found == _checksum(row) and row[0] == image_id:
                 return row
         except (sqlite3.Error, ValueError, TypeError):

@@ -37,23 +37,17 @@ def _released_names(rma_layers: tuple[int, ...]) -> dict[str, str]:
 
 
 def load_released_encoder(
-    path_or_state_dict: str | Path | Mapping[str, Tensor],
-    clip_model: nn.Module,
-    rma_layers: tuple[int, ...] = RMA_LAYERS,
+    checkpoint: str | Path | Mapping[str, Tensor], clip_model: nn.Module, rma_layers: tuple[int, ...] = RMA_LAYERS
 ) -> MaskCLIPVisualEncoder:
     """Our encoder with the weights of a released checkpoint, on the device of `clip_model`.
 
-    The checkpoint is detectron2's (`{"model": state_dict, ...}`), read without running code in it, or a
-    state dict; keys outside `...visual.` (the proposal network's) are ignored. `clip_model` is an
-    open_clip model of the same architecture (`ViT-L-14-336-quickgelu` for the released weights). CLIP's
-    own weights are written into it, where the checkpoint holds them.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a readable checkpoint; or keys are missing, surplus or misshapen.
+    The checkpoint is a state dict or a file of detectron2's, read without running code in it; keys
+    outside `...visual.` are ignored. `clip_model` is an open_clip model of the same architecture
+    (`ViT-L-14-336-quickgelu` for the released weights); CLIP's own weights, where the checkpoint holds
+    them, are written into it. FileNotFoundError without a file, ValueError where it is not readable or
+    keys are missing, surplus or misshapen.
     """
-    given_as = path_or_state_dict
-    state: Mapping[str, Any] = given_as if isinstance(given_as, Mapping) else load_checkpoint(given_as)
+    state: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else load_checkpoint(checkpoint)
     state = state.get("model", state)
     given = {key.split("visual.", 1)[1]: value for key, value in state.items() if ".visual." in f".{key}"}
     encoder = MaskCLIPVisualEncoder.from_open_clip(clip_model, rma_layers)

@@ -1,13 +1,8 @@
 """Released weights of Mask2Former into ours: `maskclip convert RELEASED.pth OUT.safetensors`.
 
-Reads detectron2 checkpoints (`.pth`, or the model zoo's `.pkl`) without running any code in them:
-
-- the authors' class-agnostic proposal network (Mask2Former, R50),
-- their whole MaskCLIP model: the proposal network in it, and the encoder under its released names (`maskclip.visual.`),
-- Mask2Former's own R50 checkpoints, class head dropped.
-
-OUT holds the record that `maskclip.proposals.load_source(OUT)` needs; the encoder in it is for
-`maskclip.load_released_encoder(safetensors.torch.load_file(OUT), clip_model)`.
+Takes Mask2Former's own R50 checkpoints, the authors' class-agnostic one, and their whole MaskCLIP model.
+OUT holds the record that `maskclip.proposals.load_source(OUT)` needs, and the encoder, where there is
+one, for `maskclip.load_released_encoder(safetensors.torch.load_file(OUT), clip_model)`.
 """
 
 from __future__ import annotations
@@ -45,10 +40,8 @@ RENAMED = {  # parts of released names -> ours, one after the other; `#` stands 
     "input_proj.": "input_projections.",
     ".norm1.": ".self_attn_layer_norm.",
     ".norm2.": ".final_layer_norm.",
-    "adapter_#.weight": "adapter_#.0.weight",
-    "adapter_#.norm.": "adapter_#.1.",
-    "layer_#.weight": "layer_#.0.weight",
-    "layer_#.norm.": "layer_#.1.",
+    "r_#.weight": "r_#.0.weight",  # adapter_1 and layer_1
+    "r_#.norm.": "r_#.1.",
     "mask_features.": "mask_projection.",
     "sem_seg_head.predictor.class_embed.": "class_predictor.",
     "sem_seg_head.predictor.": "model.transformer_module.",
@@ -94,18 +87,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_detectron2(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a detectron2 checkpoint, `.pth` or `.pkl`, read without running code in it.
+    """The state dict in a detectron2 checkpoint, `.pth` or the model zoo's `.pkl`, read without running code in it.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: cut off, with code in it, or without weights.
+    ValueError where it is cut off, with code in it, or without weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; correct the path")
-    if path.suffix == ".pkl":
+    if Path(path).suffix == ".pkl":
         try:
-            with path.open("rb") as file:
+            with open(path, "rb") as file:
                 content = _PlainUnpickler(file, encoding="latin1").load()
         except Exception as error:
             raise ValueError(f"{path} is not a readable checkpoint ({error}); delete it or fetch it again") from None
@@ -170,16 +158,13 @@ def read_config(released: dict[str, Tensor]) -> Mask2FormerConfig:
     stages = [f"backbone.res{stage}." for stage in (2, 3, 4, 5)]
     encoder = "sem_seg_head.pixel_decoder.transformer.encoder.layers."
     decoder = "sem_seg_head.predictor.transformer_ffn_layers."
-    bottleneck = f"{stages[0]}0.conv3.weight" in released
-    last = "conv3" if bottleneck else "conv2"
     try:
         queries, hidden = released["sem_seg_head.predictor.query_embed.weight"].shape
         offsets = released[f"{encoder}0.self_attn.sampling_offsets.bias"]
         backbone = BackboneConfig(
             stem_width=len(released["backbone.stem.conv1.weight"]),
-            widths=tuple(len(released[f"{stage}0.{last}.weight"]) for stage in stages),
+            widths=tuple(len(released[f"{stage}0.conv3.weight"]) for stage in stages),
             depths=tuple(count(stage) for stage in stages),
-            block="bottleneck" if bottleneck else "basic",
         )
         return Mask2FormerConfig(
             backbone=backbone,
