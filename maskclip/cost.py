@@ -5,13 +5,9 @@ fits one per multiply-add, so its figures are about half of these.) Proposal net
 included: all methods share them.
 
 Table 6's other rows do what those methods do to their regions, with the CLIP at hand in place of
-their own, so that only the method differs. Assumed, after their papers and code:
-    RegionCLIP  every proposal's box is cut out and squashed to CLIP's input; one CLIP pass a box,
-                empty ones left out. (Its ResNets pool boxes from one feature map; a ViT has none.)
-    ZegFormer   the same boxes, with everything outside the mask blacked out.
-    SimSeg      as ZegFormer, with CLIP's mean colour instead of black.
-Cutting and squashing cost no FLOPs by this count, so the three differ from the CLIP Baseline only by
-the empty masks.
+their own: RegionCLIP cuts each proposal's box out (its ResNets pool boxes from one feature map, which
+a ViT has not); ZegFormer also blacks out what is outside of the mask; SimSeg takes CLIP's mean colour
+for that. Cutting costs no FLOPs by this count, so each is one CLIP pass per mask that has a pixel.
 """
 
 from __future__ import annotations
