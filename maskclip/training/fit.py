@@ -95,7 +95,12 @@ def fit(training: Training, checkpoint: Path, progress: bool = True) -> list[dic
     training.model.train()
     steps, silent = range(len(curve), settings.steps), not (progress and accelerator.is_main_process)
     bar = tqdm(steps, training.name, settings.steps, initial=len(curve), mininterval=5, unit="step", disable=silent)
-    for step, batch in zip(bar, _batches(training, steps)):
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    shares = [list(range(step * settings.batch + rank, (step + 1) * settings.batch, processes)) for step in steps]
+    loader = DataLoader(
+        training.examples, batch_sampler=shares, num_workers=settings.workers, collate_fn=training.collate
+    )
+    for step, batch in zip(bar, loader):
         torch.manual_seed(training.random_seed(step))
         for group in training.optimizer.param_groups:
             group["lr"] = training.learning_rate(step) * group.get("factor", 1.0)
@@ -105,19 +110,6 @@ def fit(training: Training, checkpoint: Path, progress: bool = True) -> list[dic
         if whole and accelerator.is_main_process:
             _save(training, curve, checkpoint)
     return curve
-
-
-def _batches(training: Training, steps: range) -> DataLoader:
-    """This process's share of the examples of each of these steps."""
-    batch, rank, processes = (
-        training.settings.batch,
-        training.accelerator.process_index,
-        training.accelerator.num_processes,
-    )
-    shares = [range(step * batch + rank, (step + 1) * batch, processes) for step in steps]
-    return DataLoader(
-        training.examples, batch_sampler=shares, num_workers=training.settings.workers, collate_fn=training.collate
-    )
 
 
 def _step(training: Training, batch: list[Any], step: int) -> dict[str, float]:

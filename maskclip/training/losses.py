@@ -57,7 +57,7 @@ def masks_per_process(labels: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def match(criterion: Mask2FormerLoss, masks: Tensor, logits: Tensor, batch: Batch) -> Indices:
-    """Hungarian matching of mask logits [B, M, S, S] and class logits [B, M, K + 1], image by image, without padding."""
+    """Hungarian matching of mask logits [B, M, S, S] and class logits [B, M, K + 1], picture by picture, no padding."""
     matches: Indices = []
     for image, count in enumerate(batch.valid.sum(1).tolist()):
         one = slice(image, image + 1)

@@ -103,11 +103,10 @@ def load_trained_weights(encoder: MaskCLIPVisualEncoder, path: str | Path) -> Ma
     for name in sorted(weights.keys() ^ wanted.keys()):
         raise ValueError(f"{path} {'has' if name in weights else 'lacks'} {name}; it was trained with other RMA layers")
     for name, value in wanted.items():
-        found = weights[name]
-        if not (isinstance(found, Tensor) and found.dtype == torch.float32 and found.isfinite().all()):
-            raise ValueError(f"{path}: {name} is no tensor of finite float32 numbers; delete the file and train again")
-        if found.shape != value.shape:
-            raise ValueError(f"{path}: {name} is {tuple(found.shape)}, this CLIP needs {tuple(value.shape)}")
+        found, shape = weights[name], tuple(value.shape)
+        numbers = isinstance(found, Tensor) and found.dtype == torch.float32 and found.isfinite().all()
+        if not numbers or found.shape != shape:
+            raise ValueError(f"{path}: {name} is no tensor of finite float32 numbers {shape}, as this CLIP needs")
     encoder.load_state_dict(weights, strict=False)
     return encoder
 

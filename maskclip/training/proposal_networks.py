@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from maskclip.files import settings_hash
-from maskclip.proposals.load import NetworkConfig, build_network
+from maskclip.proposals.load import NetworkConfig, build_network, source_kind
 from maskclip.proposals.mask2former import normalize
 from maskclip.proposals.mask_rcnn import boxes_of_masks
 from maskclip.settings import Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
@@ -29,7 +28,7 @@ from maskclip.training.fit import Training, fit, join_processes, parameter_group
 from maskclip.training.losses import masks_per_process
 
 FILES = ("network.safetensors", "curves.csv")  # of a finished training, beside its record
-NETWORKS: dict[str, type] = {"mask2former": Mask2FormerConfig, "mask_rcnn": MaskRCNNConfig}
+PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "detectron2")
 # What does not change the trained weights: how they are trained, and how the network proposes afterwards.
 HOW = {"training": {"workers", "checkpoint_every"}}
 PROPOSING = ("short_side", "rpn_proposals", "score_threshold", "nms_threshold", "detections", "mask_stride")
@@ -61,7 +60,6 @@ def train_proposals(
     Args:
         network: "mask2former" or "mask_rcnn".
         dataset: a `maskclip.data` data set with segments.
-        config: `Mask2FormerConfig` or `MaskRCNNConfig`.
         class_aware: supervise the class head by the data set's categories too (the paper does not).
         device: "cpu" forces the CPU; None takes what accelerate finds.
         retrain: put a finished training beside, too, and train again.
@@ -74,11 +72,8 @@ def train_proposals(
             divide among the processes.
         FloatingPointError: the loss is no longer finite.
     """
-    if not isinstance(config, NETWORKS.get(network, ())):
-        raise ValueError(
-            f"network is {network!r} and config a {type(config).__name__}; "
-            f"it must be {' or '.join(NETWORKS)}, with its own config"
-        )
+    if not isinstance(config, source_kind(network).settings or ()):
+        raise ValueError(f"{network} cannot be trained with a {type(config).__name__}; give it its own config")
     if len(dataset) == 0:
         raise ValueError(f"the data set {dataset.name} has no images to train on")
     out, on_cpu = Path(out_dir), device == "cpu"
@@ -91,14 +86,11 @@ def train_proposals(
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=on_cpu)
     training = _training(network, dataset, config, seed, record, accelerator)
     curve = fit(training, out / CHECKPOINT, progress)
-    rows = [
-        {name: round(value, 6) for name, value in row.items()} | {"lr": training.learning_rate(row["step"])}
-        for row in curve
-    ]
-    frame = pd.DataFrame(rows, columns=None if rows else ["step", "loss", "lr"])
+    table = pd.DataFrame(curve, columns=None if curve else ["step", "loss"]).round(6)
+    table["lr"] = [training.learning_rate(step) for step in table["step"]]
     weights = {name: value.detach().cpu().contiguous() for name, value in training.model.state_dict().items()}
-    table = frame.to_csv(index=False, float_format="%g").encode()
-    finish(out, record, {"network.safetensors": save(weights), "curves.csv": table})
+    text = table.to_csv(index=False, float_format="%g")
+    finish(out, record, {"network.safetensors": save(weights), "curves.csv": text.encode()})
     return out
 
 
@@ -169,15 +161,9 @@ def mask2former_loss(model: nn.Module, images: list[Tensor], masks: list[Tensor]
 def mask_rcnn_loss(
     model: nn.Module, images: list[Tensor], masks: list[Tensor], classes: list[Tensor]
 ) -> dict[str, Tensor]:
-    """Mask R-CNN's losses by name: objectness and boxes of the RPN, class, box and mask of the heads.
-
-    Args:
-        images: per image `[3, H, W]`, 0 to 255, any sizes.
-        masks: per image `[n, H, W]` of 0 and 1, each non-empty; n may be 0.
-        classes: per image int64 `[n]`, counted from 0 (background is torchvision's own 0 and is added here).
-    """
+    """Mask R-CNN's losses by name, of RPN and heads; as `mask2former_loss`, but of any sizes and no mask empty."""
     targets = [
-        {"boxes": boxes_of_masks(mask > 0), "labels": label + 1, "masks": mask.to(torch.uint8)}
+        {"boxes": boxes_of_masks(mask > 0), "labels": label + 1, "masks": mask.to(torch.uint8)}  # 0 is background
         for mask, label in zip(masks, classes)
     ]
     return model([image / 255 for image in images], targets)
@@ -210,12 +196,11 @@ def training_record(network: str, dataset: Any, config: NetworkConfig, seed: int
         "dataset_fingerprint": dataset.fingerprint(),
         "begun_with": begun_with,
     }
-    packages = ("torch", "torchvision", "transformers", "accelerate", "detectron2")
     return {
         **identity,
         "hash": settings_hash(identity),
         "config": dump(),
         "implementation": getattr(config, "implementation", "transformers"),
         "trained_categories": [category.name for category in dataset.categories],
-        "versions": {package: version(package) for package in packages if find_spec(package)},
+        "versions": {package.name: package.version for package in distributions() if package.name in PACKAGES},
     }
