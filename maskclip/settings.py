@@ -61,8 +61,6 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
             raise ValueError(f"scale is {self.scale}; it must be two numbers, the smaller first")
-        if any(first >= second for first, second in pairwise(self.milestones)):
-            raise ValueError(f"milestones are {self.milestones}; they must rise")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -112,7 +110,8 @@ class MaskRCNNConfig:
     score_threshold: Fraction = 0.05  # this and the next two: which boxes become proposals
     nms_threshold: Fraction = 0.5
     detections: PositiveInt = 100
-    train_short_sides: Annotated[tuple[Pixels, ...], Field(min_length=1)] = (640, 672, 704, 736, 768, 800)  # one per image
+    # for training, one per image
+    train_short_sides: Annotated[tuple[Pixels, ...], Field(min_length=1)] = (640, 672, 704, 736, 768, 800)
     short_side: Pixels = 800
     long_side: Pixels = 1333
     mask_stride: PositiveInt = 4  # mask logits come at this fraction of the size that the network sees

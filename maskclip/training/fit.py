@@ -53,8 +53,7 @@ class Training:
 
 
 def join_processes(name: str, batch: int, on_cpu: bool) -> None:
-    """Find the other processes of this training; accelerate must hear first of all that they are on the CPU, or each
-    would take itself for the only one.
+    """Find the other processes of this training: accelerate must hear first of all that they are on the CPU.
 
     Raises:
         ValueError: the batch does not divide among them.
@@ -96,7 +95,7 @@ def fit(training: Training, checkpoint: Path, progress: bool = True) -> list[dic
     steps, silent = range(len(curve), settings.steps), not (progress and accelerator.is_main_process)
     bar = tqdm(steps, training.name, settings.steps, initial=len(curve), mininterval=5, unit="step", disable=silent)
     rank, processes = accelerator.process_index, accelerator.num_processes
-    shares = [list(range(step * settings.batch + rank, (step + 1) * settings.batch, processes)) for step in steps]
+    shares = (list(range(step * settings.batch + rank, (step + 1) * settings.batch, processes)) for step in steps)
     loader = DataLoader(
         training.examples, batch_sampler=shares, num_workers=settings.workers, collate_fn=training.collate
     )

@@ -1,9 +1,8 @@
 """What MaskCLIP is trained for (Sec. 4.2): 2 L_ce + 5 L_dice + 5 L_bce over Hungarian-matched masks.
 
-Matching and point-sampled mask losses are Mask2Former's, taken from transformers. What is ours is an
-economy (docs/paper_and_released_code.md): masks do not see one another and the no-object class weighs
-nothing, so only matched masks can contribute a gradient. `match` finds them without a graph, `select`
-names them, and the losses are taken on what the encoder says of them alone.
+Matching and point-sampled mask losses are transformers'. Ours is an economy (docs/paper_and_released_code.md): masks
+do not see one another and no object weighs nothing, so only matched masks, which `match` finds without a graph and
+`select` names, contribute a gradient.
 """
 
 from __future__ import annotations

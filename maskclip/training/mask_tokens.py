@@ -23,6 +23,7 @@ from maskclip.files import check_as_written, checkpoint_bytes, load_checkpoint, 
 from maskclip.model.clip import Clip, classify, preprocess, text_embeddings
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
+from maskclip.proposals.weights import differences
 from maskclip.settings import MaskClipTraining
 from maskclip.training.finished import CHECKPOINT, finish, holds_finished
 from maskclip.training.fit import Training, fit, join_processes, parameter_groups
@@ -99,14 +100,11 @@ def load_trained_weights(encoder: MaskCLIPVisualEncoder, path: str | Path) -> Ma
     """
     weights = load_checkpoint(path)
     check_as_written(Path(path))
-    wanted = trained_weights(encoder)
-    for name in sorted(weights.keys() ^ wanted.keys()):
-        raise ValueError(f"{path} {'has' if name in weights else 'lacks'} {name}; it was trained with other RMA layers")
-    for name, value in wanted.items():
-        found, shape = weights[name], tuple(value.shape)
-        numbers = isinstance(found, Tensor) and found.dtype == torch.float32 and found.isfinite().all()
-        if not numbers or found.shape != shape:
-            raise ValueError(f"{path}: {name} is no tensor of finite float32 numbers {shape}, as this CLIP needs")
+    for name, value in weights.items():
+        if not (isinstance(value, Tensor) and value.dtype == torch.float32 and value.isfinite().all()):
+            raise ValueError(f"{path}: {name} is no tensor of finite float32 numbers; delete the file and train again")
+    if wrong := differences(weights, trained_weights(encoder)):
+        raise ValueError(f"{path} is of other RMA layers or of another CLIP: {'; '.join(wrong[:3])}")
     encoder.load_state_dict(weights, strict=False)
     return encoder
 
@@ -177,10 +175,8 @@ def train_maskclip(
 ) -> pd.DataFrame:
     """Train the encoder's RMA parameters in place; AdamW, constant rate, CLIP frozen, the class "other" for no object.
 
-    `out` ends with encoder.pt (the trained weights), curve.csv and record.json. Called again for the same settings,
-    data and seed, the function goes on where it was killed, with the pictures, mirrorings and sampled points of an
-    undisturbed run, or finds the training finished and keeps it. Another training that was there is put beside
-    (`maskclip.training.finished`).
+    `out` ends with encoder.pt (the trained weights), curve.csv and record.json. A killed training is gone on with as if
+    undisturbed; a finished one is kept, another one put beside (`maskclip.training.finished`).
 
     Args:
         proposals: stored proposals by image id.

@@ -7,7 +7,7 @@ import math
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -52,10 +52,9 @@ def train_proposals(
 ) -> Path:
     """Train a proposal network on a panoptic data set, things and stuff alike, as "object" or by class.
 
-    A killed run, started again, goes on from its last checkpoint and ends with the same weights, bit for bit on one
-    CPU setting. `out_dir` ends with `network.safetensors`, `curves.csv` (step, losses, learning rate) and
-    `record.json` (what was trained, on what, with which versions). Another training that was there is put beside
-    (`maskclip.training.finished`).
+    `out_dir` ends with `network.safetensors`, `curves.csv` (step, losses, learning rate) and `record.json` (what was
+    trained, on what, with which versions). A killed training is gone on with to the same weights, bit for bit on one
+    CPU setting; a finished one is kept, another one put beside (`maskclip.training.finished`).
 
     Args:
         network: "mask2former" or "mask_rcnn".
@@ -64,12 +63,8 @@ def train_proposals(
         device: "cpu" forces the CPU; None takes what accelerate finds.
         retrain: put a finished training beside, too, and train again.
 
-    Returns:
-        `out_dir`; at once if it already holds the finished training of the very same thing.
-
     Raises:
-        ValueError: an unknown network, a config of the other network, an empty data set, a batch that does not
-            divide among the processes.
+        ValueError: an unknown network or another's config, no pictures, a batch that does not divide among processes.
         FloatingPointError: the loss is no longer finite.
     """
     if not isinstance(config, source_kind(network).settings or ()):
@@ -102,7 +97,7 @@ def _training(
     model = build_network(config, record["classes"]).to(accelerator.device)
     if isinstance(config, Mask2FormerConfig):
         model.criterion.get_num_masks = masks_per_process  # type: ignore[union-attr, assignment]
-    settings, rate = config.training, config.training.learning_rate
+    settings = config.training
     groups = parameter_groups(model, settings.weight_decay, settings.backbone_factor)
     optimizer = torch.optim.AdamW if settings.optimizer == "adamw" else partial(torch.optim.SGD, momentum=0.9)
 
@@ -115,7 +110,7 @@ def _training(
         accelerator=accelerator,
         settings=settings,
         model=model,
-        optimizer=optimizer(groups, lr=rate),
+        optimizer=optimizer(groups, lr=settings.learning_rate),
         learning_rate=lambda step: learning_rate(step, settings),
         examples=StepExamples(dataset, settings, seed, class_aware=record["classes"] > 1),
         losses=partial(network_losses, model, config=config),
@@ -124,7 +119,7 @@ def _training(
     )
 
 
-def _on_detectron2(config: NetworkConfig) -> bool:
+def _on_detectron2(config: NetworkConfig) -> TypeGuard[MaskRCNNConfig]:
     return isinstance(config, MaskRCNNConfig) and config.implementation == "detectron2"
 
 
