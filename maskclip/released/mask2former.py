@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core import multiarray  # where pickles of arrays point
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from maskclip.files import load_checkpoint, write_atomically
@@ -189,5 +189,5 @@ def convert(released: str | Path, out: str | Path, keep_class_head: bool = False
     converted = convert_state(read_detectron2(released), keep_class_head)
     converted.record["converted_from"] = Path(released).name
     tensors = {key: value.contiguous().clone() for key, value in converted.state.items()}
-    write_atomically(out, lambda path: save_file(tensors, path, metadata={"record": json.dumps(converted.record)}))
+    write_atomically(out, lambda path: path.write_bytes(save(tensors, {"record": json.dumps(converted.record)})))
     return converted
