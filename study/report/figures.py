@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import matplotlib
-
-matplotlib.use("Agg")  # a report is written to files, also where there is no screen
-
-import matplotlib.pyplot as plt
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -37,24 +34,21 @@ _TWINS = ("class_agnostic", "class_aware")  # they differ in class supervision a
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), squeeze=False)
-    return figure, list(axes[0])
+def _panels(count: int, height: float, layout: Literal["none"] | None = None) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), layout=layout)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def _title(figure: Figure, message: str, detail: str, handles: Sequence[Artist] | None = None) -> Figure:
-    """The message above, in words one can quote; below it, small and grey, what is drawn.
-
-    `handles` (None: no legend) stand below the chart, with the paper's diamond.
-    """
+    """A message one can quote; below it, small, what is drawn; a legend with the paper's diamond, if `handles`."""
     height = figure.get_size_inches()[1]
     figure.text(0.01, 1 + 0.42 / height, message, ha="left", va="bottom", fontsize=16, fontweight="bold")
     figure.text(0.01, 1 + 0.12 / height, detail, ha="left", va="bottom", fontsize=11.5, color=MUTED)
     if handles is not None:
-        diamond = Line2D([], [], linestyle="", marker="D", markersize=7, label="the paper (real data)")
-        diamond.set(markerfacecolor="white", markeredgecolor=INK)
-        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": min(len(handles) + 1, 6)}
-        figure.legend(handles=[*handles, diamond], columnspacing=1.5, handlelength=1.2, **place)
+        paper = Line2D([], [], ls="", marker="D", markersize=7, mfc="white", mec=INK, label="the paper (real data)")
+        columns, below = min(len(handles) + 1, 6), (0.5, 0.0)
+        legend = partial(figure.legend, loc="upper center", bbox_to_anchor=below, columnspacing=1.5, handlelength=1.2)
+        legend(handles=[*handles, paper], ncols=columns)
     return figure
 
 
@@ -66,8 +60,7 @@ def _diamond(axes: Axes, x: float, y: float, zorder: int = 5) -> None:
 def _bars(axes: Axes, values: pd.DataFrame, colours: Mapping[str, str]) -> None:
     """Grouped bars with 95 % intervals and every seed as a dot; the paper's numbers as diamonds.
 
-    `values` has `group`, `row`, `value` (NaN: not measured) and, where there are any, the
-    `paper`'s numbers, a line a seed; `colours` has the rows in order.
+    `values`: a line a seed with `group`, `row`, `value` (NaN: not measured) and, if any, `paper`. `colours`: of rows.
     """
     groups, rows, width = list(values.group.unique()), list(colours), 0.8 / len(colours)
     for bar, of_bar in values.groupby(["group", "row"], sort=False):
@@ -97,27 +90,25 @@ def _methods(number: int) -> list[Method]:
     return [method for method in table_rows(number).values() if method]
 
 
-def _measured(results: Results, number: int) -> bool:
-    """Whether anything of a table was measured."""
-    cells = [(number, method.id, column) for method in _methods(number) for column in TABLES[number].columns]
-    return any(len(study_values(results, *cell)) for cell in cells)
-
-
-def _table_chart(numbers: Sequence[int], message: str, results: Results) -> Figure:
-    """The panels of one table or more side by side."""
+def _table_chart(numbers: Sequence[int], say: Callable[[Results], str | None], results: Results) -> Figure | None:
+    """The panels of some tables side by side; None where nothing was measured, or `say` has no message."""
     panels = [(number, *panel) for number in numbers for panel in TABLES[number].panels.items()]
+    cells = pd.DataFrame(
+        [
+            (title, name, method.id, paper_number(number, method.id, column), value)
+            for number, title, columns in panels
+            for column, name in columns.items()
+            for method in _methods(number)
+            for value in [*study_values(results, number, method.id, column)] or [np.nan]
+        ],
+        columns=["panel", "group", "row", "paper", "value"],
+    ).astype({"paper": float})
+    message = say(results) if cells.value.notna().any() else None
+    if message is None:
+        return None
     figure, all_axes = _panels(len(panels), 4.3)
-    for axes, (number, title, columns) in zip(all_axes, panels):
-        values = pd.DataFrame(
-            [
-                (name, method.id, paper_number(number, method.id, column), value)
-                for column, name in columns.items()
-                for method in _methods(number)
-                for value in [*study_values(results, number, method.id, column)] or [np.nan]
-            ],
-            columns=["group", "row", "paper", "value"],
-        )
-        _bars(axes, values.astype({"paper": float}), {method.id: method.colour for method in _methods(number)})
+    for axes, (number, title, _) in zip(all_axes, panels):
+        _bars(axes, cells[cells.panel == title], {method.id: method.colour for method in _methods(number)})
         axes.set_title(title)
     n, shown = len(results.seeds), {method.id: method for number in numbers for method in _methods(number)}
     seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
@@ -126,10 +117,11 @@ def _table_chart(numbers: Sequence[int], message: str, results: Results) -> Figu
     return _title(figure, message, f"{tables}; study ({results.profile} profile): {seeds}", handles)
 
 
-def _versus(results: Results, number: int, column: str) -> str:
+def _versus(number: int, column: str, about: str, results: Results) -> str:
     """`MaskCLIP 15.1, CLIP Baseline 8.2`: a message that is true however it comes out."""
     means = {METHODS[m].label: study_mean(results, number, m, column) for m in ("maskclip", "clip_baseline")}
-    return ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean) or "not measured"
+    said = ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean)
+    return f"{about}: {said or 'not measured'}"
 
 
 def _semantic(results: Results) -> str:
@@ -160,7 +152,7 @@ def _ablations(results: Results) -> str | None:
     return f"Refinement {change}; of the layer sets, {best} comes first"
 
 
-def efficiency(results: Results) -> Figure | None:
+def _efficiency(results: Results) -> Figure | None:
     """Table 6: FLOPs and time on a logarithmic scale."""
     if results.efficiency.empty:
         return None
@@ -186,29 +178,29 @@ def efficiency(results: Results) -> Figure | None:
     return _title(figure, message if ratio > 0 else "What 100 masks cost", detail, [])
 
 
-def seed_spread(results: Results) -> Figure | None:
+def _seed_spread(results: Results) -> Figure | None:
     """Every seed's PQ and mIoU, one line a seed: is the order of the methods the same each time?"""
-    if len(results.seeds) < 2 or not _measured(results, 3):
+    frames = []
+    for number, column in ((3, "PQ"), (2, "A-150")):
+        values = {m.id: study_values(results, number, m.id, column) for m in _methods(number)}
+        frames.append(pd.DataFrame(values).dropna(axis=1, how="all"))
+    if len(results.seeds) < 2 or frames[0].empty:
         return None
     figure, panels = _panels(2, 4.2)
-    same = 0
-    for axes, (number, column, title) in zip(panels, ((3, "PQ", "PQ, A-150 (%)"), (2, "A-150", "mIoU, A-150 (%)"))):
-        frame = pd.DataFrame({m.id: study_values(results, number, m.id, column) for m in _methods(number)})
-        frame = frame.dropna(axis=1, how="all")
+    for axes, frame, title in zip(panels, frames, ("PQ, A-150 (%)", "mIoU, A-150 (%)")):
         axes.plot(range(frame.shape[1]), frame.to_numpy().T, color=MUTED, linewidth=1.2, alpha=0.7, zorder=2)
-        for x, method in enumerate(METHODS[str(name)] for name in frame):
+        methods = [METHODS[str(name)] for name in frame]
+        for x, method in enumerate(methods):
             axes.scatter([x] * len(frame), frame[method.id], s=70, color=method.colour, edgecolor="white", zorder=3)
-        labels = [METHODS[str(name)].label.replace("MaskCLIP ", "MaskCLIP\n") for name in frame]
-        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xticks(range(len(methods)), [m.label.replace("MaskCLIP ", "MaskCLIP\n") for m in methods])
         axes.set_title(title)
         axes.margins(x=0.08, y=0.12)
-        same += len(frame.rank(axis=1).drop_duplicates()) == 1
+    same = sum(len(frame.rank(axis=1).drop_duplicates()) == 1 for frame in frames)
     message = f"The order of the methods is the same in every seed on {same} of 2 measures"
-    detail = f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2"
-    return _title(figure, message, detail)
+    return _title(figure, message, f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2")
 
 
-def attributes(results: Results) -> Figure | None:
+def _attributes(results: Results) -> Figure | None:
     """C18: words that differ in one attribute, told apart without having been trained on."""
     if results.attributes.empty:
         return None
@@ -227,19 +219,21 @@ def attributes(results: Results) -> Figure | None:
 
 
 def training_curves(results: Results) -> Figure | None:
-    """The smoothed training losses: visual encoders left, proposal networks right."""
+    """The smoothed training losses: visual encoders left, proposal networks right; None where there are none."""
     if results.curves.empty:
         return None
     curves, quarters = results.curves, {}
-    groups: dict[str, Mapping[str, Method | ProposalNetwork]] = {
-        title: {name: entry for name, entry in table.items() if name in set(curves.method)}
-        for title, table in (("visual encoder", METHODS), ("proposal network", NETWORKS))
+    tables: dict[str, Mapping[str, Method | ProposalNetwork]] = {
+        "visual encoder": METHODS,
+        "proposal network": NETWORKS,
     }
-    figure, panels = _panels(len(shown := {title: table for title, table in groups.items() if table}), 4.3)
-    for axes, (title, table) in zip(panels, shown.items()):
-        for name, entry in table.items():
-            runs = curves[curves.method == name].pivot_table(index="step", columns="seed", values="loss").dropna()
-            smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), getattr(entry, "label", name)
+    trained = {title: [table[name] for name in table if name in set(curves.method)] for title, table in tables.items()}
+    shown = {title: entries for title, entries in trained.items() if entries}
+    figure, panels = _panels(len(shown), 4.3)
+    for axes, (title, entries) in zip(panels, shown.items()):
+        for entry in entries:
+            runs = curves[curves.method == entry.id].pivot_table(index="step", columns="seed", values="loss").dropna()
+            smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), getattr(entry, "label", entry.id)
             lowest, highest = smooth.min(axis=1), smooth.max(axis=1)
             axes.fill_between(smooth.index, lowest, highest, color=entry.colour, alpha=0.15, lw=0)
             axes.plot(smooth.index, smooth.mean(axis=1), color=entry.colour, linewidth=2, label=label)
@@ -255,7 +249,7 @@ def training_curves(results: Results) -> Figure | None:
 
 def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -> Figure:
     """The proposals' quality (0 to 1) by group of segments; a panel a value of one column."""
-    panels = list(table[panel].unique())
+    panels = table[panel].unique()
     figure, all_axes = _panels(len(panels), 4.0)
     colours = {name: network.colour for name, network in NETWORKS.items() if name in set(table.source)}
     ordered = table.rename(columns={"source": "row"}).sort_values("group", key=lambda group: group.map(_GROUPS.index))
@@ -267,7 +261,7 @@ def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -
     return _title(figure, message, detail)
 
 
-def proposal_quality(results: Results) -> Figure | None:
+def _proposal_quality(results: Results) -> Figure | None:
     """AR@100 and mean best IoU of the proposals for every group of ground-truth segments."""
     table = results.proposal_quality
     if table.empty or (table := table[~table.source.isin(_TWINS)]).empty:
@@ -282,7 +276,7 @@ def proposal_quality(results: Results) -> Figure | None:
     return _quality_chart(table, "metric", message, f"{source}; data set {dataset}; by group of annotated segments")
 
 
-def class_supervision(results: Results) -> Figure | None:
+def _class_supervision(results: Results) -> Figure | None:
     """AR@100 of one network, trained with class supervision and without, from the same start."""
     table = results.proposal_quality
     if table.empty or not {*_TWINS} <= {*table.source}:
@@ -298,14 +292,15 @@ def class_supervision(results: Results) -> Figure | None:
     return _quality_chart(table, "panel", "Masks learned without classes and with them", detail)
 
 
-def comparisons(judgements: list[Judgement]) -> Figure | None:
+def _comparisons(judgements: list[Judgement]) -> Figure | None:
     """Every difference the claims speak of, relative to its second side."""
     pairs = [(judged.claim, outcome) for judged in judgements for outcome in judged.outcomes]
     shown = [(claim, outcome, outcome.b) for claim, outcome in pairs if outcome.kind == "difference" and outcome.b]
     if not shown:
         return None
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.3 * len(shown)), layout="none")
-    figure.subplots_adjust(left=0.3, right=0.99, top=0.995, bottom=0.8 / figure.get_size_inches()[1])
+    height = 1.2 + 0.3 * len(shown)
+    figure, (axes,) = _panels(1, height, layout="none")
+    figure.subplots_adjust(left=0.3, right=0.99, top=0.995, bottom=0.8 / height)
     beside, before = axes.get_yaxis_transform(), None
     for y, (claim, outcome, base) in enumerate(shown):
         if claim is not before:
@@ -333,44 +328,35 @@ def comparisons(judgements: list[Judgement]) -> Figure | None:
 # name -> the tables it draws, and its message (None: there is nothing to see)
 TABLE_CHARTS: dict[str, tuple[tuple[int, ...], Callable[[Results], str | None]]] = {
     "table2_semantic": ((2,), _semantic),
-    "table3_panoptic": ((3,), lambda results: f"Panoptic quality: {_versus(results, 3, 'PQ')}"),
-    "table4_instance": ((4,), lambda results: f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}"),
+    "table3_panoptic": ((3,), partial(_versus, 3, "PQ", "Panoptic quality")),
+    "table4_instance": ((4,), partial(_versus, 4, "LVIS AP", "Instances, LVIS AP")),
     "table5_split": ((5,), _split),
     "table7_ground_truth": ((7,), _ground_truth),
     "tables8_9_ablations": ((8, 9), _ablations),
 }
 # name -> how to draw it (None: its results are missing), its caption
 CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
-    "table6_efficiency": (efficiency, f"Table 6. {TABLES[6].title}."),
-    "seeds": (seed_spread, "The spread over seeds."),
-    "attributes": (attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
+    name: (partial(_table_chart, numbers, say), " ".join(f"Table {n}. {TABLES[n].title}." for n in numbers))
+    for name, (numbers, say) in TABLE_CHARTS.items()
+} | {
+    "table6_efficiency": (_efficiency, f"Table 6. {TABLES[6].title}."),
+    "seeds": (_seed_spread, "The spread over seeds."),
+    "attributes": (_attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
     "training_curves": (training_curves, "Training of both stages."),
-    "proposal_quality": (proposal_quality, "Quality of the proposals."),
-    "class_supervision": (class_supervision, "What class labels do to the masks (Sec. 3.1)."),
+    "proposal_quality": (_proposal_quality, "Quality of the proposals."),
+    "class_supervision": (_class_supervision, "What class labels do to the masks (Sec. 3.1)."),
 }
-
-
-def _draw(results: Results, judgements: list[Judgement]) -> Iterator[tuple[str, Figure | None, str]]:
-    """Name, chart and caption."""
-    yield "claims", comparisons(judgements), "The comparisons behind the claims."
-    for name, (numbers, say) in TABLE_CHARTS.items():
-        message = say(results) if any(_measured(results, number) for number in numbers) else None
-        caption = " ".join(f"Table {number}. {TABLES[number].title}." for number in numbers)
-        yield name, _table_chart(numbers, message, results) if message else None, caption
-    for name, (draw, caption) in CHARTS.items():
-        yield name, draw(results), caption
 
 
 def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
     """Draw every chart there are results for into `folder`; name -> (file, caption)."""
-    drawn = {}
-    with as_file(files(__package__) / "report.mplstyle") as style, plt.style.context(["default", style]):
-        for name, figure, caption in _draw(results, judgements):
-            path = folder / f"{name}.png"
+    drawn, claims = {}, (lambda _: _comparisons(judgements), "The comparisons behind the claims.")
+    with as_file(files(__package__) / "report.mplstyle") as look, matplotlib.style.context(["default", look]):
+        for name, (draw, caption) in {"claims": claims, **CHARTS}.items():
+            path, figure = folder / f"{name}.png", draw(results)
             if figure is None:  # a chart of former results would be shown as if it were of these
                 path.unlink(missing_ok=True)
                 continue
             write_atomically(path, figure.savefig)
-            plt.close(figure)
             drawn[name] = path, caption
     return drawn
