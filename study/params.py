@@ -90,8 +90,12 @@ class Params:
             raise ValueError(f"seeds are {self.seeds}; each seed may stand there once")
 
 
-def _read_yaml(path: Path) -> Any:
-    """A file's content by YAML 1.2, to which a key given twice is an error."""
+def read_yaml(path: Path) -> Any:
+    """A file's content by YAML 1.2, to which a key given twice is an error.
+
+    Raises:
+        ValueError: it is no YAML.
+    """
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
@@ -108,7 +112,7 @@ def load_study(profile: str, configs: str | Path = "configs") -> Study:
     if not path.is_file():
         known = ", ".join(sorted(item.stem for item in Path(configs).glob("*.yaml"))) or "none"
         raise ValueError(f"unknown profile {profile!r}; {Path(configs)}/ has: {known}")
-    return from_mapping(Study, _read_yaml(path), str(path))
+    return from_mapping(Study, read_yaml(path), str(path))
 
 
 def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study]:
@@ -121,7 +125,7 @@ def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run from the top folder of the repository")
-    params = from_mapping(Params, _read_yaml(path), str(path))
+    params = from_mapping(Params, read_yaml(path), str(path))
     study = load_study(params.profile, path.parent / "configs")
     networks = {name: getattr(study.proposals, name).training for name in ("mask2former", "mask_rcnn", "twins")}
     for name, training in {**networks, "maskclip": study.maskclip}.items():

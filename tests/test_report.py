@@ -71,7 +71,7 @@ def results_of(*rows: tuple) -> Results:
 
 
 def verdict_of(results: Results, claim: str):
-    return next(j for j in judge_claims(results) if j.claim.name == claim)
+    return next(j for j in judge_claims(results, {}) if j.claim.name == claim)
 
 
 def test_paper_numbers_are_those_printed():

@@ -102,7 +102,7 @@ def _table_chart(numbers: Sequence[int], say: Callable[[Results], str | None], r
             for value in [*study_values(results, number, method.id, column)] or [np.nan]
         ],
         columns=["panel", "group", "row", "paper", "value"],
-    ).astype({"paper": float})
+    )
     message = say(results) if cells.value.notna().any() else None
     if message is None:
         return None
@@ -164,8 +164,7 @@ def _efficiency(results: Results) -> Figure | None:
             if value == value:
                 axes.barh(y, value, 0.62, color=method.colour, zorder=2)
                 axes.annotate(f"{value:.3g}", (value, y), (6, 0), textcoords="offset points", va="center", fontsize=11)
-            if printed:
-                _diamond(axes, printed, y)
+            _diamond(axes, printed, y)
         axes.set_xscale("log")
         left, right = axes.get_xlim()
         axes.set_xlim(left / 2, right * 2)
@@ -295,7 +294,7 @@ def _class_supervision(results: Results) -> Figure | None:
 def _comparisons(judgements: list[Judgement]) -> Figure | None:
     """Every difference the claims speak of, relative to its second side."""
     pairs = [(judged.claim, outcome) for judged in judgements for outcome in judged.outcomes]
-    shown = [(claim, outcome, outcome.b) for claim, outcome in pairs if outcome.kind == "difference" and outcome.b]
+    shown = [(claim, outcome, outcome.b) for claim, outcome in pairs if outcome.kind == "difference" and outcome.b > 0]
     if not shown:
         return None
     height = 1.2 + 0.3 * len(shown)
@@ -310,8 +309,7 @@ def _comparisons(judgements: list[Judgement]) -> Figure | None:
             before = claim
         mean, half = 100 * outcome.value / base, np.nan_to_num(100 * (outcome.high - outcome.value) / base)
         axes.errorbar(mean, y, xerr=half, fmt="o", markersize=7, elinewidth=2.4, color=_STATES[outcome.state], zorder=4)
-        if outcome.paper_a and outcome.paper_b:
-            _diamond(axes, (outcome.paper_a / outcome.paper_b - 1) * 100, y, zorder=3)
+        _diamond(axes, (outcome.paper_a / outcome.paper_b - 1) * 100, y, zorder=3)
     _horizontal(axes, [outcome.label for _, outcome, _ in shown])
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("symlog", linthresh=20)

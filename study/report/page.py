@@ -73,7 +73,7 @@ def headlines(results: Results) -> list[dict[str, str]]:
             found.append({"value": f"{best:.1f}", "name": name, "detail": detail})
     for table, column, a, b, name, detail in _RATIOS:
         above, below = (study_mean(results, table, method, column) for method in (a, b))
-        printed = [paper_number(table, method, column) or float("nan") for method in (a, b)]
+        printed = [paper_number(table, method, column) for method in (a, b)]
         if above == above and below > 0:
             detail = f"{detail} (paper: {printed[0] / printed[1]:.3g}×)"
             found.append({"value": f"{above / below:.3g}×", "name": name, "detail": detail})

@@ -101,10 +101,9 @@ def paper_numbers() -> dict[tuple[int, str, str], str]:
     return {(int(line["table"]), line["row"], line["column"]): line["value"] for line in lines}
 
 
-def paper_number(number: int, method: str, column: str) -> float | None:
-    """A number of the paper, of a method of METHODS; None where it prints none."""
-    printed = paper_numbers().get((number, METHODS[method].label_in(number), column))
-    return float(printed) if printed else None
+def paper_number(number: int, method: str, column: str) -> float:
+    """A number of the paper, of a method of METHODS; NaN where it prints none."""
+    return float(paper_numbers().get((number, METHODS[method].label_in(number), column), "nan"))
 
 
 def study_values(results: Results, number: int, method: str, column: str) -> pd.Series:
