@@ -2,7 +2,9 @@
 
 import ctypes
 import os
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -19,9 +21,18 @@ def go_to_top() -> Path:
         if (folder / "params.yaml").is_file():
             os.chdir(folder)
             return folder
-    raise FileNotFoundError(
-        f"{here} is not inside the study: no params.yaml here or above; open it from its repository"
-    )
+    raise FileNotFoundError(f"{here} is not inside the study: no params.yaml here or above; open its repository")
+
+
+@contextmanager
+def errors_as_sentences(*others: type[Exception]) -> Iterator[None]:
+    """End a program with the sentence of an expected error, and without a traceback if it is interrupted."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, *others) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; run again, it goes on")
 
 
 def end_with_parent(sign: int) -> None:

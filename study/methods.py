@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `Run.tasks` knows their tasks
 TRAINING_PICTURES = ("coco_train", "coco_split_train")
 TABLES = range(2, 10)  # of the paper
+SCORE_COLUMNS = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]  # of a stage's results
 GROUND_TRUTH = "ground_truth"  # in place of a network: the annotated segments themselves (Table 7)
 
 

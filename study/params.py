@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML, YAMLError
 
 from maskclip.settings import STRICT, Evaluation, Mask2FormerConfig, MaskClipTraining, MaskRCNNConfig, from_mapping
+from study import errors_as_sentences
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -138,7 +138,5 @@ def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences():
         load_params()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

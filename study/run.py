@@ -24,19 +24,13 @@ from maskclip.model.clip import Clip, load_clip
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
-from maskclip.proposals import (
-    Proposals,
-    StoredProposals,
-    ground_truth_proposals,
-    load_source,
-    proposal_key,
-    store_proposals,
-)
+from maskclip.proposals import Proposals, ground_truth_proposals, load_source
+from maskclip.proposals.store import StoredProposals, proposal_key, store_proposals
 from maskclip.settings import scale_layers
 from maskclip.training.mask_tokens import load_trained_weights, train_maskclip
 from maskclip.training.proposal_networks import train_proposals
-from study.methods import GROUND_TRUTH, METHODS, NETWORKS
-from study.params import Study, load_params
+from study.methods import GROUND_TRUTH, METHODS, NETWORKS, SCORE_COLUMNS
+from study.params import load_params
 
 RETRAIN = os.environ.get("STUDY_RETRAIN") == "1"  # said by `python -m study.pipeline --retrain STAGE`
 MAIN_METRICS = ("PQ", "mIoU", "AP", "AP50_generalized_base", "AP50_generalized_target")  # for `dvc metrics show`
@@ -56,22 +50,15 @@ class GroundTruth(dict[int | str, Proposals]):
 class Run:
     """One seed of the study: its parameters, data, models and files.
 
-    Args:
-        seed: of everything random in this run.
-        params: path of params.yaml; the repository's top folder is where it lies.
-
-    Attributes:
-        folder, results: this seed's folders of what is kept and of what is measured.
-        shared: the profile's folder of results that no seed changes.
+    This seed's `folder` has what is kept, `results` what is measured, `shared` results that no seed changes.
 
     Raises:
         FileNotFoundError, ValueError: as `load_params`; the device is cuda, but there is no GPU.
     """
 
     def __init__(self, seed: int = 0, params: str | Path = "params.yaml") -> None:
-        self.seed, self.params_path = seed, str(params)
-        self.params, study = load_params(params)
-        self.study: Study = study
+        self.seed, self.params_path = seed, params
+        self.params, self.study = load_params(params)
         self.shared = Path("results") / self.params["profile"]
         self.folder, self.results = Path("runs") / self.params["profile"] / str(seed), self.shared / str(seed)
         self._datasets: dict[str, Dataset] = {}
@@ -88,7 +75,7 @@ class Run:
 
     @cached_property
     def thresholds(self) -> dict[str, float]:
-        """How the profile merges masks into a panoptic map: what `NamedMasks.panoptic` takes."""
+        """What `NamedMasks.panoptic` takes."""
         settings = self.study.evaluation
         return {"score_threshold": settings.object_mask_threshold, "overlap_threshold": settings.overlap_threshold}
 
@@ -101,23 +88,20 @@ class Run:
 
     def proposals(self, network: str, dataset: Dataset) -> Mapping[int | str, Proposals]:
         """The stored proposals of a network for a data set's pictures; `ground_truth` takes the annotation itself."""
-        if network == GROUND_TRUTH:
-            return GroundTruth(dataset)
-        return StoredProposals(self._store(network, dataset), proposal_key(self.folder / network, dataset))
+        return GroundTruth(dataset) if network == GROUND_TRUTH else StoredProposals(*self._store(network, dataset))
 
-    def _store(self, network: str, dataset: Dataset) -> Path:
-        return self.folder / network / "stored" / f"{dataset.name}.proposals"
+    def _store(self, network: str, dataset: Dataset) -> tuple[Path, str]:
+        folder = self.folder / network
+        return folder / "stored" / f"{dataset.name}.proposals", proposal_key(folder, dataset)
 
     def train_proposals(self, network: str) -> Path:
         """Train a network of NETWORKS in `params.processes` processes, into its folder, which is returned."""
-        launch(_train_proposals, (self.seed, network, self.params_path), self.params["processes"])
+        launch(_train_proposals, (self.seed, self.params_path, network), self.params["processes"])
         return self.folder / network
 
     def store_proposals(self, network: str, dataset: Dataset) -> Path:
         """Run a trained network over a data set's pictures and keep its proposals; the file is returned."""
-        source = load_source(self.folder / network, self.device)
-        key = proposal_key(self.folder / network, dataset)
-        return store_proposals(source, dataset, self._store(network, dataset), key)
+        return store_proposals(load_source(self.folder / network, self.device), dataset, *self._store(network, dataset))
 
     def new_encoder(self, method: str) -> MaskCLIPVisualEncoder:
         """The untrained visual encoder of a method of METHODS, its RMA layers scaled to this ViT's depth."""
@@ -134,7 +118,7 @@ class Run:
 
     def train(self, method: str) -> pd.DataFrame:
         """Train a method of METHODS in `params.processes` processes, into its folder; the training's curve."""
-        launch(_train, (self.seed, method, self.params_path), self.params["processes"])
+        launch(_train, (self.seed, self.params_path, method), self.params["processes"])
         return pd.read_csv(self.folder / method / "curve.csv")
 
     def encoder(self, method: str) -> MaskCLIPVisualEncoder:
@@ -152,21 +136,18 @@ class Run:
     def evaluate(
         self, method: str, pictures: Iterable[str], network: str, tasks: Sequence[str] | None = None
     ) -> list[dict]:
-        """One method on collections of test pictures: tidy rows (method, proposals, dataset, metric, value, ...).
+        """One method on collections of TEST_PICTURES, with a network's proposals: tidy rows for `write_rows`.
 
-        Args:
-            method: of METHODS.
-            pictures: of TEST_PICTURES; those that are the same are run once.
-            network: of NETWORKS, or "ground_truth".
-            tasks: the results' data set names; None: all that the pictures are annotated for.
+        `tasks` are the results' data set names; None: all that the pictures are annotated for. Collections of
+        the same pictures are run once.
         """
         scores: dict[str, dict[str, float]] = {}
         templates = tuple(self.study.clip.templates)
         for group in same_pictures(map(self.dataset, pictures)):
             found = {name: task for one in group for name, task in tasks_of(one.name, self.dataset).items()}
             found = {name: task for name, task in found.items() if tasks is None or name in tasks}
-            proposals = self.proposals(network, group[0])
-            evaluate(self.model(method), group[0], proposals, list(found.values()), self.study.evaluation, templates)
+            model, proposals = self.model(method), self.proposals(network, group[0])
+            evaluate(model, group[0], proposals, list(found.values()), self.study.evaluation, templates)
             scores |= {name: task.compute() for name, task in found.items()}
         same = {"method": method, "proposals": network, "seed": self.seed, "profile": self.params["profile"]}
         return [
@@ -178,15 +159,12 @@ class Run:
     def write_rows(self, stage: str, rows: list[dict]) -> pd.DataFrame:
         """Write tidy rows to <stage>.csv, and the main ones, nested as dataset.metric, to <stage>.json;
         of several methods each to <stage>_<method>.json, so that `dvc metrics show` has one line a method."""
-        columns = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]
-        frame = pd.DataFrame(rows, columns=columns)
-        methods: dict[str, dict[str, dict[str, float]]] = {row["method"]: {} for row in rows}
-        for row in rows:
-            if row["metric"] in MAIN_METRICS:
-                of_set = methods[row["method"]].setdefault(row["dataset"], {})
-                of_set[row["metric"]] = round(row["value"], 3)
-        for method, scores in methods.items():
-            self.write_json(f"{stage}.json" if len(methods) == 1 else f"{stage}_{method}.json", scores)
+        frame = pd.DataFrame(rows, columns=SCORE_COLUMNS)
+        for method, of_method in frame.groupby("method", sort=False):
+            scores: dict[str, dict[str, float]] = {}
+            for row in of_method[of_method.metric.isin(MAIN_METRICS)].itertuples():
+                scores.setdefault(row.dataset, {})[row.metric] = round(row.value, 3)
+            self.write_json(f"{stage}.json" if frame.method.nunique() == 1 else f"{stage}_{method}.json", scores)
         self.write_table(f"{stage}.csv", frame)
         return frame
 
@@ -200,30 +178,26 @@ class Run:
         write_atomically(self.results / name, lambda path: path.write_text(text + "\n"))
 
 
-def _start(seed: int, params: str) -> Run:
+def _start(seed: int, params: str | Path) -> Run:
     run = Run(seed, params)
     if run.device == "cuda":  # let it mean this process's GPU, before anything is loaded onto the first one
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return run
 
 
-def _train(seed: int, method: str, params: str) -> None:
+def _train(seed: int, params: str | Path, method: str) -> None:
     run, kind = _start(seed, params), METHODS[method]
-    dataset = run.dataset(str(kind.training_set))
-    proposals = run.proposals(kind.network, dataset)
-    encoder, out = run.new_encoder(method), run.folder / method
+    dataset, out = run.dataset(str(kind.training_set)), run.folder / method
+    encoder, proposals = run.new_encoder(method), run.proposals(kind.network, dataset)
     train_maskclip(encoder, run.clip, dataset, proposals, run.study.maskclip, out, seed, retrain=RETRAIN)
 
 
-def _train_proposals(seed: int, name: str, params: str) -> None:
+def _train_proposals(seed: int, params: str | Path, name: str) -> None:
     run, kind = _start(seed, params), NETWORKS[name]
-    config = getattr(run.study.proposals, kind.settings)
+    dataset, config = run.dataset(kind.training_set), getattr(run.study.proposals, kind.settings)
     network = "mask_rcnn" if kind.settings == "mask_rcnn" else "mask2former"
-    device = "cpu" if run.device == "cpu" else None
-    dataset = run.dataset(kind.training_set)
-    train_proposals(
-        network, dataset, config, run.folder / name, seed, class_aware=kind.class_aware, device=device, retrain=RETRAIN
-    )
+    options = {"class_aware": kind.class_aware, "device": "cpu" if run.device == "cpu" else None, "retrain": RETRAIN}
+    train_proposals(network, dataset, config, run.folder / name, seed, **options)
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:

@@ -10,7 +10,6 @@ with.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from maskclip.proposals import ProposalSource, ground_truth_proposals, load_sour
 from maskclip.proposals.load import build_network
 from maskclip.proposals.mask2former import Mask2FormerSource
 from maskclip.visualize import comparison, draw_masks, draw_panoptic
+from study import errors_as_sentences
 from study.run import Run
 
 FILES = {
@@ -122,10 +122,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which run's trained networks to use")
     parser.add_argument("--network", help="a proposal network: a folder of ours, or a Mask2Former of transformers")
     options = parser.parse_args()
-    try:
+    with errors_as_sentences():
         table = run_sample(options.folder, options.out, Run(options.seed, options.params), options.network)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(table.set_index("masks").T.to_string(float_format="{:.2f}".format))
     print(f"pictures: {options.out}/comparison.png; to count PQ with panopticapi's own evaluation.py:")
     print(f"  --gt_json_file {options.out}/ground_truth.json --pred_json_file {options.out}/mask2former.json")

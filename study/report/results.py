@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from study.methods import METHODS, NETWORKS
+from study.methods import METHODS, NETWORKS, SCORE_COLUMNS
 
-SCORE_COLUMNS = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]
 # Other results, by the beginning of their files' names, which is also their field in Results.
 _COLUMNS = {
     "scores": SCORE_COLUMNS,
