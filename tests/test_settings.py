@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from maskclip.settings import scale_layers
 from study.params import load_params, load_study
-from study.run import METHODS, PROPOSAL_NETWORKS
+from study.methods import METHODS, NETWORKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,14 +93,14 @@ def test_a_wrong_parameter_is_named(change: dict, words: list[str], tmp_path: Pa
 
 @pytest.mark.parametrize("profile", ["mini", "paper"])
 def test_the_twins_are_the_profiles_mask2former_and_differ_in_class_supervision_alone(profile: str) -> None:
-    agnostic, aware = PROPOSAL_NETWORKS["class_agnostic"], PROPOSAL_NETWORKS["class_aware"]
-    assert aware.class_aware and replace(aware, class_aware=False) == agnostic
+    agnostic, aware = NETWORKS["class_agnostic"], NETWORKS["class_aware"]
+    assert aware.class_aware and replace(aware, id=agnostic.id, colour=agnostic.colour, class_aware=False) == agnostic
     proposals = load_study(profile, configs=ROOT / "configs").proposals
     same = {"training": proposals.mask2former.training, "start": proposals.mask2former.start}
     assert replace(proposals.twins, **same) == proposals.mask2former and proposals.twins.start is None
 
 
-@pytest.mark.parametrize(("table", "known"), [(METHODS, "maskclip"), (PROPOSAL_NETWORKS, "mask_rcnn")])
+@pytest.mark.parametrize(("table", "known"), [(METHODS, "maskclip"), (NETWORKS, "mask_rcnn")])
 def test_an_unknown_method_or_network_is_named_with_the_known_ones(table: dict, known: str) -> None:
     with pytest.raises(ValueError, match=f"no 'maskklip'; it has .*{known}"):
         table["maskklip"]
