@@ -46,9 +46,8 @@ def _title(figure: Figure, message: str, detail: str, handles: Sequence[Artist] 
     figure.text(0.01, 1 + 0.12 / height, detail, ha="left", va="bottom", fontsize=11.5, color=MUTED)
     if handles is not None:
         paper = Line2D([], [], ls="", marker="D", markersize=7, mfc="white", mec=INK, label="the paper (real data)")
-        columns, below = min(len(handles) + 1, 6), (0.5, 0.0)
-        legend = partial(figure.legend, loc="upper center", bbox_to_anchor=below, columnspacing=1.5, handlelength=1.2)
-        legend(handles=[*handles, paper], ncols=columns)
+        legend = partial(figure.legend, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(handles) + 1, 6))
+        legend(handles=[*handles, paper], columnspacing=1.5, handlelength=1.2)
     return figure
 
 
@@ -58,10 +57,7 @@ def _diamond(axes: Axes, x: float, y: float, zorder: int = 5) -> None:
 
 
 def _bars(axes: Axes, values: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    """Grouped bars with 95 % intervals and every seed as a dot; the paper's numbers as diamonds.
-
-    `values`: a line a seed with `group`, `row`, `value` (NaN: not measured) and, if any, `paper`. `colours`: of rows.
-    """
+    """Grouped bars with 95 % intervals, seeds as dots; of `values` (`group`, `row`, `value`, perhaps `paper`)."""
     groups, rows, width = list(values.group.unique()), list(colours), 0.8 / len(colours)
     for bar, of_bar in values.groupby(["group", "row"], sort=False):
         group, row = map(str, bar)
@@ -90,8 +86,10 @@ def _methods(number: int) -> list[Method]:
     return [method for method in table_rows(number).values() if method]
 
 
-def _table_chart(numbers: Sequence[int], say: Callable[[Results], str | None], results: Results) -> Figure | None:
-    """The panels of some tables side by side; None where nothing was measured, or `say` has no message."""
+def _table_chart(
+    numbers: Sequence[int], about: str, column: str, compared: Sequence[str], results: Results
+) -> Figure | None:
+    """The panels of some tables side by side; the title has one column's numbers of the `compared` methods."""
     panels = [(number, *panel) for number in numbers for panel in TABLES[number].panels.items()]
     cells = pd.DataFrame(
         [
@@ -103,61 +101,27 @@ def _table_chart(numbers: Sequence[int], say: Callable[[Results], str | None], r
         ],
         columns=["panel", "group", "row", "paper", "value"],
     )
-    message = say(results) if cells.value.notna().any() else None
-    if message is None:
+    if cells.value.isna().all():
         return None
     figure, all_axes = _panels(len(panels), 4.3)
     for axes, (number, title, _) in zip(all_axes, panels):
         _bars(axes, cells[cells.panel == title], {method.id: method.colour for method in _methods(number)})
         axes.set_title(title)
+    means = {METHODS[m].label_in(numbers[0]): study_mean(results, numbers[0], m, column) for m in compared}
+    said = ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean)
     n, shown = len(results.seeds), {method.id: method for number in numbers for method in _methods(number)}
     seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
-    handles = [Patch(color=method.colour, label=method.label) for method in shown.values()]
     tables = f"Table{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"
-    return _title(figure, message, f"{tables}; study ({results.profile} profile): {seeds}", handles)
-
-
-def _versus(number: int, column: str, about: str, results: Results) -> str:
-    """`MaskCLIP 15.1, CLIP Baseline 8.2`: a message that is true however it comes out."""
-    means = {METHODS[m].label: study_mean(results, number, m, column) for m in ("maskclip", "clip_baseline")}
-    said = ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean)
-    return f"{about}: {said or 'not measured'}"
-
-
-def _semantic(results: Results) -> str:
-    means = pd.DataFrame({c: {m.id: study_mean(results, 2, m.id, c) for m in _methods(2)} for c in TABLES[2].columns})
-    means = means.dropna(axis=1, how="all")
-    return f"MaskCLIP comes first on {(means.idxmax() == 'maskclip').sum()} of {len(means.columns)} semantic sets"
-
-
-def _split(results: Results) -> str:
-    target, base = (study_mean(results, 5, "maskclip_split", f"generalized {group}") for group in ("target", "base"))
-    reached = f"{target / base:.0%} of the trained ones' AP50" if base > 0 else "no measured share of the others' AP50"
-    return f"Classes never trained on reach {reached} (generalized)"
-
-
-def _ground_truth(results: Results) -> str | None:
-    own, given = (study_mean(results, 7, method, "PQ") for method in ("maskclip", "maskclip_gt"))
-    times = f"Ground-truth masks give {given / own:.1f} times the PQ" if own > 0 else "Ground-truth masks"
-    return times if given > 0 else None
-
-
-def _ablations(results: Results) -> str | None:
-    gain = study_mean(results, 8, "maskclip", "PQ") - study_mean(results, 8, "wo_refinement", "PQ")
-    layers = {m.label_in(9): mean for m in _methods(9) if (mean := study_mean(results, 9, m.id, "PQ")) > 0}
-    if gain != gain and len(layers) < 2:
-        return None
-    best = max(layers, key=lambda label: layers[label], default="none")
-    change = f"changes PQ by {gain:+.1f}" if abs(gain) >= 0.05 else "leaves PQ as it is"
-    return f"Refinement {change}; of the layer sets, {best} comes first"
+    handles = [Patch(color=method.colour, label=method.label) for method in shown.values()]
+    detail = f"{tables}; study ({results.profile} profile): {seeds}"
+    return _title(figure, f"{about}: {said or 'not measured'}", detail, handles)
 
 
 def _efficiency(results: Results) -> Figure | None:
     """Table 6: FLOPs and time on a logarithmic scale."""
     if results.efficiency.empty:
         return None
-    methods = _methods(6)
-    figure, panels = _panels(2, 3.8)
+    methods, (figure, panels) = _methods(6), _panels(2, 3.8)
     for axes, column in zip(panels, ("TFLOPs", "seconds")):
         for y, method in enumerate(methods):
             value, printed = study_mean(results, 6, method.id, column), paper_number(6, method.id, column)
@@ -172,9 +136,8 @@ def _efficiency(results: Results) -> Figure | None:
         axes.set_title(f"{column}, {results.cost_model(TABLES[6].columns[column][1])} (logarithmic)")
         _horizontal(axes, [method.label if axes is panels[0] else "" for method in methods])
     ratio = study_mean(results, 6, "clip_baseline", "seconds") / study_mean(results, 6, "wo_rma", "seconds")
-    message = f"Mask tokens: {ratio:.3g} times the speed of one CLIP pass per mask"
-    detail = "Table 6; the features of 100 masks of one image"
-    return _title(figure, message if ratio > 0 else "What 100 masks cost", detail, [])
+    message = f"Mask tokens: {ratio:.3g} times the speed of one CLIP pass per mask" if ratio > 0 else "Cost"
+    return _title(figure, message, "Table 6; the features of 100 masks of one image", [])
 
 
 def _seed_spread(results: Results) -> Figure | None:
@@ -242,8 +205,8 @@ def training_curves(results: Results) -> Figure | None:
         axes.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     of = "MaskCLIP" if "MaskCLIP" in quarters else next(iter(quarters))
     message = "Training {}: mean loss {:.1f} in the first quarter, {:.1f} in the last".format(of, *quarters[of])
-    several = f"; mean of {n} seeds, band: their range" if (n := curves.seed.nunique()) > 1 else ""
-    return _title(figure, message, f"encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed{several}")
+    detail = "encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed; mean of seeds, band: their range"
+    return _title(figure, message, detail)
 
 
 def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -> Figure:
@@ -267,11 +230,10 @@ def _proposal_quality(results: Results) -> Figure | None:
         return None
     dataset, source = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0], table.source.iloc[0]
     table = table[table.dataset == dataset].replace({"metric": {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}})
-    message, metric = "How good the proposals are", table.metric.iloc[0]
+    metric = table.metric.iloc[0]
     means = table[(table.metric == metric) & (table.source == source)].groupby("group").value.mean()
-    if {"novel", "trained"} <= set(means.index):
-        novel, trained = (f"{means[group]:.2f}" for group in ("novel", "trained"))
-        message = f"Proposals, {metric}: {novel} on categories never trained on, {trained} on trained ones"
+    said = [f"{means[group]:.2f} on {group} categories" for group in ("novel", "trained") if group in means]
+    message = f"Proposals, {metric}: {', '.join(said) or f'{means.iloc[0]:.2f}'}"
     return _quality_chart(table, "metric", message, f"{source}; data set {dataset}; by group of annotated segments")
 
 
@@ -282,11 +244,10 @@ def _class_supervision(results: Results) -> Figure | None:
         return None
     table = table[(table.metric == "AR100") & table.source.isin(_TWINS)].assign(panel="AR@100, " + table.dataset)
     differences = []
-    for (dataset, group), values in table.groupby(["dataset", "group"], sort=False):
-        if group in ("all", "novel"):
-            seeds = values.pivot_table(index="seed", columns="source", values="value")
-            mean, half = interval(seeds.class_agnostic - seeds.class_aware)
-            differences.append(f"{dataset} {group} {mean:+.3f}" + (f" ± {half:.3f}" if half == half else ""))
+    for (dataset, group), values in table[table.group.isin(("all", "novel"))].groupby(["dataset", "group"], sort=False):
+        seeds = values.pivot_table(index="seed", columns="source", values="value")
+        mean, half = interval(seeds.class_agnostic - seeds.class_aware)
+        differences.append(f"{dataset} {group} {mean:+.3f}" + (f" ± {half:.3f}" if half == half else ""))
     detail = f"class-agnostic minus class-aware, seed by seed: {', '.join(differences)}"
     return _quality_chart(table, "panel", "Masks learned without classes and with them", detail)
 
@@ -323,19 +284,20 @@ def _comparisons(judgements: list[Judgement]) -> Figure | None:
     return _title(figure, message, f"every difference behind C1 to C8 and C14 to C17{several}", handles)
 
 
-# name -> the tables it draws, and its message (None: there is nothing to see)
-TABLE_CHARTS: dict[str, tuple[tuple[int, ...], Callable[[Results], str | None]]] = {
-    "table2_semantic": ((2,), _semantic),
-    "table3_panoptic": ((3,), partial(_versus, 3, "PQ", "Panoptic quality")),
-    "table4_instance": ((4,), partial(_versus, 4, "LVIS AP", "Instances, LVIS AP")),
-    "table5_split": ((5,), _split),
-    "table7_ground_truth": ((7,), _ground_truth),
-    "tables8_9_ablations": ((8, 9), _ablations),
+_BOTH = ("maskclip", "clip_baseline")
+# name -> the tables it draws; what its title compares, in which column, of which methods
+_TABLE_CHARTS: dict[str, tuple[tuple[int, ...], str, str, tuple[str, ...]]] = {
+    "table2_semantic": ((2,), "mIoU, A-150", "A-150", _BOTH),
+    "table3_panoptic": ((3,), "Panoptic quality", "PQ", _BOTH),
+    "table4_instance": ((4,), "Instances, LVIS AP", "LVIS AP", _BOTH),
+    "table5_split": ((5,), "AP50 of classes never trained on", "generalized target", ("maskclip_split",)),
+    "table7_ground_truth": ((7,), "Panoptic quality", "PQ", ("maskclip", "maskclip_gt")),
+    "tables8_9_ablations": ((8, 9), "Panoptic quality", "PQ", ("maskclip", "wo_refinement")),
 }
 # name -> how to draw it (None: its results are missing), its caption
 CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
-    name: (partial(_table_chart, numbers, say), " ".join(f"Table {n}. {TABLES[n].title}." for n in numbers))
-    for name, (numbers, say) in TABLE_CHARTS.items()
+    name: (partial(_table_chart, *chart), " ".join(f"Table {n}. {TABLES[n].title}." for n in chart[0]))
+    for name, chart in _TABLE_CHARTS.items()
 } | {
     "table6_efficiency": (_efficiency, f"Table 6. {TABLES[6].title}."),
     "seeds": (_seed_spread, "The spread over seeds."),
