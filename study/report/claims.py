@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 from study.methods import METHODS
 from study.params import read_yaml
 from study.report.results import Results, interval
-from study.report.tables import DASH, TABLES, paper_number, read_data, study_values
+from study.report.tables import DASH, TABLES, latex_escape, markdown, paper_number, plain_csv, read_data, study_values
 
 AGREES, DISAGREES, UNDECIDED = "agrees", "does not agree", "undecided"
 
@@ -193,8 +194,30 @@ def count_verdicts(judgements: list[Judgement]) -> dict[str, int]:
     return {verdict: verdicts.count(verdict) for verdict in (AGREES, UNDECIDED, DISAGREES)}
 
 
-def claims_table(judgements: list[Judgement]) -> pd.DataFrame:
-    """The claims table as text: one row per claim."""
+def claims_files(judgements: list[Judgement]) -> dict[str, str]:
+    """Name -> text: the claims in three forms, every comparison in numbers (see Outcome), the verdicts counted."""
+    table, counts = _claims_table(judgements), count_verdicts(judgements)
+    pairs = [{"claim": judged.claim.name, **asdict(outcome)} for judged in judgements for outcome in judged.outcomes]
+    shown = table[["claim", "text", "paper", "study", "verdict"]].map(latex_escape)
+    shown.columns = ["", "Claim", "Paper", "Study", "Verdict"]
+    latex = shown.style.hide(axis="index").to_latex(
+        environment="longtable",
+        hrules=True,
+        column_format=r"lp{.25\linewidth}p{.26\linewidth}p{.26\linewidth}l",
+        caption="The claims of the paper, judged by the rule below.",
+        label="tab:claims",
+    )
+    agree = f"**{counts[AGREES]} of {len(table)} claims agree.**"
+    return {
+        "claims.csv": plain_csv(table),
+        "comparisons.csv": plain_csv(pd.DataFrame(pairs).rename(columns={"label": "comparison"})),
+        "claims.md": f"{agree}\n\n{markdown(table.astype(str))}\n\n{RULE}\n",
+        "claims.tex": f"% needs \\usepackage{{booktabs,longtable}}\n\\small\n{latex}\n{latex_escape(RULE)}\n",
+        "metrics.json": json.dumps({"claims": counts}, indent=2) + "\n",
+    }
+
+
+def _claims_table(judgements: list[Judgement]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "claim": j.claim.name,
@@ -208,9 +231,3 @@ def claims_table(judgements: list[Judgement]) -> pd.DataFrame:
         }
         for j in judgements
     )
-
-
-def comparisons_table(judgements: list[Judgement]) -> pd.DataFrame:
-    """Every comparison in numbers, see Outcome."""
-    lines = [{"claim": judged.claim.name, **asdict(outcome)} for judged in judgements for outcome in judged.outcomes]
-    return pd.DataFrame(lines).rename(columns={"label": "comparison"})

@@ -145,7 +145,20 @@ def to_csv(table: Table) -> str:
         parts[column] = cells.map(lambda cell: f"{cell.mean:.4f}" if cell.seeds else cell.text.replace(DASH, ""))
         parts[f"{column} ±"] = cells.map(lambda cell: f"{cell.half:.4f}" if cell.half == cell.half else "")
         parts[f"{column} seeds"] = cells.map(lambda cell: cell.seeds or "")
-    return pd.DataFrame(parts).to_csv(index=False, lineterminator="\n")
+    return plain_csv(pd.DataFrame(parts))
+
+
+def to_plots(table: Table) -> str:
+    """The study's rows, means over seeds, as `dvc plots show` draws them."""
+    study = table.frame[table.frame.Numbers == "study"]
+    means = study[list(table.spec.columns)].map(lambda cell: round(cell.mean, 4)).dropna(axis=1, how="all")
+    means.insert(0, "method", study.Method)
+    return plain_csv(means)
+
+
+def plain_csv(frame: pd.DataFrame) -> str:
+    """The same text on every system."""
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def to_markdown(table: Table) -> str:
