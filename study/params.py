@@ -39,7 +39,7 @@ class Data:
 
 @dataclass(frozen=True, config=STRICT)
 class ClipModel:
-    """Which CLIP: a folder (open_clip JSON + weights), or an open_clip name with its pretrained tag or local file."""
+    """A folder (open_clip JSON + weights), or an open_clip name with its pretrained tag or local file."""
 
     model: str
     pretrained: str | None
@@ -48,8 +48,7 @@ class ClipModel:
 
 @dataclass(frozen=True, config=STRICT)
 class Proposals:
-    """Stage one: both class-agnostic proposal networks, and the Mask2Former that is trained with and without class
-    supervision, to compare."""
+    """Stage one; `twins` is the Mask2Former that is trained with and without class supervision, to compare."""
 
     mask2former: Mask2FormerConfig
     mask_rcnn: MaskRCNNConfig
@@ -91,11 +90,7 @@ class Params:
 
 
 def read_yaml(path: Path) -> Any:
-    """A file's content by YAML 1.2, to which a key given twice is an error.
-
-    Raises:
-        ValueError: it is no YAML.
-    """
+    """A file's content; ValueError unless it is YAML 1.2, to which a key given twice is an error."""
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -36,12 +37,11 @@ RETRAIN = os.environ.get("STUDY_RETRAIN") == "1"  # said by `python -m study.pip
 MAIN_METRICS = ("PQ", "mIoU", "AP", "AP50_generalized_base", "AP50_generalized_target")  # for `dvc metrics show`
 
 
+@dataclass
 class GroundTruth(dict[int | str, Proposals]):
     """The annotated segments of a data set as its proposals (Table 7), read when asked for."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        super().__init__()
-        self.dataset = dataset
+    dataset: Dataset
 
     def __missing__(self, image_id: int | str) -> Proposals:
         return ground_truth_proposals(self.dataset.annotation(image_id))
@@ -61,7 +61,6 @@ class Run:
         self.params, self.study = load_params(params)
         self.shared = Path("results") / self.params["profile"]
         self.folder, self.results = Path("runs") / self.params["profile"] / str(seed), self.shared / str(seed)
-        self._datasets: dict[str, Dataset] = {}
         self.device = self.params["device"]
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,18 +72,17 @@ class Run:
         """The profile's CLIP, frozen."""
         return load_clip(self.study.clip.model, self.study.clip.pretrained, device=self.device)
 
-    @cached_property
+    @property
     def thresholds(self) -> dict[str, float]:
         """What `NamedMasks.panoptic` takes."""
         settings = self.study.evaluation
         return {"score_threshold": settings.object_mask_threshold, "overlap_threshold": settings.overlap_threshold}
 
+    @cache  # noqa: B019 - a notebook has one run
     def dataset(self, name: str) -> Dataset:
         """A data set by its short name, opened once; test sets are cut to `evaluation.limit` pictures."""
-        if name not in self._datasets:
-            limit = None if name in DATASETS and DATASETS[name].training else self.study.evaluation.limit
-            self._datasets[name] = open_dataset(name, self.study.data.root, limit=limit)
-        return self._datasets[name]
+        limit = None if name in DATASETS and DATASETS[name].training else self.study.evaluation.limit
+        return open_dataset(name, self.study.data.root, limit=limit)
 
     def proposals(self, network: str, dataset: Dataset) -> Mapping[int | str, Proposals]:
         """The stored proposals of a network for a data set's pictures; `ground_truth` takes the annotation itself."""
@@ -157,8 +155,8 @@ class Run:
         ]  # fmt: skip
 
     def write_rows(self, stage: str, rows: list[dict]) -> pd.DataFrame:
-        """Write tidy rows to <stage>.csv, and the main ones, nested as dataset.metric, to <stage>.json;
-        of several methods each to <stage>_<method>.json, so that `dvc metrics show` has one line a method."""
+        """Rows into <stage>.csv, the main ones, nested as dataset.metric, into <stage>.json (several methods:
+        <stage>_<method>.json), so that `dvc metrics show` has one line a method."""
         frame = pd.DataFrame(rows, columns=SCORE_COLUMNS)
         for method, of_method in frame.groupby("method", sort=False):
             scores: dict[str, dict[str, float]] = {}
@@ -169,11 +167,11 @@ class Run:
         return frame
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
-        """A table into this seed's results, atomically."""
+        """A table into this seed's results."""
         write_atomically(self.results / name, lambda path: frame.to_csv(path, index=False))
 
     def write_json(self, name: str, content: dict) -> None:
-        """A JSON file into this seed's results, atomically; not-a-number becomes null."""
+        """A JSON file into this seed's results; not-a-number becomes null."""
         text = json.dumps(content, indent=2).replace("NaN", "null")
         write_atomically(self.results / name, lambda path: path.write_text(text + "\n"))
 

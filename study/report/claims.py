@@ -22,7 +22,7 @@ AGREES, DISAGREES, UNDECIDED = "agrees", "does not agree", "undecided"
 
 @dataclass(frozen=True)
 class Claim:
-    """One of the paper's claims (claims.yaml says what its parts mean); table 0: pictures."""
+    """One of the paper's claims, see claims.yaml; table 0: pictures."""
 
     name: str
     text: str
@@ -123,14 +123,12 @@ def _compare(claim: Claim, results: Results) -> list[Outcome]:
 
 def _attributes(results: Results) -> list[Outcome]:
     """C18: accuracy averaged over a pair's words, so that always saying one word is chance."""
-    if results.attributes.empty:
-        return [_outcome("filled / empty", "chance", pd.DataFrame(columns=["a", "b", "value"]))]
     outcomes = []
     for pair, of_pair in results.attributes.groupby("pair", sort=False):
         accuracy, chance = of_pair.groupby("seed").accuracy.mean(), 100 / of_pair.word.nunique()
         frame = pd.DataFrame({"a": accuracy, "b": chance, "value": accuracy - chance})
         outcomes.append(_outcome(f"{pair}, over chance", "chance", frame))
-    return outcomes
+    return outcomes or [_outcome("filled / empty", "chance", pd.DataFrame(columns=["a", "b", "value"]))]
 
 
 def _outcome(
