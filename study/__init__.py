@@ -27,9 +27,10 @@ def go_to_top() -> Path:
 @contextmanager
 def errors_as_sentences(*others: type[Exception]) -> Iterator[None]:
     """End a program with the sentence of an expected error, and without a traceback if it is interrupted."""
+    expected: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError, *others)
     try:
         yield
-    except (ValueError, OSError, RuntimeError, *others) as error:
+    except expected as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; run again, it goes on")

@@ -160,8 +160,8 @@ class Run:
         frame = pd.DataFrame(rows, columns=SCORE_COLUMNS)
         for method, of_method in frame.groupby("method", sort=False):
             scores: dict[str, dict[str, float]] = {}
-            for row in of_method[of_method.metric.isin(MAIN_METRICS)].itertuples():
-                scores.setdefault(row.dataset, {})[row.metric] = round(row.value, 3)
+            for row in of_method[of_method.metric.isin(MAIN_METRICS)].to_dict("records"):
+                scores.setdefault(row["dataset"], {})[row["metric"]] = round(row["value"], 3)
             self.write_json(f"{stage}.json" if frame.method.nunique() == 1 else f"{stage}_{method}.json", scores)
         self.write_table(f"{stage}.csv", frame)
         return frame
@@ -192,10 +192,14 @@ def _train(seed: int, params: str | Path, method: str) -> None:
 
 def _train_proposals(seed: int, params: str | Path, name: str) -> None:
     run, kind = _start(seed, params), NETWORKS[name]
-    dataset, config = run.dataset(kind.training_set), getattr(run.study.proposals, kind.settings)
+    dataset, config, out = (
+        run.dataset(kind.training_set),
+        getattr(run.study.proposals, kind.settings),
+        run.folder / name,
+    )
     network = "mask_rcnn" if kind.settings == "mask_rcnn" else "mask2former"
-    options = {"class_aware": kind.class_aware, "device": "cpu" if run.device == "cpu" else None, "retrain": RETRAIN}
-    train_proposals(network, dataset, config, run.folder / name, seed, **options)
+    aware, device = kind.class_aware, "cpu" if run.device == "cpu" else None
+    train_proposals(network, dataset, config, out, seed, class_aware=aware, device=device, retrain=RETRAIN)
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:

@@ -17,6 +17,7 @@ from study.params import read_yaml
 from study.report.results import Results, interval
 from study.report.tables import DASH, TABLES, latex_escape, markdown, paper_number, plain_csv, read_data, study_values
 
+_Pair = tuple[float, float]
 AGREES, DISAGREES, UNDECIDED = "agrees", "does not agree", "undecided"
 
 
@@ -93,7 +94,7 @@ def judge_claims(results: Results, reasons: dict[str, str]) -> list[Judgement]:
     """
     judged = []
     for claim in CLAIMS:
-        outcomes = _compare(claim, results) if claim.table else _attributes(results)
+        outcomes = _compare(claim, results) if claim.table else _attributes(claim, results)
         states = {outcome.state for outcome in outcomes}
         verdict = DISAGREES if "fails" in states else AGREES if states == {"holds"} else UNDECIDED
         remark = "; ".join(_remarks(claim, outcomes, verdict, results))
@@ -116,33 +117,28 @@ def _compare(claim: Claim, results: Results) -> list[Outcome]:
             if ratio:
                 pair = pair[pair.b != 0]  # a ratio to nothing says nothing
             pair["value"] = pair.a / pair.b if ratio else pair.a - pair.b
-            paper, kind = [paper_number(*cell) for cell in cells], "ratio" if ratio else "difference"
-            outcomes.append(_outcome(label, kind, pair, paper, claim.low, claim.high))
+            paper = paper_number(*cells[0]), paper_number(*cells[1])
+            outcomes.append(_outcome(claim, label, "ratio" if ratio else "difference", pair, paper))
     return outcomes
 
 
-def _attributes(results: Results) -> list[Outcome]:
+def _attributes(claim: Claim, results: Results) -> list[Outcome]:
     """C18: accuracy averaged over a pair's words, so that always saying one word is chance."""
     outcomes = []
     for pair, of_pair in results.attributes.groupby("pair", sort=False):
         accuracy, chance = of_pair.groupby("seed").accuracy.mean(), 100 / of_pair.word.nunique()
         frame = pd.DataFrame({"a": accuracy, "b": chance, "value": accuracy - chance})
-        outcomes.append(_outcome(f"{pair}, over chance", "chance", frame))
-    return outcomes or [_outcome("filled / empty", "chance", pd.DataFrame(columns=["a", "b", "value"]))]
+        outcomes.append(_outcome(claim, f"{pair}, over chance", "chance", frame))
+    return outcomes or [_outcome(claim, "filled / empty", "chance", pd.DataFrame(columns=["a", "b", "value"]))]
 
 
-def _outcome(
-    label: str,
-    kind: str,
-    pair: pd.DataFrame,
-    paper: Sequence[float] = (np.nan, np.nan),
-    low: float = 0.0,
-    high: float = np.inf,
-) -> Outcome:
+def _outcome(claim: Claim, label: str, kind: str, pair: pd.DataFrame, paper: _Pair = (np.nan, np.nan)) -> Outcome:
     """Judge a comparison by its values of each seed: columns a, b and value."""
     mean, half = interval(pair["value"])
     left, right = mean - np.nan_to_num(half), mean + np.nan_to_num(half)
-    state = "holds" if left > low and right < high else "fails" if right < low or left > high else "open"
+    state = "fails" if right < claim.low or left > claim.high else "open"
+    if left > claim.low and right < claim.high:
+        state = "holds"
     state, sides = state if len(pair) else "missing", (pair.a.mean(), pair.b.mean())
     return Outcome(label, kind, *paper, *sides, mean, mean - half, mean + half, len(pair), state)
 

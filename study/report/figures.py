@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -34,7 +34,7 @@ _TWINS = ("class_agnostic", "class_aware")  # they differ in class supervision a
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
 
-def _panels(count: int, height: float, layout: Literal["none"] | None = None) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, height: float, layout: Any = None) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH, height), layout=layout)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
@@ -82,7 +82,7 @@ def _horizontal(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _methods(number: int) -> list[Method]:
-    """The study's own rows of a table, in its order."""
+    """The study's own rows of a table."""
     return [method for method in table_rows(number).values() if method]
 
 

@@ -66,32 +66,14 @@ def build_report(
     return out / "index.html"
 
 
-def _page(
-    results: Results,
-    built: dict[int, tables.Table],
-    judgements: list[claims.Judgement],
-    figures: dict[str, tuple[Path, str]],
-) -> str:
+def _page(results: Results, built: dict[int, tables.Table], judgements: list[claims.Judgement], figures: dict) -> str:
     """The whole report as one HTML text without a single outside address to load from."""
-    page = jinja2.Template(
-        tables.read_data("report.html"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return page.render(
-        results=results,
-        tables=built,
-        judgements=judgements,
-        figures=figures,
-        embed=embed_picture,
-        rule=claims.RULE,
-        counts=claims.count_verdicts(judgements),
-        headlines=_headlines(results),
-        facts=_run_facts(results),
-        times=results.times.to_dict("records"),
-    )
+    text, undefined = tables.read_data("report.html"), jinja2.StrictUndefined
+    page = jinja2.Template(text, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
+    counts, times = claims.count_verdicts(judgements), results.times.to_dict("records")
+    said = {"rule": claims.RULE, "counts": counts, "headlines": _headlines(results), "facts": _run_facts(results)}
+    shown = {"judgements": judgements, "tables": built, "figures": figures, "times": times}
+    return page.render(results=results, embed=embed_picture, **said, **shown)
 
 
 def embed_picture(path: Path) -> str:
