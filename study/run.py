@@ -66,6 +66,8 @@ class Run:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"{params} says device: cuda, but PyTorch finds no GPU; write auto or cpu")
+        if self.device == "cuda" and "LOCAL_RANK" in os.environ:  # it means this process's GPU, not the first one
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
     @cached_property
     def clip(self) -> Clip:
@@ -136,23 +138,19 @@ class Run:
     ) -> list[dict]:
         """One method on collections of TEST_PICTURES, with a network's proposals: tidy rows for `write_rows`.
 
-        `tasks` are the results' data set names; None: all that the pictures are annotated for. Collections of
-        the same pictures are run once.
+        `tasks` are the results' data set names; None: all there are. The same pictures are run once.
         """
         scores: dict[str, dict[str, float]] = {}
-        templates = tuple(self.study.clip.templates)
+        settings, templates = self.study.evaluation, tuple(self.study.clip.templates)
         for group in same_pictures(map(self.dataset, pictures)):
             found = {name: task for one in group for name, task in tasks_of(one.name, self.dataset).items()}
             found = {name: task for name, task in found.items() if tasks is None or name in tasks}
             model, proposals = self.model(method), self.proposals(network, group[0])
-            evaluate(model, group[0], proposals, list(found.values()), self.study.evaluation, templates)
+            evaluate(model, group[0], proposals, list(found.values()), settings, templates)
             scores |= {name: task.compute() for name, task in found.items()}
         same = {"method": method, "proposals": network, "seed": self.seed, "profile": self.params["profile"]}
-        return [
-            same | {"dataset": name, "metric": metric, "value": value}
-            for name, values in scores.items()
-            for metric, value in values.items()
-        ]  # fmt: skip
+        cells = [(name, metric, value) for name, values in scores.items() for metric, value in values.items()]
+        return [same | {"dataset": name, "metric": metric, "value": value} for name, metric, value in cells]
 
     def write_rows(self, stage: str, rows: list[dict]) -> pd.DataFrame:
         """Rows into <stage>.csv, the main ones, nested as dataset.metric, into <stage>.json (several methods:
@@ -176,29 +174,18 @@ class Run:
         write_atomically(self.results / name, lambda path: path.write_text(text + "\n"))
 
 
-def _start(seed: int, params: str | Path) -> Run:
-    run = Run(seed, params)
-    if run.device == "cuda":  # let it mean this process's GPU, before anything is loaded onto the first one
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    return run
-
-
 def _train(seed: int, params: str | Path, method: str) -> None:
-    run, kind = _start(seed, params), METHODS[method]
+    run, kind = Run(seed, params), METHODS[method]
     dataset, out = run.dataset(str(kind.training_set)), run.folder / method
     encoder, proposals = run.new_encoder(method), run.proposals(kind.network, dataset)
     train_maskclip(encoder, run.clip, dataset, proposals, run.study.maskclip, out, seed, retrain=RETRAIN)
 
 
 def _train_proposals(seed: int, params: str | Path, name: str) -> None:
-    run, kind = _start(seed, params), NETWORKS[name]
-    dataset, config, out = (
-        run.dataset(kind.training_set),
-        getattr(run.study.proposals, kind.settings),
-        run.folder / name,
-    )
+    run, kind = Run(seed, params), NETWORKS[name]
     network = "mask_rcnn" if kind.settings == "mask_rcnn" else "mask2former"
-    aware, device = kind.class_aware, "cpu" if run.device == "cpu" else None
+    config, dataset = getattr(run.study.proposals, kind.settings), run.dataset(kind.training_set)
+    out, aware, device = run.folder / name, kind.class_aware, "cpu" if run.device == "cpu" else None
     train_proposals(network, dataset, config, out, seed, class_aware=aware, device=device, retrain=RETRAIN)
 
 

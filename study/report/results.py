@@ -93,28 +93,22 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
     numbered = sorted((path for path in root.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     folders = [root, *(path for path in numbered if seeds is None or int(path.name) in seeds)]
     found: dict[str, list[pd.DataFrame]] = {kind: [] for kind in _COLUMNS}
-    for path in (path for folder in folders for path in _csv_files(folder)):
+    written = "[!.]*.csv"  # hidden ones are what a killed process had begun to write
+    for path in (path for folder in folders for path in sorted(folder.glob(written))):
         kind = next((k for k in _COLUMNS if path.stem == k or path.stem.startswith(f"{k}_")), "scores")
         found[kind].append(_read_csv(path, kind))
-    for path in _csv_files(root.parent.parent / "runs" / root.name / "times"):
+    for path in sorted((root.parent.parent / "runs" / root.name / "times").glob(written)):
         seed, _, stage = path.stem.partition("-")  # <seed>-<stage>, or <stage> where no seed matters
         if seeds is None or not seed.isdigit() or int(seed) in seeds:
             found["times"].append(_read_csv(path, "times").assign(stage=stage if seed.isdigit() else path.stem))
     if not found["scores"]:
-        raise FileNotFoundError(
-            f"no scores in {root}/<seed>/<stage>.csv; name a profile's folder and run the study first"
-        )
+        raise FileNotFoundError(f"no scores in {root}/<seed>/*.csv; name a profile's folder and run the study first")
     tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in found.items() if parts}
     tables["scores"] = _clean_scores(tables["scores"])
     if "times" in tables:
         stages = tables["times"].groupby("stage", as_index=False)
         tables["times"] = stages.agg(seconds=("seconds", "mean"), peak_gb=("peak_gb", "max"))
     return Results(**tables, pictures=[picture for folder in folders[:2] for picture in _pictures(folder / "figures")])
-
-
-def _csv_files(folder: Path) -> list[Path]:
-    """By name, without hidden ones: those are what a killed process had begun to write."""
-    return sorted(folder.glob("[!.]*.csv"))
 
 
 def _read_csv(path: Path, kind: str) -> pd.DataFrame:

@@ -17,7 +17,7 @@ DASH = "–"  # a result that is not there
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What one of the paper's tables holds; tables.yaml says what its parts mean."""
+    """What one of the paper's tables holds, see tables.yaml."""
 
     title: str
     columns: dict[str, tuple[str, str]]
@@ -43,7 +43,7 @@ PAPER_NUMBERS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table; of the study with its mean, 95 % half-width and number of seeds."""
+    """One number of a table, with its 95 % half-width."""
 
     text: str = DASH
     mean: float = float("nan")
@@ -54,11 +54,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables, filled: for each method the paper's numbers and the study's.
-
-    `frame` has `Method`, in Table 2 `COCO training data`, and `Numbers` (`paper`, `paper (cited)` or
-    `study`) as texts, then a Cell a column; `footnote` says what the numbers are.
-    """
+    """One of the paper's tables, filled. `frame` has `Method`, in Table 2 `COCO training data`, and `Numbers`
+    (`paper`, `paper (cited)` or `study`) as texts, then a Cell a column."""
 
     number: int
     spec: TableSpec
@@ -89,10 +86,7 @@ def table_rows(number: int) -> dict[str, Method | None]:
 
 
 def build_table(results: Results, number: int, found: str = "") -> Table:
-    """Table `number` (2 to 9): of each row the paper's numbers and, unless cited, the study's.
-
-    What people `found` out about it (see claims.read_reasons) stands in its footnote.
-    """
+    """Table `number` (2 to 9) with the paper's numbers and the study's; `found`: what people found out, for below."""
     spec, lines = TABLES[number], []
     rows, columns = table_rows(number), list(spec.columns)
     own = {m.id: [study_values(results, number, m.id, column) for column in columns] for m in rows.values() if m}
