@@ -9,9 +9,7 @@ from pathlib import Path
 
 
 def go_to_top() -> Path:
-    """Change to the study's top folder, where params.yaml lies, from a folder inside it; it is returned.
-
-    Jupyter runs a notebook in the notebook's own folder, the pipeline in the top one.
+    """Change to the study's top folder, where params.yaml lies: Jupyter runs notebooks in their own.
 
     Raises:
         FileNotFoundError: neither here nor above is a params.yaml.

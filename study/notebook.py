@@ -73,7 +73,7 @@ def parse_parameters(notebook: Path, given: list[tuple[str, str]]) -> dict[str, 
 
 
 def seconds_before(running: Path) -> float:
-    """How long a killed attempt had run, by the copy it left behind: a resumed stage costs the sum of its attempts."""
+    """How long a killed attempt had run, by the copy it left: a resumed stage costs the sum of its attempts."""
     try:
         began = datetime.fromisoformat(nbformat.read(running, as_version=4).metadata["papermill"]["start_time"])
     except (KeyError, ValueError, TypeError, OSError):  # none, or cut off, or killed before its clock was set
@@ -83,11 +83,10 @@ def seconds_before(running: Path) -> float:
 
 def time_file(executed: Path) -> Path | None:
     """Where the time of a stage is noted: of runs/mini/0/notebooks/x.ipynb in runs/mini/times/0-x.csv."""
-    top = executed.parent.parent
-    if executed.parent.name != "notebooks":
-        return None
-    by_seed = top.parent / "times" / f"{top.name}-{executed.stem}.csv"
-    return by_seed if top.name.isdigit() else top / "times" / f"{executed.stem}.csv"
+    top, name = executed.parent.parent, f"{executed.stem}.csv"
+    if top.name.isdigit():
+        top, name = top.parent, f"{top.name}-{name}"
+    return top / "times" / name if executed.parent.name == "notebooks" else None
 
 
 def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], times: Path | None = None) -> None:

@@ -98,11 +98,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def load_study(profile: str, configs: str | Path = "configs") -> Study:
-    """Read `configs/<profile>.yaml`.
-
-    Raises:
-        ValueError: unknown profile, or a key that is unknown, missing, mistyped or out of range.
-    """
+    """Read `configs/<profile>.yaml`; ValueError if there is none, or a key of it is wrong."""
     path = Path(configs) / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(item.stem for item in Path(configs).glob("*.yaml"))) or "none"
@@ -114,21 +110,18 @@ def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study
     """Read `params.yaml` and the profile it names: (its own keys, the study's sections).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a key of it, or of the profile, is unknown, missing, mistyped or out of range.
+        FileNotFoundError, ValueError: it is not there; a key is unknown, missing, mistyped or out of range.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run from the top folder of the repository")
     params = from_mapping(Params, read_yaml(path), str(path))
     study = load_study(params.profile, path.parent / "configs")
-    networks = {name: getattr(study.proposals, name).training for name in ("mask2former", "mask_rcnn", "twins")}
-    for name, training in {**networks, "maskclip": study.maskclip}.items():
-        if training.batch % params.processes:
-            raise ValueError(
-                f"{path}.processes is {params.processes}, among which {name}'s batch of {training.batch} does not "
-                "divide; set one of them to fit the other"
-            )
+    batches = {name: network["training"]["batch"] for name, network in dataclasses.asdict(study.proposals).items()}
+    for name, batch in {**batches, "maskclip": study.maskclip.batch}.items():
+        if batch % params.processes:
+            shared = f"{path}.processes is {params.processes}, among which {name}'s batch of {batch}"
+            raise ValueError(f"{shared} does not divide; set one of them to fit the other")
     return dataclasses.asdict(params), study
 
 

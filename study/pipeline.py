@@ -1,7 +1,7 @@
 """Run the study's stages side by side: `python -m study.pipeline --lanes 2`.
 
-dvc.yaml says what a stage waits for, and DVC runs it; here is only which comes next. Small networks gain more from a
-lane of their own than from threads. Where one stage fills the machine, as in the paper profile, one lane is best.
+DVC knows what a stage waits for, and runs it; here is only which comes next. Small networks gain more from a lane of
+their own than from threads. Where one stage fills the machine (the paper profile), one lane is best.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ def read_stages() -> tuple[dict[str, set[str]], dict[str, float], set[str]]:
 
 
 def longest_first(waits: dict[str, set[str]], seconds: dict[str, float]) -> list[str]:
-    """The stages by the time from their start to the end of the last stage that waits for them, the longest first; in
-    dvc.yaml's order where no times are known."""
+    """The stages by the time until the last one that waits for them has ended; in dvc.yaml's order without times."""
     until_end = dict(seconds)
     for stage in reversed(list(TopologicalSorter(waits).static_order())):
         for before in waits[stage]:

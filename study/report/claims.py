@@ -88,10 +88,7 @@ class Judgement:
 
 
 def judge_claims(results: Results, reasons: dict[str, str]) -> list[Judgement]:
-    """All 18 claims, judged by RULE.
-
-    `reasons` (see read_reasons) stand beside claims that do not agree: elsewhere they would puzzle.
-    """
+    """All 18 claims, judged by RULE; `reasons` (see read_reasons) stand beside those that do not agree."""
     judged = []
     for claim in CLAIMS:
         outcomes = _compare(claim, results) if claim.table else _attributes(claim, results)
@@ -165,11 +162,8 @@ def _remarks(claim: Claim, outcomes: list[Outcome], verdict: str, results: Resul
 def read_reasons(path: str | Path, profile: str, seeds: int | None = None) -> dict[str, str]:
     """What people found out, `C5: text` or `Table 5: text` in YAML; no file, no reasons.
 
-    `profile: mini` and `seeds: 7` in it say whose results they looked at. Another profile's report
-    goes without; one of another number of seeds says so before each text.
-
-    Raises:
-        ValueError: the file is no YAML mapping, or names a claim there is not.
+    `profile: mini` and `seeds: 7` in it say whose results they looked at. Another profile's report goes without; one
+    of other seeds says so before each text. ValueError: it is no YAML mapping, or names a claim there is not.
     """
     path = Path(path)
     content = (read_yaml(path) if path.is_file() else None) or {}

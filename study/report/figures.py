@@ -74,7 +74,7 @@ def _bars(axes: Axes, values: pd.DataFrame, colours: Mapping[str, str]) -> None:
 
 
 def _horizontal(axes: Axes, names: Sequence[str]) -> None:
-    """Horizontal bars: names in ink, the first on top, the grid upright."""
+    """Names beside horizontal bars, the first on top; the grid upright."""
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
@@ -228,9 +228,9 @@ def _proposal_quality(results: Results) -> Figure | None:
     table = results.proposal_quality
     if table.empty or (table := table[~table.source.isin(_TWINS)]).empty:
         return None
-    dataset, source = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0], table.source.iloc[0]
+    dataset = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0]
     table = table[table.dataset == dataset].replace({"metric": {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}})
-    metric = table.metric.iloc[0]
+    source, metric = table.source.iloc[0], table.metric.iloc[0]
     means = table[(table.metric == metric) & (table.source == source)].groupby("group").value.mean()
     said = [f"{means[group]:.2f} on {group} categories" for group in ("novel", "trained") if group in means]
     message = f"Proposals, {metric}: {', '.join(said) or f'{means.iloc[0]:.2f}'}"
