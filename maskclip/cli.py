@@ -101,7 +101,7 @@ def _measure(rows: str, csv: Path | None, **options: Any) -> None:
     from maskclip import cost
     from maskclip.files import write_atomically
 
-    frame = cost.benchmark(rows=_list(rows) or list(cost.ROWS), own_process=False, **options)  # it is one
+    frame = cost.benchmark(rows=_list(rows) or list(cost.ROWS), **options)
     typer.echo(cost.as_table(frame))
     if csv:
         write_atomically(csv, lambda temporary: frame.to_csv(temporary, index=False))
