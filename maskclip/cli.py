@@ -91,7 +91,7 @@ def benchmark(
         torch.set_num_threads(threads)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     picture: dict[str, Any] = dict(model=model, masks=masks, resolution=resolution, matched=matched, seed=seed)
-    way: dict[str, Any] = dict(device=device, dtype=dtype, repeats=repeats, own_process=False)  # it is one
+    way: dict[str, Any] = dict(device=device, dtype=dtype, repeats=repeats)
     frame = cost.benchmark(rows=_list(rows) or list(cost.ROWS), metrics=_list(metrics), **picture, **way)
     typer.echo(cost.as_table(frame))
     if csv:
