@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from maskclip.proposals.weights import differences
 from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -23,7 +24,6 @@ from maskclip.files import check_as_written, checkpoint_bytes, load_checkpoint, 
 from maskclip.model.clip import Clip, classify, preprocess, text_embeddings
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
-from maskclip.proposals.weights import differences
 from maskclip.settings import MaskClipTraining
 from maskclip.training.finished import CHECKPOINT, finish, holds_finished
 from maskclip.training.fit import Training, fit, join_processes, parameter_groups
