@@ -103,7 +103,7 @@ def load_trained_weights(encoder: MaskCLIPVisualEncoder, path: str | Path) -> Ma
     for name, value in weights.items():
         if not (isinstance(value, Tensor) and value.dtype == torch.float32 and value.isfinite().all()):
             raise ValueError(f"{path}: {name} is no tensor of finite float32 numbers; delete the file and train again")
-    check_fit(weights, trained_weights(encoder), f"{path}, of other RMA layers or of another CLIP,")
+    check_fit(weights, trained_weights(encoder), path, of="other RMA layers or of another CLIP")
     encoder.load_state_dict(weights, strict=False)
     return encoder
 
