@@ -13,7 +13,10 @@ from typing import TypeVar
 
 from ruamel.yaml import YAML
 
-TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `Run.tasks` knows their tasks
+from maskclip.settings import scale_layers
+from study.params import Proposals
+
+TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `maskclip.data.DATASETS` knows their tasks
 TRAINING_PICTURES = ("coco_train", "coco_split_train")
 TABLES = range(2, 10)  # of the paper
 SCORE_COLUMNS = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]  # of a stage's results
@@ -33,6 +36,8 @@ class ProposalNetwork:
 
     def __post_init__(self) -> None:
         _require(self, "colour", "settings", "training_set", "pictures")
+        _known(self, "settings of a profile's proposals", [self.settings], Proposals.__dataclass_fields__)
+        _known(self, "training sets", [self.training_set], TRAINING_PICTURES)
         _known(self, "pictures", (self.training_set, *self.pictures), TEST_PICTURES + TRAINING_PICTURES)
 
     def __str__(self) -> str:
@@ -63,6 +68,11 @@ class Method:
         if costs_only:
             return
         _known(self, "networks", [self.network], (*NETWORKS, GROUND_TRUTH))
+        _known(self, "training sets", filter(None, [self.training_set]), TRAINING_PICTURES)
+        try:
+            scale_layers(list(self.rma_layers or ()), 24)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self} of study/methods.py: {error}") from None
         if self.network != GROUND_TRUTH:
             pictures = filter(None, (self.training_set, *self.tests))
             _known(self, f"pictures with {self.network}'s proposals", pictures, NETWORKS[self.network].pictures)
@@ -112,6 +122,11 @@ class _Named(dict[str, Entry]):
 def _require(entry: ProposalNetwork | Method, *names: str) -> None:
     if lacking := [name for name in names if not getattr(entry, name)]:
         raise ValueError(f"{entry} of study/methods.py lacks its {', '.join(lacking)}")
+    for name in ("tables", "tests", "pictures"):
+        if not isinstance(getattr(entry, name, ()), tuple):
+            raise ValueError(
+                f"{entry} of study/methods.py: {name} must be a tuple, such as ({getattr(entry, name)!r},)"
+            )
     if not re.fullmatch(r"\w+", entry.id) or not re.fullmatch("#[0-9a-f]{6}", entry.colour):
         raise ValueError(f"{entry} of study/methods.py needs an id of letters, digits and _, a colour #rrggbb")
 
@@ -192,7 +207,12 @@ def check_stages(path: str | Path = "dvc.yaml") -> None:
         raise ValueError(f"{here} has {wrong[0]!r}, which {there} has not; add it there")
     for method in METHODS.values():
         file = f"{'ground_truth_masks' if method.network == GROUND_TRUTH else 'baselines'}_{method.trained_as}.json"
+        if method.weights and method.weights not in METHODS:
+            raise ValueError(f"{method} of study/methods.py: there is no method {method.weights!r} with weights")
         if method.training_set and not re.search(rf"[/']{method.network}'", of[method.id]):
-            raise ValueError(f"{path}: the stage of {method.id!r} lacks the folder of {method.network} among its deps")
+            raise ValueError(
+                f"{path}: the stage of {method.id!r} lacks the folder of {method.network} among its deps; move it to "
+                "the stage that has it"
+            )
         if method.network and not method.training_set and file not in str(stages):
             raise ValueError(f"{path}: no stage has the metrics {file} of {method.id!r}")

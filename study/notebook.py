@@ -32,6 +32,7 @@ from pydantic import TypeAdapter
 
 from maskclip.files import write_atomically
 from study import end_with_parent, errors_as_sentences
+from study.methods import check_stages
 
 ENVIRONMENT = {
     # glibc hands large freed buffers back to the kernel and faults them in again at every step; keeping them makes
@@ -151,6 +152,8 @@ def main() -> None:
     with errors_as_sentences():
         if not arguments.notebook.is_file():
             raise ValueError(f"there is no notebook {arguments.notebook}")
+        if Path("dvc.yaml").is_file():
+            check_stages()  # a method that the pipeline forgets must not show after days
         parameters = parse_parameters(arguments.notebook, arguments.parameter)
         try:
             run_notebook(arguments.notebook, arguments.executed, parameters, times)

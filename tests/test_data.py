@@ -405,6 +405,9 @@ def test_category_lists(tmp_path):
         lines.write_text(f"{wrong}\nsky")
         with pytest.raises(ValueError, match=r"names.txt: the line '.*' has a number; list names alone"):
             open_categories(lines)
+    lines.write_text("0 wall\n1 sky")  # every line begins with its number
+    with pytest.raises(ValueError, match="the line '0 wall' has a number"):
+        open_categories(lines)
     lines.write_text("7-up bottle\n4 wheeler")
     assert [c.name for c in open_categories(lines)] == ["7-up bottle", "4 wheeler"]
     lines.write_bytes("\ufeffmur\nforêt".encode())

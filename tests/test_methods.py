@@ -103,6 +103,10 @@ def test_a_row_without_training_needs_its_metrics(monkeypatch: pytest.MonkeyPatc
     ({"tests": ("a15",)}, "'a15' is none of the pictures"),
     ({"tables": (12,)}, "12 is none of the tables"),
     ({"training_set": None}, "give it a training_set"),
+    ({"training_set": "a150"}, "'a150' is none of the training sets"),
+    ({"tests": "a150"}, "tests must be a tuple"),
+    ({"rma_layers": (0, 6)}, "must rise within 1 to 24"),
+    ({"rma_layers": ("6",)}, "study/methods.py: "),
 ])  # fmt: skip
 def test_a_half_filled_method_is_named(parts: dict, sentence: str) -> None:
     whole = {**OTHER, "tables": (2,), "tests": ("a150",)}
@@ -117,6 +121,8 @@ def test_a_half_filled_network_is_named() -> None:
         ProposalNetwork("new")
     with pytest.raises(ValueError, match=r"network 'new' of study/methods.py: 'coco' is none of the pictures"):
         ProposalNetwork("new", "#123456", pictures=("coco",))
+    with pytest.raises(ValueError, match=r"'mask2fromer' is none of the settings .*mask2former, mask_rcnn, twins"):
+        ProposalNetwork("new", "#123456", settings="mask2fromer")
 
 
 @pytest.mark.parametrize("table", [METHODS, NETWORKS])

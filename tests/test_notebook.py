@@ -114,7 +114,8 @@ def test_a_killed_process_is_one_sentence_and_its_copy_kept(tmp_path: Path) -> N
 def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
     notebook(tmp_path / "a.ipynb", "seed = 0", "import time; open('begun', 'w'); time.sleep(60)")
     command = [sys.executable, "-m", "study.notebook", "a.ipynb", "b.ipynb"]
-    stage = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a background job ignores it
+    stage = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, **heard)
     deadline = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

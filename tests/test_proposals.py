@@ -347,6 +347,8 @@ def test_bad_training_arguments(tmp_path):
         train_proposals("mask2former", ToyScenes(count=0), MASK2FORMER, tmp_path)
     with pytest.raises(FileNotFoundError, match="no proposal network"):
         load_source(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"no source 'gird': .*mask2former, mask_rcnn.* OWNER/NAME"):
+        load_source("gird")  # at once, without asking a hub
 
 
 def test_weights_cut_off_or_of_another_architecture(tmp_path):

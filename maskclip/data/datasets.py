@@ -32,7 +32,11 @@ class DatasetEntry:
         try:
             inspect.signature(self.reader).bind(*self.files, **self.options, name=self.name)
         except TypeError as error:
-            raise ValueError(f"data set {self.name!r}: {self.reader.__name__} is {error}; complete its entry") from None
+            raise ValueError(
+                f"data set {self.name!r}: {error} for {self.reader.__name__}; its files are the reader's in their order"
+            ) from None
+        if not isinstance(self.files, tuple):
+            raise ValueError(f"data set {self.name!r}: files must be a tuple, such as ({self.files!r},)")
         if not self.name or not all(self.files) or self.task not in ("", *TASKS):
             raise ValueError(f"data set {self.name!r} needs a name, files, and a task of {', '.join(TASKS)} or none")
 

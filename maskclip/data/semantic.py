@@ -82,8 +82,9 @@ def _listed(path: Path) -> list[dict]:
         raise ValueError(
             f"{path} is neither a UTF-8 list of names nor a table of Idx, Ratio, Train, Val, Stuff, Name ({error})."
         ) from error
+    numbered = all(re.match(r"\d+\s", line) for line in lines)
     for line in lines:
-        if re.match(r"\d+\s*[:;,\t]", line):
+        if numbered or re.match(r"\d+\s*[:;,\t]", line):
             raise ValueError(f"{path}: the line {line!r} has a number; list names alone, in the order of their ids.")
     return [{"id": i, "name": name} for i, name in enumerate(lines)]
 

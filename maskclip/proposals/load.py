@@ -68,6 +68,10 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
     """
     name, path = str(name_or_path), Path(name_or_path)
     if not path.is_file() and not (path / "record.json").is_file():
+        if name not in SOURCES and "/" not in name and not path.exists():  # the hub's names are OWNER/NAME
+            raise FileNotFoundError(
+                f"there is no source {name!r}: no folder or file, none of {', '.join(SOURCES)}, no hub name OWNER/NAME"
+            )
         if name not in SOURCES:
             return Mask2FormerSource(_any_mask2former(name).to(device), Mask2FormerConfig())
         if (kind := source_kind(name)).build:
