@@ -25,7 +25,7 @@ from scipy import ndimage
 from miniature.anew.words import ARTISTS, things
 
 LEVELS = (96, 48, 24)  # sprite sizes in pixels: each is drawn at sizes close to its own, so small things stay smooth
-CUT = 192  # the size at which stickers are cut
+CUT = 128  # the size at which stickers are cut
 
 
 @dataclass(frozen=True)
