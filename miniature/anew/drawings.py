@@ -8,6 +8,7 @@ Draw a sheet of everything:  python -m miniature.anew.drawings SHEET.png
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 from scipy import ndimage
 
 from miniature.anew.words import ARTISTS, things
+
+logging.getLogger("fontTools").setLevel(logging.ERROR)  # of fonts whose tables end in spare bytes
 
 LEVELS = (96, 48, 24)  # sprite sizes in pixels: each is drawn at sizes close to its own, so small things stay smooth
 CUT = 128  # the size at which stickers are cut
