@@ -19,7 +19,7 @@ STAGES := data efficiency $(NETWORKS) baselines ours maskclip_mask_rcnn coco_spl
 .PHONY: study stages $(STAGES) test report lint install clean
 
 study: install
-	python -m maskclip.config
+	python -m maskclip.settings
 	$(MAKE) --no-print-directory -j $(LANES) stages
 	dvc repro
 	@echo "Done: open reports/index.html"
@@ -47,7 +47,7 @@ lint: install
 	ruff check . && ruff format --check . && mypy
 
 report: install
-	python -m maskclip.report results reports
+	python -m study.report results reports
 
 install: $(VENV)/.installed
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 _HOME = {  # imported when first asked for: `import maskclip` is light
-    "MaskCLIP": "model",
-    "MaskCLIPVisualEncoder": "visual_encoder",
-    "load_clip": "clip",
-    "load_released_encoder": "released",
+    "MaskCLIP": "model.pipeline",
+    "MaskCLIPVisualEncoder": "model.visual_encoder",
+    "load_clip": "model.clip",
+    "load_released_encoder": "released.encoder",
 }
 __all__ = sorted([*_HOME, "go_to_top"])
 

@@ -17,7 +17,7 @@ METHODS = {
 
 def write_made_up_results(root: Path, seeds: tuple[int, ...] = (0, 1, 2), noise: float = 0.3) -> Path:
     """Write results that follow the paper's table numbers, times 1.2, plus noise. Not results of anything."""
-    from maskclip.report import paper_numbers
+    from study.report import paper_numbers
 
     paper = {key: float(value) for key, value in paper_numbers().items()}
     for seed in seeds:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-import maskclip.proposals.training as training
-from maskclip.proposals import train_proposals
+import maskclip.training.proposal_networks as training
+from maskclip.training.proposal_networks import train_proposals
 
 
 def whole_and_resumed(

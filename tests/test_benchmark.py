@@ -10,9 +10,9 @@ import torch
 from open_clip.model import CLIP
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskclip.benchmark import COLUMNS, ROWS, _Bench, _peak_gib, as_table, benchmark, main
-from maskclip.clip import load_clip
-from maskclip.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.cost import COLUMNS, ROWS, _Bench, _peak_gib, as_table, benchmark, main
+from maskclip.model.clip import load_clip
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 
 MINI_CLIP = Path(__file__).parents[1] / "models" / "mini_clip"
 WIDTH, LAYERS, PATCH, GRID, HEADS, MASKS = 32, 4, 4, 4, 4, 12
@@ -50,7 +50,7 @@ def test_every_row_and_metric(clip):
 @pytest.mark.parametrize(("warm", "rounds"), [(float("inf"), 3), (0.0, 2)])
 def test_a_first_round_counts_where_it_is_long(clip, monkeypatch, warm, rounds):
     """Every row is timed twice, after a round that does not count unless it took long."""
-    import maskclip.benchmark as module
+    import maskclip.cost as module
 
     took = iter(range(1, 100))
     monkeypatch.setattr(module, "_WARM", warm)
@@ -83,8 +83,8 @@ def test_flops_by_hand(clip):
 
 def test_backward_of_the_streamed_refinement_is_counted(clip):
     encoder = MaskCLIPVisualEncoder.from_open_clip(clip, (LAYERS,))
-    features = encoder.encode_image(torch.randn(1, 3, 16, 16))
-    result = encoder.encode_masks(features, torch.randn(1, MASKS, 16, 16))
+    features = encoder.see(torch.randn(1, 3, 16, 16))
+    result = encoder.encode(features, torch.randn(1, MASKS, 16, 16))
     with FlopCounterMode(display=False) as counter:
         result.masks.sum().backward()
     one_product = 2 * MASKS * (TOKENS - 1) * WIDTH * PATCH**2
@@ -123,7 +123,7 @@ def test_a_hollow_model_counts_as_the_whole(monkeypatch):
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
-    import maskclip.benchmark as module
+    import maskclip.cost as module
 
     seen = []
     run = module.subprocess.run
@@ -132,7 +132,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
     ballast = torch.ones(2**28)  # 1 GiB here must not count there
     frame = benchmark(MINI_CLIP, 3, rows=["clip", "simseg"], metrics=["tflops", "peak_gb"], name="mini")
     ((command, environment),) = seen
-    assert command[1:3] == ["-m", "maskclip.benchmark"] and not any(key.startswith("MALLOC_") for key in environment)
+    assert command[1:3] == ["-m", "maskclip.cost"] and not any(key.startswith("MALLOC_") for key in environment)
     assert set(frame.metric) == {"tflops", "peak_gb"} and set(frame.model) == {"mini"}
     assert set(frame.resolution) == {load_clip(MINI_CLIP).image_size}
     assert 0.1 < value(frame, "clip", "peak_gb", 0) < 1.5 < _peak_gib("cpu") and ballast.any()
@@ -141,7 +141,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
 
 
 def test_command_line(clip, tmp_path, monkeypatch, capsys):
-    import maskclip.benchmark as module
+    import maskclip.cost as module
 
     monkeypatch.setattr(module, "_load", lambda *_, **__: clip)
     out = tmp_path / "results" / "efficiency.csv"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from maskclip import checkpoint
-from maskclip.checkpoint import code_digest, load_checkpoint, save_checkpoint, write_atomically
+import maskclip.files as checkpoint
+from maskclip.files import code_digest, load_checkpoint, save_checkpoint, write_atomically
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from maskclip import clip_training
-from maskclip.clip import Clip, load_clip, preprocess, text_embeddings
-from maskclip.clip_training import (
+from maskclip.model.clip import Clip, load_clip, preprocess, text_embeddings
+from maskclip.model.pipeline import MaskCLIP, encode_masked_images
+from maskclip.proposals import Proposals
+from miniature import STUFF, THINGS, clip_training, paint
+from miniature.clip_training import (
     ClipTraining,
     Muon,
     encode_crop,
@@ -23,9 +25,6 @@ from maskclip.clip_training import (
     train_clip,
     write_model_folder,
 )
-from maskclip.model import MaskCLIP, encode_masked_images
-from maskclip.proposals import Proposals
-from maskclip.world import STUFF, THINGS, paint
 
 MINI = Path(__file__).parents[1] / "models" / "mini_clip"
 
@@ -184,8 +183,8 @@ def test_learning_rate_warms_up_and_decays():
 
 def test_resumed_training_ends_like_an_undisturbed_one(folder, tmp_path, monkeypatch):
     settings = ClipTraining(steps=3, batch=4, crops=2, checkpoint_every=2, image_size=64, crop_size=48)
-    monkeypatch.setattr("maskclip.clip_training.texture_bank", lambda **_: _small_bank())
-    monkeypatch.setattr("maskclip.clip_training.spread_texts", lambda *_: None)
+    monkeypatch.setattr("miniature.clip_training.texture_bank", lambda **_: _small_bank())
+    monkeypatch.setattr("miniature.clip_training.spread_texts", lambda *_: None)
     for name in ("straight", "resumed"):
         shutil.copytree(folder, tmp_path / name)
     train_clip(tmp_path / "straight", tmp_path / "work_a", settings)
@@ -218,7 +217,7 @@ def test_resumed_training_ends_like_an_undisturbed_one(folder, tmp_path, monkeyp
 
 
 def test_training_begins_with_the_given_weights(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("maskclip.clip_training.texture_bank", lambda **_: _small_bank())
+    monkeypatch.setattr("miniature.clip_training.texture_bank", lambda **_: _small_bank())
     shutil.copytree(folder, tmp_path / "further")
     start = folder / "open_clip_model.safetensors"
     train_clip(tmp_path / "further", tmp_path / "work", ClipTraining(steps=0, image_size=64), start=start)
@@ -252,7 +251,7 @@ def _small_bank() -> torch.Tensor:
 
 
 def test_the_committed_mini_clip_is_as_good_as_its_card_says():
-    from maskclip.world.naming import zero_shot
+    from miniature.naming import zero_shot
 
     assert (MINI / "open_clip_model.safetensors").stat().st_size < 10e6
     measured = json.loads((MINI / "measured.json").read_text())

@@ -9,9 +9,9 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from maskclip.clip_baseline import clip_baseline
-from maskclip.model import encode_masked_images
-from maskclip.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.model.clip_baseline import clip_baseline
+from maskclip.model.pipeline import encode_masked_images
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskclip.config import load_params, load_study, scale_layers
-from maskclip.study import METHODS, PROPOSAL_NETWORKS
+from maskclip.settings import scale_layers
+from study.params import load_params, load_study
+from study.run import METHODS, PROPOSAL_NETWORKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -98,7 +99,7 @@ def test_the_command_reads_params_before_the_study_begins(tmp_path: Path) -> Non
     for profile, status, said in (("mini", 0, ""), ("maxi", 1, "error: unknown profile 'maxi'")):
         text = (ROOT / "params.yaml").read_text().replace("profile: mini", f"profile: {profile}")
         (tmp_path / "params.yaml").write_text(text)
-        command = [sys.executable, "-m", "maskclip.config"]
+        command = [sys.executable, "-m", "study.params"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert done.returncode == status and done.stderr.startswith(said) and done.stderr.count("\n") == status
 

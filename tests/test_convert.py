@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from maskclip.convert import convert, convert_state, main, our_name, read_detectron2
 from maskclip.proposals import load_source
-from maskclip.proposals.config import Mask2FormerConfig
 from maskclip.proposals.mask2former import build_mask2former
+from maskclip.released.convert import convert, convert_state, main, our_name, read_detectron2
+from maskclip.settings import Mask2FormerConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -175,7 +175,13 @@ def test_a_file_without_record_is_no_source(tmp_path):
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "maskclip.convert", str(tmp_path / "none.pth"), str(tmp_path / "out.safetensors")],
+        [
+            sys.executable,
+            "-m",
+            "maskclip.released.convert",
+            str(tmp_path / "none.pth"),
+            str(tmp_path / "out.safetensors"),
+        ],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],

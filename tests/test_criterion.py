@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskclip.config import load_study
-from maskclip.criterion import Targets, build_criterion, losses_of_matched_masks
+from maskclip.training.losses import Targets, build_criterion, losses_of_matched_masks
+from study.params import load_study
 
 TRAINING = load_study("mini", configs=Path(__file__).parent.parent / "configs").maskclip
 TRAINING = dataclasses.replace(TRAINING, points=64)

@@ -11,11 +11,11 @@ from resuming import whole_and_resumed
 
 from maskclip.data import open_dataset
 from maskclip.proposals import StoredProposals, load_source, store_proposals
-from maskclip.proposals.augmentation import StepExamples
-from maskclip.proposals.config import BackboneConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.proposals.detectron2 import detectron2_config, to_detectron2
 from maskclip.proposals.mask_rcnn import boxes_of_masks
-from maskclip.world.datasets import write_world
+from maskclip.settings import BackboneConfig, MaskRCNNConfig, TrainingConfig
+from maskclip.training.augmentation import StepExamples
+from miniature.datasets import write_world
 
 TRAINING = TrainingConfig(
     steps=4, batch=2, optimizer="sgd", learning_rate=5e-3, backbone_factor=1.0, weight_decay=1e-4, gradient_norm=1.0,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from maskclip.config import Evaluation
 from maskclip.data import Category, Dataset, Sample
-from maskclip.evaluate import InstanceTask, SemanticTask
-from maskclip.model import NamedMasks
-from maskclip.study import Run
+from maskclip.evaluation.tasks import InstanceTask, SemanticTask
+from maskclip.model.pipeline import NamedMasks
+from maskclip.settings import Evaluation
+from study.run import Run
 
 EVALUATION = Evaluation(limit=None, object_mask_threshold=0.3, overlap_threshold=0.5, top_k=10, objectness_power=0.0)
 PANOPTIC = [Category(0, "wall", False), Category(4, "airplane", True), Category(7, "windowpane", True)]

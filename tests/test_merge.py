@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from maskclip.merge import instances, panoptic_map, row_bands, semantic_map
+from maskclip.model.merge import instances, panoptic_map, row_bands, semantic_map
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "merge" / "released.npz")
 THINGS = [i in GOLDEN["things"] for i in range(GOLDEN["class_logits"].shape[1])]

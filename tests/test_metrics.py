@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskclip.data import Category, Sample, Segment, open_coco_instances, open_coco_panoptic
-from maskclip.metrics import (
+from maskclip.evaluation.metrics import (
     MeanIoU,
     PanopticQuality,
     average_precision,

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 import maskclip
-from maskclip.pipeline import declared_parameters, parse_parameters, seconds_before
+from study.notebook import declared_parameters, parse_parameters, seconds_before
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +28,7 @@ def notebook(path: Path, *cells: str) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "maskclip.pipeline", *arguments]
+    command = [sys.executable, "-m", "study.notebook", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
@@ -86,7 +86,7 @@ def test_a_killed_process_is_one_sentence_and_its_copy_kept(tmp_path: Path) -> N
 
 def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
     notebook(tmp_path / "a.ipynb", "seed = 0", "import time; open('begun', 'w'); time.sleep(60)")
-    command = [sys.executable, "-m", "maskclip.pipeline", "a.ipynb", "b.ipynb"]
+    command = [sys.executable, "-m", "study.notebook", "a.ipynb", "b.ipynb"]
     stage = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < deadline:

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoBackbone
 
-from maskclip.config import load_study
 from maskclip.proposals.backbone import resnet_config
 from maskclip.proposals.mask2former import build_mask2former
-from maskclip.proposals.training import build_network, training_record
 from maskclip.proposals.weights import CLASS_HEADS
-from maskclip.world.datasets import vocabularies
-from maskclip.world.pretraining import base_pictures, save_network
+from maskclip.training.proposal_networks import build_network, training_record
+from miniature.datasets import vocabularies
+from miniature.pretraining import base_pictures, save_network
+from study.params import load_study
 
 TOP = Path(__file__).parent.parent
 CONFIG = dataclasses.replace(load_study("mini", configs=TOP / "configs").proposals.mask2former, start=None)

@@ -22,23 +22,22 @@ from resuming import whole_and_resumed
 from torch.nn import functional
 
 from maskclip.data import read_image
+from maskclip.evaluation.proposal_quality import ProposalQuality, match_greedily
 from maskclip.proposals import (
-    ProposalQuality,
     Proposals,
     StoredProposals,
     ground_truth_proposals,
     load_source,
     proposal_key,
     store_proposals,
-    train_proposals,
 )
-from maskclip.proposals.augmentation import StepExamples, augment
 from maskclip.proposals.backbone import FrozenBatchNorm2d
-from maskclip.proposals.config import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former, mask2former_loss
 from maskclip.proposals.mask_rcnn import MaskRCNNSource, boxes_of_masks, build_mask_rcnn, mask_rcnn_loss, paste_masks
-from maskclip.proposals.quality import match_greedily
 from maskclip.proposals.store import FOOTER, LEVELS, decode, dequantize, encode, quantize
+from maskclip.settings import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
+from maskclip.training.augmentation import StepExamples, augment
+from maskclip.training.proposal_networks import train_proposals
 
 BACKBONE = BackboneConfig(8, (8, 16, 16, 32), (1, 1, 1, 1), "basic", "group")
 TRAINING = TrainingConfig(
@@ -280,9 +279,9 @@ def test_other_code_does_not_go_on_with_a_checkpoint(tmp_path, monkeypatch, caps
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("maskclip.proposals.training.write_network", dies)
+        patch.setattr("maskclip.training.proposal_networks.write_network", dies)
         train_proposals("mask2former", ToyScenes(), MASK2FORMER, tmp_path, device="cpu", progress=False)
-    monkeypatch.setattr("maskclip.proposals.training.code_digest", lambda *names: "other code")
+    monkeypatch.setattr("maskclip.training.proposal_networks.code_digest", lambda *names: "other code")
     train_proposals("mask2former", ToyScenes(), MASK2FORMER, tmp_path, device="cpu", progress=False)
     assert "another training or other code; starting afresh" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 
-from maskclip.released import load_released_encoder, released_state_dict
+from maskclip.released.encoder import load_released_encoder, released_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = dict(context_length=4, vocab_size=10, width=8, heads=1, layers=1)
@@ -50,7 +50,7 @@ def relative_error(ours, theirs):
 def test_outputs_and_gradients_are_the_released_encoders(golden, state, split):
     encoder = load_released_encoder(state, small_clip())
     if split:
-        result = encoder.encode_masks(encoder.encode_image(golden["images"]), golden["mask_logits"])
+        result = encoder.encode(encoder.see(golden["images"]), golden["mask_logits"])
     else:
         result = encoder(golden["images"], golden["mask_logits"])
     assert relative_error(result.embeddings, golden["embeddings"]) < 1e-5

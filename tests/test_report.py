@@ -17,13 +17,13 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parent))
 from report_fixture import write_made_up_results
 
-from maskclip.report import Results, build_report, build_table, interval, judge_claims, paper_numbers, read_results
-from maskclip.report.__main__ import main
-from maskclip.report.claims import CLAIMS, read_reasons
-from maskclip.report.figures import training_curves
-from maskclip.report.page import embed_picture
-from maskclip.report.results import SCORE_COLUMNS
-from maskclip.report.tables import DASH, TABLES, latex_escape, to_csv, to_latex, to_markdown
+from study.report import Results, build_report, build_table, interval, judge_claims, paper_numbers, read_results
+from study.report.__main__ import main
+from study.report.claims import CLAIMS, read_reasons
+from study.report.figures import training_curves
+from study.report.page import embed_picture
+from study.report.results import SCORE_COLUMNS
+from study.report.tables import DASH, TABLES, latex_escape, to_csv, to_latex, to_markdown
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import torch
 from open_clip.model import CLIP
 from PIL import Image
 
-from maskclip import sample
-from maskclip.clip import Clip
 from maskclip.data import open_coco_panoptic, open_coco_sample
-from maskclip.metrics import PanopticQuality, true_panoptic
-from maskclip.model import encode_with_mask_tokens
+from maskclip.evaluation.metrics import PanopticQuality, true_panoptic
+from maskclip.model.clip import Clip
+from maskclip.model.pipeline import encode_with_mask_tokens
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
-from maskclip.visual_encoder import MaskCLIPVisualEncoder
+from study import sample
 
 TEXT = {"context_length": 4, "vocab_size": 40, "width": 8, "heads": 1, "layers": 1}
 

@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load_file
 from test_proposals import MASK2FORMER, MASK_RCNN, ToyScenes
 
-from maskclip.checkpoint import load_checkpoint, save_checkpoint
-from maskclip.clip import load_clip
-from maskclip.config import load_study
-from maskclip.criterion import build_criterion
-from maskclip.proposals import ground_truth_proposals, load_source, train_proposals
-from maskclip.study import launch
-from maskclip.training import _Items, load_trained_weights, train_maskclip, trained_weights
-from maskclip.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.files import load_checkpoint, save_checkpoint
+from maskclip.model.clip import load_clip
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.proposals import ground_truth_proposals, load_source
+from maskclip.training.losses import build_criterion
+from maskclip.training.mask_tokens import _Items, load_trained_weights, train_maskclip, trained_weights
+from maskclip.training.proposal_networks import train_proposals
+from study.params import load_study
+from study.run import launch
 
 TOP = Path(__file__).parent.parent
 

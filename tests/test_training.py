@@ -9,12 +9,12 @@ import torch
 from test_proposals import ToyScenes
 from test_several_processes import TOP, encoder_of
 
-from maskclip import training
-from maskclip.checkpoint import load_checkpoint, save_checkpoint
-from maskclip.clip import load_clip
-from maskclip.config import load_study
+import maskclip.training.mask_tokens as training
+from maskclip.files import load_checkpoint, save_checkpoint
+from maskclip.model.clip import load_clip
 from maskclip.proposals import ground_truth_proposals
-from maskclip.training import CURVE, load_trained_weights, train_maskclip
+from maskclip.training.mask_tokens import CURVE, load_trained_weights, train_maskclip
+from study.params import load_study
 
 CLIP = load_clip(str(TOP / "models" / "mini_clip"))
 SETTINGS = load_study("mini", configs=TOP / "configs").maskclip

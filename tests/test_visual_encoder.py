@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from open_clip.model import CLIP, resize_pos_embed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import maskclip.relative_mask_attention as rma_module
-from maskclip.relative_mask_attention import patchify, visible_tokens
-from maskclip.visual_encoder import MaskCLIPVisualEncoder
+import maskclip.model.relative_mask_attention as rma_module
+from maskclip.model.relative_mask_attention import patchify, visible_tokens
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 
 TEXT = dict(context_length=4, vocab_size=10, width=8, heads=1, layers=1)
 
@@ -189,7 +189,7 @@ def test_image_and_class_tokens_are_open_clips(quick):
     clip = CLIP(embed_dim=12, quick_gelu=quick, vision_cfg=vision, text_cfg=TEXT).eval()
     encoder = tiny_encoder(clip, (1, 2, 3))
     images, _ = tiny_input(clip)
-    features = encoder.encode_image(images)
+    features = encoder.see(images)
     with torch.no_grad():
         first = clip.visual._embeds(images)
         entering = [first, *clip.visual.transformer.forward_intermediates(first)[1]]
@@ -216,7 +216,7 @@ def test_other_image_sizes_interpolate_positions_as_open_clip_does():
     images, logits = tiny_input(larger)
     encoder = tiny_encoder(clip, ())
     expected = larger.encode_image(images)
-    torch.testing.assert_close(encoder.encode_image(images).image_embedding, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(encoder.see(images).image_embedding, expected, rtol=1e-5, atol=1e-6)
     assert encoder(images, logits).embeddings.shape == (2, 5, 12)
 
 
@@ -266,12 +266,12 @@ def test_a_mask_without_a_pixel_sees_the_class_token_only():
     encoder = tiny_encoder(clip, ())
     images, _ = tiny_input(clip, images=1)
     empty = torch.full((1, 1, 16, 16), -3.0)
-    features = encoder.encode_image(images)
-    before = encoder.encode_masks(features, empty).embeddings
+    features = encoder.see(images)
+    before = encoder.encode(features, empty).embeddings
     for layer in features.layers:  # whatever the image tokens hold
         layer.keys[:, :, 1:], layer.values[:, :, 1:] = 100.0, -100.0
-    assert torch.equal(encoder.encode_masks(features, empty).embeddings, before)
-    assert not torch.equal(encoder.encode_masks(features, -empty).embeddings, before)
+    assert torch.equal(encoder.encode(features, empty).embeddings, before)
+    assert not torch.equal(encoder.encode(features, -empty).embeddings, before)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -284,14 +284,14 @@ def test_features_are_reused_and_inputs_untouched():
     encoder = tiny_encoder(clip)
     images, logits = tiny_input(clip)
     given_logits = logits.clone()
-    features = encoder.encode_image(images)
-    whole, split = encoder(images, logits), encoder.encode_masks(features, logits)
+    features = encoder.see(images)
+    whole, split = encoder(images, logits), encoder.encode(features, logits)
     assert torch.equal(logits, given_logits)
     torch.testing.assert_close(split.embeddings, whole.embeddings)
     torch.testing.assert_close(split.mask_logits, whole.mask_logits)
     assert whole.masks is whole.mask_logits[-1]
     assert (whole.mask_logits[0] - whole.mask_logits[1]).abs().max() > 1e-3  # each layer's own, not one listed twice
-    subset = encoder.encode_masks(features, logits[:, [3, 1]])
+    subset = encoder.encode(features, logits[:, [3, 1]])
     torch.testing.assert_close(subset.embeddings, whole.embeddings[:, [3, 1]])
 
 
@@ -323,12 +323,12 @@ def test_a_graph_for_matched_masks_alone_gives_the_gradients_of_the_full_graph()
     expected = gradients(encoder)
     encoder.zero_grad()
 
-    features = encoder.encode_image(images)
+    features = encoder.see(images)
     valid = torch.tensor([[True, True, True], [True, False, False]])
     padded = torch.full((2, 3, 16, 16), math.nan, dtype=torch.float64)  # what lies in the padding must not matter
     for i, m in enumerate(matched):
         padded[i, : len(m)] = logits[i, m]
-    part = encoder.encode_masks(features, padded, valid)
+    part = encoder.encode(features, padded, valid)
     assert not part.embeddings[~valid].any() and all(not level[~valid].any() for level in part.mask_logits)
     losses = [loss_of(part.embeddings[i, v], [level[i, v] for level in part.mask_logits]) for i, v in enumerate(valid)]
     sum(losses).backward()
@@ -362,8 +362,8 @@ def test_no_tensor_of_masks_x_patches_x_channels(monkeypatch):
 
     monkeypatch.setitem(rma_module.CACHE_BYTES, "cpu", 4 * 3 * 64 * 64)  # three masks at a time; 40 is no multiple
     with Largest() as largest:
-        features = encoder.encode_image(images)
-        streamed = encoder.encode_masks(features, logits)
+        features = encoder.see(images)
+        streamed = encoder.encode(features, logits)
         loss_of(streamed.embeddings, streamed.mask_logits).backward()
     assert largest.numel < 40 * 64 * 64 / 5
     torch.testing.assert_close(streamed.masks, whole.masks)
@@ -387,11 +387,11 @@ def test_checkpointing_keeps_less_and_changes_nothing():
     clip = tiny_clip(layers=6)
     encoder = tiny_encoder(clip, (1, 4))
     images, logits = tiny_input(clip)
-    features, kept, results = encoder.encode_image(images), {}, {}
+    features, kept, results = encoder.see(images), {}, {}
     for encoder.checkpointing in (False, True):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
-            result = encoder.encode_masks(features, logits)
+            result = encoder.encode(features, logits)
         loss_of(result.embeddings, result.mask_logits).backward()
         kept[encoder.checkpointing], results[encoder.checkpointing] = sum(sizes), gradients(encoder)
         encoder.zero_grad()
@@ -411,7 +411,7 @@ def test_any_batch_and_any_number_of_masks(batch, masks):
     images, logits = tiny_input(clip, images=3, masks=3)
     images, logits = images[:batch], logits[:batch, :masks]
     encoder = tiny_encoder(clip)
-    for result in (encoder(images, logits), encoder.encode_masks(encoder.encode_image(images), logits)):
+    for result in (encoder(images, logits), encoder.encode(encoder.see(images), logits)):
         assert result.embeddings.shape == (batch, masks, 12)
         assert [m.shape for m in result.mask_logits] == [logits.shape] * 2 and result.masks.shape == logits.shape
 

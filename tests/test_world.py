@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from maskclip.world import COLOURS, DOMAINS, PAIRS, STUFF, THINGS, Scene, Sticker, paint, render_scene, texture_bank
-from maskclip.world import datasets as world_datasets
-from maskclip.world.datasets import annotated_scene, polygons, uncompressed_rle, vocabularies, write_world
-from maskclip.world.pictographs import sprites
+from miniature import COLOURS, DOMAINS, PAIRS, STUFF, THINGS, Scene, Sticker, paint, render_scene, texture_bank
+from miniature import datasets as world_datasets
+from miniature.datasets import annotated_scene, polygons, uncompressed_rle, vocabularies, write_world
+from miniature.pictographs import sprites
 
 SIZES = {"coco_train": 8, "coco_val": 2, "ade": 4, "pascal": 3, "lvis": 4}
 

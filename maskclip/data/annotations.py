@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .sample import Category
+from maskclip.data.types import Category
 
 
 class Rule(NamedTuple):

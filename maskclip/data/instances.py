@@ -9,9 +9,18 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from .annotations import ANNOTATION, SIZE, check, index_images, picture_name, read_categories, require, same_size
-from .images import read_image, read_json
-from .sample import Dataset, Sample, Segment
+from maskclip.data.annotations import (
+    ANNOTATION,
+    SIZE,
+    check,
+    index_images,
+    picture_name,
+    read_categories,
+    require,
+    same_size,
+)
+from maskclip.data.images import read_image, read_json
+from maskclip.data.types import Dataset, Sample, Segment
 
 FARTHEST = 1e5  # pycocotools' memory grows with the length of a polygon's sides
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .annotations import (
+from maskclip.data.annotations import (
     IMAGE_ID,
     SEGMENT,
     SEGMENTS,
@@ -19,8 +19,8 @@ from .annotations import (
     require,
     same_size,
 )
-from .images import read_image, read_json, read_panoptic_ids
-from .sample import Dataset, Sample, Segment
+from maskclip.data.images import read_image, read_json, read_panoptic_ids
+from maskclip.data.types import Dataset, Sample, Segment
 
 
 def open_coco_panoptic(
@@ -90,7 +90,7 @@ def open_coco_panoptic(
 
 def open_coco_sample(folder: str | Path, *, limit: int | None = None) -> Dataset:
     """A folder laid out as panopticapi's sample data: panoptic_examples.json, panoptic_examples/ (PNGs),
-    input_images/. Real photographs, for trying the whole chain (`python -m maskclip.sample FOLDER OUT`)."""
+    input_images/. Real photographs, for trying the whole chain (`python -m study.sample FOLDER OUT`)."""
     folder = Path(folder)
     missing = [p for p in ("panoptic_examples.json", "panoptic_examples", "input_images") if not (folder / p).exists()]
     if missing:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .annotations import read_categories, same_size
-from .images import read_image, read_json, read_labels
-from .sample import Category, Dataset, Sample
+from maskclip.data.annotations import read_categories, same_size
+from maskclip.data.images import read_image, read_json, read_labels
+from maskclip.data.types import Category, Dataset, Sample
 
 PICTURES = {".jpg", ".jpeg", ".png"}
 LABELS = {".png", ".tif", ".tiff"}

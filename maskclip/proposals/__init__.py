@@ -6,20 +6,16 @@ A proposal source is any callable `source(images) -> list[Proposals]` on uint8 R
 from importlib import import_module
 from typing import Any
 
-_HOME = {  # imported when first asked for, so that reading a configuration does not load torch
-    "Proposals": "proposals",
-    "ProposalSource": "proposals",
-    "Mask2FormerConfig": "config",
-    "MaskRCNNConfig": "config",
+_HOME = {  # imported when first asked for
+    "Proposals": "base",
+    "ProposalSource": "base",
     "Mask2FormerSource": "mask2former",
     "MaskRCNNSource": "mask_rcnn",
-    "ProposalQuality": "quality",
     "StoredProposals": "store",
     "ground_truth_proposals": "ground_truth",
-    "load_source": "sources",
+    "load_source": "load",
     "proposal_key": "store",
     "store_proposals": "store",
-    "train_proposals": "training",
 }
 __all__ = sorted(_HOME)
 

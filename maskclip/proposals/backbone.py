@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torchvision import ops
 from transformers import ResNetConfig
 
-from maskclip.proposals.config import BackboneConfig
+from maskclip.settings import BackboneConfig
 
 
 def resnet_config(backbone: BackboneConfig) -> ResNetConfig:

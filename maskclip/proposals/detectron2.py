@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from maskclip.proposals.augmentation import Example, StepExamples
-from maskclip.proposals.config import MaskRCNNConfig
-from maskclip.proposals.mask_rcnn import boxes_of_masks, paste_masks
-from maskclip.proposals.proposals import (
+from maskclip.proposals.base import (
     Proposals,
     check_image,
     in_groups_of_size,
     network_size,
     resize_image,
 )
+from maskclip.proposals.mask_rcnn import boxes_of_masks, paste_masks
+from maskclip.settings import MaskRCNNConfig
+from maskclip.training.augmentation import Example, StepExamples
 
 DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
     ("basic", (2, 2, 2, 2)): 18,

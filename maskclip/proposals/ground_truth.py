@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from maskclip.proposals.proposals import Proposals
+from maskclip.proposals.base import Proposals
 
 CERTAIN = 10.0  # the logit of a ground-truth pixel: sigmoid and tanh are both saturated
 

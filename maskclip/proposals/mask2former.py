@@ -12,10 +12,8 @@ from torch.nn import functional
 from transformers import Mask2FormerConfig as NetworkConfig
 from transformers import Mask2FormerForUniversalSegmentation
 
-from maskclip.criterion import masks_per_process
 from maskclip.proposals.backbone import resnet_config, set_normalization
-from maskclip.proposals.config import Mask2FormerConfig
-from maskclip.proposals.proposals import (
+from maskclip.proposals.base import (
     MULTIPLE,
     PIXEL_MEAN,
     PIXEL_STD,
@@ -26,6 +24,8 @@ from maskclip.proposals.proposals import (
     resize_image,
 )
 from maskclip.proposals.weights import load_backbone_weights, load_start
+from maskclip.settings import Mask2FormerConfig
+from maskclip.training.losses import masks_per_process
 
 # transformers doubts every backbone but Swin; the paper's is a ResNet, and the released weights give equal masks
 logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)

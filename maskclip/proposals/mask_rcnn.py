@@ -19,8 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from transformers import ResNetBackbone
 
 from maskclip.proposals.backbone import resnet_config, set_normalization
-from maskclip.proposals.config import MaskRCNNConfig
-from maskclip.proposals.proposals import (
+from maskclip.proposals.base import (
     PIXEL_MEAN,
     PIXEL_STD,
     Proposals,
@@ -30,6 +29,7 @@ from maskclip.proposals.proposals import (
     resize_image,
 )
 from maskclip.proposals.weights import load_backbone_weights, load_start
+from maskclip.settings import MaskRCNNConfig
 
 
 class ResNetPyramid(nn.Module):

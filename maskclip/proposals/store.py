@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from maskclip.proposals.proposals import Proposals, ProposalSource
+from maskclip.proposals.base import Proposals, ProposalSource
 
 MAGIC = b"MCPROP03"
 HEADER = struct.Struct("<II")  # payload length, CRC-32
@@ -75,7 +75,7 @@ def _head(payload: bytes | memoryview) -> tuple[dict[str, Any], int]:
 def proposal_key(network: str | Path, dataset: Any, limit: int | None = None) -> str:
     """What a store is keyed by: the network's weights and record, the data set's fingerprint, the number of images.
 
-    `network` is a folder that `train_proposals` or `maskclip.convert` wrote, a file, or any other name as it is.
+    `network` is a folder that `train_proposals` or `maskclip.released.convert` wrote, a file, or another name as it is.
     """
     digest = hashlib.sha256(f"{MAGIC!r} {dataset.fingerprint()} {limit}".encode())
     path = Path(network)

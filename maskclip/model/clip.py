@@ -1,0 +1,174 @@
+"""Loading a CLIP (the mini one or any of open_clip's ViTs), and its text and image ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.pretrained import get_pretrained_cfg
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass
+class Clip:
+    """A frozen CLIP in eval mode with what is needed to feed it.  `mean` and `std` are [3, 1, 1]."""
+
+    model: Any  # an open_clip CLIP; the parts of an nn.Module have no static types
+    tokenizer: Callable[[list[str]], Tensor]
+    image_size: int
+    mean: Tensor
+    std: Tensor
+    name: str
+    interpolation: str = "bicubic"
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+
+def load_clip(
+    name_or_path: str | Path,
+    pretrained: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Clip:
+    """A CLIP by folder or by open_clip's name.
+
+    Args:
+        name_or_path: a folder with `open_clip_config.json`, `open_clip_model.safetensors` and, named in the first,
+            the tokenizer's merges, such as `models/mini_clip`; or a name of open_clip's, such as `ViT-L-14-336`.
+        pretrained: for a name, one of open_clip's tags (`openai`, downloaded) or a local weights file.  None: random
+            weights.
+        device, dtype: where and in what precision the weights shall lie.
+
+    Raises:
+        FileNotFoundError: the folder lacks its configuration, weights or merges; the weights file is missing.
+        ValueError: an unknown name or tag, weights that do not fit the model or were trained with the other GELU.
+    """
+    folder = Path(name_or_path)
+    tokenizer_options: dict[str, str] = {}
+    if folder.is_dir():
+        source = _check_folder(folder, tokenizer_options)
+        if pretrained is not None:
+            raise ValueError(f"{folder} brings its own weights; leave out pretrained={pretrained!r}")
+    else:
+        source = _check_name(str(name_or_path), pretrained)
+    was = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # open_clip reports every step of the look-up
+    try:
+        model = open_clip.create_model(source, pretrained=pretrained)
+        tokenizer = open_clip.get_tokenizer(source, **tokenizer_options)
+    except Exception as error:  # whatever open_clip or torch could not read
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"cannot load CLIP {name_or_path} (pretrained={pretrained!r}): {reason}") from error
+    finally:
+        logging.disable(was)
+    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    settings = open_clip.get_model_preprocess_cfg(model)
+    size = model.visual.image_size
+    mean, std = (torch.tensor(settings[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
+    side = size[0] if isinstance(size, tuple | list) else size
+    return Clip(model, tokenizer, int(side), mean, std, folder.name, settings.get("interpolation", "bicubic"))
+
+
+def _check_folder(folder: Path, tokenizer_options: dict[str, str]) -> str:
+    for file in ("open_clip_config.json", "open_clip_model.safetensors"):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} is no CLIP folder: {file} is missing")
+    try:
+        text = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{folder / 'open_clip_config.json'} is not an open_clip configuration: {error!r}") from None
+    merges = text.get("tokenizer_kwargs", {}).get("bpe_path")
+    if merges:  # open_clip resolves it against the working directory; we, against the folder
+        if not (folder / merges).is_file():
+            raise FileNotFoundError(f"the tokenizer's merges {folder / merges} are missing")
+        tokenizer_options["bpe_path"] = str(folder / merges)
+    return f"local-dir:{folder}"
+
+
+def _check_name(name: str, pretrained: str | None) -> str:
+    if ("/" in name and not name.startswith("hf-hub:")) or name.endswith("mini_clip"):
+        raise FileNotFoundError(f"no such CLIP folder: {name}")
+    if not name.startswith("hf-hub:") and name not in open_clip.list_models():
+        raise ValueError(f"{name!r} is neither a folder nor one of open_clip's models, such as 'ViT-L-14-336'")
+    if pretrained is not None and not Path(pretrained).is_file():
+        if any(mark in pretrained for mark in ("/", ".")):
+            raise FileNotFoundError(f"no such CLIP weights file: {pretrained}")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained not in tags:
+            raise ValueError(f"open_clip has no weights {pretrained!r} for {name}; it has {', '.join(tags) or 'none'}")
+        trained = (get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu")
+        built = (open_clip.get_model_config(name) or {}).get("quick_gelu")
+        if bool(trained) != bool(built):
+            right = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+            raise ValueError(
+                f"the weights {pretrained!r} were trained with {'QuickGELU' if trained else 'GELU'}, which {name} does "
+                f"not compute; take {right!r}"
+            )
+    return name
+
+
+@torch.no_grad()
+def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
+    """CLIP's text embeddings f_t(T) (Alg. 1) of category names: [K, C] in float32, L2-normalized.
+
+    With several templates (`"a photo of a {}"`) the normalized embeddings are averaged and normalized again.  The paper
+    (Sec. 4.2) takes the plain names.
+
+    Raises:
+        ValueError: no names, one text in place of a list, an empty name, a name longer than CLIP reads, or a template
+            without `{}`.
+    """
+    if isinstance(names, str) or any(not isinstance(name, str) for name in names):
+        raise ValueError(f"names must be a list of texts, such as ['cat', 'dog'], not {names!r:.100}")
+    if not names or any(not name.strip() for name in names):
+        raise ValueError("text_embeddings needs at least one name, and no empty ones")
+    if not templates or any("{}" not in template for template in templates):
+        raise ValueError(f"each template needs a '{{}}' for the name, but templates are {list(templates)}")
+    total = torch.zeros(())
+    for template in templates:
+        parts = []
+        for start in range(0, len(names), 256):
+            texts = [template.replace("{}", name) for name in names[start : start + 256]]
+            tokens = clip.tokenizer(texts)
+            if isinstance(clip.tokenizer, open_clip.SimpleTokenizer):  # it cuts off what is too long, and says nothing
+                for text in (text for text, row in zip(texts, tokens) if row[-1]):
+                    if len(clip.tokenizer.encode(text)) + 2 > tokens.shape[1]:  # with beginning and end
+                        raise ValueError(f"{text!r:.100} is longer than the {tokens.shape[1]} tokens CLIP reads")
+            parts.append(F.normalize(clip.model.encode_text(tokens.to(clip.device)).float(), dim=-1))
+        total = total.to(clip.device) + torch.cat(parts)
+    return F.normalize(total, dim=-1)
+
+
+def preprocess(clip: Clip, image: np.ndarray) -> Tensor:
+    """A picture, uint8 [H, W, 3] RGB, squashed to CLIP's square and normalized: [3, S, S] on CLIP's device.
+
+    Squashed, not cropped, as in the released code: masks of the whole picture then fall where they belong.
+
+    Raises:
+        ValueError: not a uint8 RGB picture, or one without pixels.
+    """
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"an image must be an array, uint8 [H, W, 3], not a {type(image).__name__}; see read_image")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(
+            f"an image must be uint8 [H, W, 3] with at least one pixel, not {image.dtype} {list(image.shape)}"
+        )
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(clip.device).permute(2, 0, 1)[None].float() / 255
+    size = (clip.image_size, clip.image_size)
+    pixels = F.interpolate(pixels, size=size, mode=clip.interpolation, align_corners=False, antialias=True)[0]
+    return (pixels.clamp(0, 1) - clip.mean) / clip.std
+
+
+def classify(embeddings: Tensor, text: Tensor, temperature: float) -> Tensor:
+    """Cosine of mask embeddings [..., C] and normalized text [K, C], over the temperature: logits [..., K]."""
+    return F.normalize(embeddings, dim=-1) @ text.to(embeddings).T / temperature

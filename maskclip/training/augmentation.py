@@ -1,0 +1,101 @@
+"""Training examples for the proposal networks: large scale jittering as in Mask2Former, or whole images with a flip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from maskclip.proposals.base import resize_image
+from maskclip.settings import TrainingConfig
+
+
+@dataclass
+class Example:
+    """One training image: `image [3, h, w]` in 0 to 255, `masks [n, h, w]` of 0 and 1, `classes [n]` (class index);
+    `number` is its place among all examples of a training."""
+
+    image: Tensor
+    masks: Tensor
+    classes: Tensor
+    number: int = 0
+
+
+def augment(sample: Any, config: TrainingConfig, rng: np.random.Generator) -> Example:
+    """Flip, jitter colours and, where `config.crop` is set, the scale (large scale jittering), cropping or padding.
+
+    Crowd regions and segments that fall out of the crop are dropped; n may be 0.
+    """
+    segments = [segment for segment in sample.segments if not segment.iscrowd]
+    height, width = sample.image.shape[:2]
+    masks = np.stack([segment.mask for segment in segments]) if segments else np.zeros((0, height, width), bool)
+    image = sample.image
+    if rng.random() < 0.5:
+        image, masks = image[:, ::-1], masks[:, :, ::-1]
+    if config.crop:
+        pixels, masks = _jitter_scale(image, masks, config, rng)
+    else:
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
+    if config.color_jitter:
+        pixels = _jitter_color(pixels, config.color_jitter, rng)
+    present = masks.any((1, 2))
+    classes = torch.tensor([segment.category for segment in segments], dtype=torch.int64)
+    tensor = torch.from_numpy(np.ascontiguousarray(masks[present])).float()
+    return Example(pixels, tensor, classes[torch.from_numpy(present)])
+
+
+def _jitter_scale(
+    image: np.ndarray, masks: np.ndarray, config: TrainingConfig, rng: np.random.Generator
+) -> tuple[Tensor, np.ndarray]:
+    """Resize so that the image fits `scale` x `crop`, then crop a square, padded below and right with grey."""
+    height, width = image.shape[:2]
+    low, high = config.scale
+    ratio = rng.uniform(low, high) * config.crop / max(height, width)
+    size = max(1, round(height * ratio)), max(1, round(width * ratio))
+    top, left = (int(rng.integers(0, max(0, side - config.crop) + 1)) for side in size)
+    bottom, right = min(size[0], top + config.crop), min(size[1], left + config.crop)
+    pixels = torch.full((3, config.crop, config.crop), 128.0)
+    pixels[:, : bottom - top, : right - left] = resize_image(image, size)[:, top:bottom, left:right]
+    # nearest neighbour, at pixel centres, only where the crop lies
+    rows = np.minimum(((np.arange(top, bottom) + 0.5) * height / size[0]).astype(int), height - 1)
+    columns = np.minimum(((np.arange(left, right) + 0.5) * width / size[1]).astype(int), width - 1)
+    cropped = np.zeros((len(masks), config.crop, config.crop), dtype=bool)
+    cropped[:, : bottom - top, : right - left] = masks[:, rows[:, None], columns[None, :]]
+    return pixels, cropped
+
+
+def _jitter_color(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    """Random gain and offset of each channel, and with probability `strength` a random order of the channels."""
+    gain = torch.from_numpy(rng.uniform(1 - strength / 2, 1 + strength / 2, (3, 1, 1))).float()
+    offset = torch.from_numpy(rng.uniform(-64, 64, (3, 1, 1)) * strength).float()
+    order = torch.from_numpy(rng.permutation(3)) if rng.random() < strength else torch.arange(3)
+    return ((pixels - 128) * gain + 128 + offset).clamp(0, 255)[order]
+
+
+class StepExamples(Dataset):
+    """The examples of step after step; which images, and how augmented, follows from (seed, step) alone.
+
+    So a resumed run sees what an undisturbed one would, whatever the number of processes or reading workers. Item
+    `n` is example `n % batch` of step `n // batch`.
+    """
+
+    def __init__(self, dataset: Any, config: TrainingConfig, seed: int) -> None:
+        self.dataset, self.config, self.seed = dataset, config, seed
+        self._epoch, self._order = -1, np.zeros(0, dtype=int)
+
+    def __len__(self) -> int:
+        return self.config.steps * self.config.batch
+
+    def __getitem__(self, number: int) -> Example:
+        epoch, position = divmod(number, len(self.dataset))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
+        rng = np.random.default_rng([self.seed, 1, number])
+        example = augment(self.dataset[int(self._order[position])], self.config, rng)
+        example.number = number
+        return example

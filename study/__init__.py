@@ -1,0 +1,1 @@
+"""The paper's experiments on top of `maskclip`: methods, runs, notebooks, report."""
