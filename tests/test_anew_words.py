@@ -74,7 +74,9 @@ def test_a_missing_drawing_is_named_before_anything_is_drawn(monkeypatch: pytest
     without = {n: c for n, c in drawings._names("material").items() if n != "fountain"}
     real = drawings._names
     monkeypatch.setattr(drawings, "_names", lambda package: without if package == "material" else real(package))
-    with pytest.raises(ValueError, match=r"has no drawing 'fountain' \(of fountain\): pip install 'fonticon-mat.*==7\.2\.96"):
+    with pytest.raises(
+        ValueError, match=r"has no drawing 'fountain' \(of fountain\): pip install 'fonticon-mat.*==7\.2\.96"
+    ):
         check_packages()
 
 

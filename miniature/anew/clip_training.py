@@ -53,6 +53,7 @@ class Stage:
     roam: bool = True  # small pictures lie anywhere in the large one, or at its middle
     colours: float = 0.0  # weight of telling captions apart that differ in a colour
     things_share: float = 0.75  # of a caption's weight; the rest is the stuff's
+    text_every: int = 1  # steps from one of the text tower to the next; in between its last embeddings stand
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Schedule:
     image_size: int
     width: int
     layers: int
+    text_steps: int  # of the text tower alone, before all else
     checkpoint_every: int
     stages: tuple[Stage, ...]
 
@@ -138,7 +140,12 @@ def write_model_folder(folder: Path, schedule: Schedule) -> None:
     text = "#version: miniature\n" + "\n".join(" ".join(pair) for pair in merges_for(spoken_words())) + "\n"
     with open(folder / "merges.txt.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         packed.write(text.encode())
-    vision = {"image_size": schedule.image_size, "patch_size": PATCH, "width": schedule.width, "layers": schedule.layers}
+    vision = {
+        "image_size": schedule.image_size,
+        "patch_size": PATCH,
+        "width": schedule.width,
+        "layers": schedule.layers,
+    }
     tower = {"context_length": 32, "vocab_size": open_clip.SimpleTokenizer(str(folder / "merges.txt.gz")).vocab_size}
     tower |= {"width": 64, "heads": 4, "layers": 3, "tokenizer_kwargs": {"bpe_path": "merges.txt.gz"}}
     config = {
@@ -175,14 +182,22 @@ def single(rng: np.random.Generator, stage: Stage, ground: bool) -> Scene:
     size = float(rng.uniform(0.62, 1.0))
     room = max(0.0, 0.5 - 0.45 * size)
     s = replace(s, size=size, x=0.5 + float(rng.uniform(-room, room)), y=0.5 + float(rng.uniform(-room, room)))
-    names, centres, banded = random_ground(rng, None if rng.random() < 0.5 else str(rng.choice(list(GROUNDS)))) if ground else ((), (), True)
+    names, centres, banded = (
+        random_ground(rng, None if rng.random() < 0.5 else str(rng.choice(list(GROUNDS)))) if ground else ((), (), True)
+    )
     return Scene(str(rng.choice(stage.styles)), names, centres, (s,), int(rng.integers(2**31)), banded)
 
 
 def training_scenes(rng: np.random.Generator, stage: Stage) -> list[Scene]:
     """A batch of a stage: first plain, then single, then full scenes."""
     recipe = Recipe(
-        stage.artists, stage.styles, dict.fromkeys(GROUNDS, 1.0), tuple(things()), count=(1, stage.most), scale=1.15, fitting=0.6
+        stage.artists,
+        stage.styles,
+        dict.fromkeys(GROUNDS, 1.0),
+        tuple(things()),
+        count=(1, stage.most),
+        scale=1.15,
+        fitting=0.6,
     )
     out = []
     for i in range(stage.batch):
@@ -242,6 +257,8 @@ class Muon:
     def step(self, lr: float) -> None:
         """One step at a learning rate."""
         for group, momentum in zip(self.groups, self.momenta, strict=True):
+            if group[0].grad is None:  # of the text tower, between its steps
+                continue
             grad = torch.stack([p.grad for p in group])  # type: ignore[misc]  # after backward, each has one
             momentum.lerp_(grad, 1 - self.momentum)
             update = grad.lerp(momentum, self.momentum)  # Nesterov
@@ -265,13 +282,23 @@ def build(folder: Path) -> tuple[Any, Any]:
 
 
 def begin(model: Any) -> None:
-    """Positions start as smooth waves, so that neighbours are alike from the first step."""
+    """A start that learns sooner than noise: positions are smooth waves, so that neighbours are alike, and tokens attend
+    to their like and are mixed (mimetic initialization, Trockman & Kolter 2023)."""
     grid, width = model.visual.grid_size, model.visual.positional_embedding.shape[1]
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
     rates = 1 / 30 ** (torch.arange(width // 4) / (width // 4))
     waves = [wave(place.flatten()[:, None] * rates) for place in (y, x) for wave in (torch.sin, torch.cos)]
     model.visual.positional_embedding.data[1:] = 0.35 * torch.cat(waves, 1)
     model.logit_scale.data.fill_(np.log(20))  # by itself it climbs too slowly
+    for block in model.visual.transformer.resblocks:
+        weight, heads = block.attn.in_proj_weight.data, block.attn.num_heads
+        noise = torch.randn(heads + 1, width, width) / width**0.5
+        for head, part in enumerate(torch.arange(width).chunk(heads)):
+            left, size, right = torch.linalg.svd(0.7 * noise[head] + 0.7 * torch.eye(width))
+            weight[part] = (left * size**0.5)[:, : len(part)].T
+            weight[width + part] = size[: len(part), None] ** 0.5 * right[: len(part)]
+        left, size, right = torch.linalg.svd(0.4 * noise[heads] - 0.4 * torch.eye(width))
+        weight[2 * width :], block.attn.out_proj.weight.data = size[:, None] ** 0.5 * right, left * size**0.5
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
@@ -295,31 +322,44 @@ def encode_crop(visual: Any, pictures: Tensor, top: int, left: int) -> Tensor:
 
 
 def loss_of(
-    model: Any, tokenizer: Callable, scenes: list[Scene], pictures: Tensor, rng: np.random.Generator, stage: Stage
-) -> tuple[Tensor, Tensor, float]:
-    """Softmax over the whole vocabulary for every picture, and for some over captions whose wrong ones differ in a
-    colour only.  Returns the loss, the image embeddings, and the share of single things whose name ranks first."""
+    model: Any,
+    tokenizer: Callable,
+    words: Tensor,
+    scenes: list[Scene],
+    pictures: Tensor,
+    rng: np.random.Generator,
+    stage: Stage,
+) -> tuple[Tensor, float]:
+    """Softmax over the whole vocabulary (`words`, embedded) for every picture, and for some over captions whose wrong
+    ones differ in a colour only.  Returns the loss and the share of single things whose name ranks first."""
     grid = model.visual.grid_size[0] - pictures.shape[-1] // PATCH
     top, left = (int(v) for v in rng.integers(0, grid + 1, 2)) if stage.roam else (grid // 2, grid // 2)
     image = encode_crop(model.visual, pictures, top, left)
     scale = model.logit_scale.exp().clamp(max=60)
     said, also = targets_of(scenes, rng, stage.things_share)
-    logits = scale * image @ encode_text(model, tokenizer([speak(n, rng) for n in columns()])).T
+    logits = scale * image @ words.T
     loss = -(said * logits.masked_fill(also, -1e4).log_softmax(1)).sum(1).mean()
     number = len(things())
     with torch.no_grad():
         alone = torch.tensor([i for i, s in enumerate(scenes) if len(s.things) == 1 and said[i, :number].sum() > 0])
-        right = (logits[alone, :number].argmax(1) == said[alone, :number].argmax(1)).float().mean() if len(alone) else torch.tensor(0.0)
+        right = (
+            (logits[alone, :number].argmax(1) == said[alone, :number].argmax(1)).float().mean()
+            if len(alone)
+            else torch.tensor(0.0)
+        )
     few = [i for i, s in enumerate(scenes) if 1 <= len(s.things) <= 2][:32]
     if stage.colours and few:
-        others = [[str(c) for c in rng.permutation([c for c in COLOURS if c not in {t.colour for t in scenes[i].things}])] for i in few]
+        others = [
+            [str(c) for c in rng.permutation([c for c in COLOURS if c not in {t.colour for t in scenes[i].things}])]
+            for i in few
+        ]
         texts = [caption(scenes[i]) for i in few] + [caption(scenes[i], o) for i, o in zip(few, others, strict=True)]
         both = scale * image[few] @ encode_text(model, tokenizer(texts)).T
         loss = loss + stage.colours * F.cross_entropy(both, torch.arange(len(few)))
-    return loss, image, float(right)
+    return loss, float(right)
 
 
-def spread_texts(model: nn.Module, tokenizer: Callable, rng: np.random.Generator, steps: int = 60) -> None:
+def spread_texts(model: nn.Module, tokenizer: Callable, rng: np.random.Generator, steps: int) -> None:
     """Teach the text tower alone to tell the words apart, however they are put (contrastive, text against text).
 
     At the start all texts point almost the same way: pictures and words then wait for one another.
@@ -344,7 +384,9 @@ def keep_freed_memory() -> None:
         pass
 
 
-def train_clip(folder: Path, work: Path, schedule: Schedule, progress: Callable[[dict], None] | None = None) -> list[dict]:
+def train_clip(
+    folder: Path, work: Path, schedule: Schedule, progress: Callable[[dict], None] | None = None
+) -> list[dict]:
     """Train the mini CLIP and leave its weights, curve and cost in `folder`; checkpoints go to `work`.
 
     A second call after a kill resumes from the last checkpoint.  Returns the log: step, loss, accuracy, lr, seconds.
@@ -361,50 +403,70 @@ def train_clip(folder: Path, work: Path, schedule: Schedule, progress: Callable[
     bank = texture_bank(schedule.seed + 1000, schedule.textures, schedule.image_size + 32)
     small = F.interpolate(bank.flatten(0, 1).float(), scale_factor=0.5, mode="area").to(torch.uint8)
     small = small.view(*bank.shape[:3], *small.shape[-2:])
-    log, first, spent = _resume(work, model, adamw, muon)
+    log, recent, first, spent = _resume(work, model, adamw, muon)
     if not first:
         begin(model)
-        spread_texts(model, tokenizer, np.random.default_rng([schedule.seed, 1300]))
-    began, recent = time.process_time() - spent, []
+        spread_texts(model, tokenizer, np.random.default_rng([schedule.seed, 1300]), schedule.text_steps)
+    began = time.process_time() - spent
     for step in range(first, schedule.steps):
         stage, rng = schedule.stage(step), np.random.default_rng([schedule.seed, step])
         scenes = training_scenes(rng, stage)
         pictures = paint(scenes, small if stage.side <= small.shape[-1] else bank, stage.side, stage.side)[0]
-        loss, _, right = loss_of(model, tokenizer, scenes, pictures, rng, stage)
-        model.zero_grad()
+        if step % stage.text_every == 0 or step == first:
+            words = encode_text(model, tokenizer([speak(n, rng) for n in columns()]))
+        loss, right = loss_of(model, tokenizer, words, scenes, pictures, rng, stage)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         rate = schedule.rate(step)
         for group in adamw.param_groups:
             group["lr"] = rate * schedule.adamw
         adamw.step()
         muon.step(rate)
+        words = words.detach()
         recent.append((loss.item(), right))
         last = step + 1 == schedule.steps
         if (step + 1) % 25 == 0 or last:
             mean = np.mean(recent, 0)
             seconds = round(time.process_time() - began, 1)
-            log.append({"step": step + 1, "loss": round(float(mean[0]), 4), "accuracy": round(float(mean[1]), 4), "lr": rate, "seconds": seconds})
+            log.append(
+                {
+                    "step": step + 1,
+                    "loss": round(float(mean[0]), 4),
+                    "accuracy": round(float(mean[1]), 4),
+                    "lr": rate,
+                    "seconds": seconds,
+                }
+            )
             recent = []
             if progress:
                 progress(log[-1])
         if (step + 1) % schedule.checkpoint_every == 0 or last:
-            state = {"model": model.state_dict(), "adamw": adamw.state_dict(), "muon": muon.momenta, "log": log}
+            state = {
+                "model": model.state_dict(),
+                "adamw": adamw.state_dict(),
+                "muon": muon.momenta,
+                "log": log,
+                "recent": recent,
+            }
             _store(work, {**state, "step": step + 1, "seconds": time.process_time() - began})
     save_weights(model, folder)
     return log
 
 
-def _resume(work: Path, model: nn.Module, adamw: torch.optim.Optimizer, muon: Muon) -> tuple[list[dict], int, float]:
-    """Fill model and optimizers from the checkpoint in `work`, if there is one: log, steps done, seconds spent."""
+def _resume(
+    work: Path, model: nn.Module, adamw: torch.optim.Optimizer, muon: Muon
+) -> tuple[list[dict], list, int, float]:
+    """Fill model and optimizers from the checkpoint in `work`, if there is one: the log, what is not in it yet,
+    steps done, seconds spent."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "clip_training.pt").exists():
-        return [], 0, 0.0
+        return [], [], 0, 0.0
     state = torch.load(work / "clip_training.pt", weights_only=True)
     model.load_state_dict(state["model"])
     adamw.load_state_dict(state["adamw"])
     for momentum, saved in zip(muon.momenta, state["muon"], strict=True):
         momentum.copy_(saved)
-    return state["log"], state["step"], state["seconds"]
+    return state["log"], state["recent"], state["step"], state["seconds"]
 
 
 def _store(work: Path, state: dict) -> None:

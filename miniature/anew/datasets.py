@@ -50,7 +50,11 @@ class Annotated:
 
 def _words(known: Vocabulary) -> tuple[str, ...]:
     """The drawings, not textures, that a vocabulary names."""
-    return tuple(w for w in [*known.things.values(), *known.stuff.values()] if w in set(drawn_by("nora") + drawn_by("max") + drawn_by("faye")))
+    return tuple(
+        w
+        for w in [*known.things.values(), *known.stuff.values()]
+        if w in set(drawn_by("nora") + drawn_by("max") + drawn_by("faye"))
+    )
 
 
 def lvis_frequency() -> dict[str, str]:
@@ -156,7 +160,12 @@ class _Collected:
         self.images: list[dict] = []
         self.annotations: list[dict] = []
         self.categories: list[dict] = [
-            {"id": self.ids[w], "name": n, "isthing": int(w in self.things), "supercategory": "thing" if w in self.things else "stuff"}
+            {
+                "id": self.ids[w],
+                "name": n,
+                "isthing": int(w in self.things),
+                "supercategory": "thing" if w in self.things else "stuff",
+            }
             for n, w in words.items()
         ]
 
@@ -296,7 +305,11 @@ def _write_lvis(out: Path, seed: int, bank: torch.Tensor, count: int) -> None:
     for category in instances.categories:
         marked = [a for a in instances.annotations if a["category_id"] == category["id"]]
         name = str(category["name"])
-        category |= {"frequency": lvis_frequency()[name], "synonyms": [name], "synset": f"{name.replace(' ', '_')}.n.01"}
+        category |= {
+            "frequency": lvis_frequency()[name],
+            "synonyms": [name],
+            "synset": f"{name.replace(' ', '_')}.n.01",
+        }
         category |= {"def": "a drawing", "instance_count": len(marked)}
         category |= {"image_count": len({a["image_id"] for a in marked})}
     for annotation in instances.annotations:

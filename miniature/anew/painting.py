@@ -35,7 +35,11 @@ def _inks(things: Sequence[Sticker], styles: Sequence[str]) -> Tensor:
     bright = np.clip(0.30 + 0.8 * base, 0, 1)
     rims, bodies, inks = (
         np.where(style == 0, a, np.where(style == 1, b, c))
-        for a, b, c in ((rim, np.full_like(base, 0.20), bright), (base, muted, dark), (ink, 0.15 + 0.1 * (1 - shade) + 0 * base, bright))
+        for a, b, c in (
+            (rim, np.full_like(base, 0.20), bright),
+            (base, muted, dark),
+            (ink, 0.15 + 0.1 * (1 - shade) + 0 * base, bright),
+        )
     )
     pale = (style == 1) & (light < 0.25)
     inks = np.where(pale, 0.85, inks)
@@ -67,7 +71,8 @@ def _ground(scene: Scene, bank: Tensor, height: int, width: int) -> tuple[Tensor
     """One scene's textures [3, H, W] in [0, 1] and each pixel's region [H, W] (index into scene.stuff)."""
     rng = np.random.default_rng(scene.seed)
     if not scene.stuff:
-        return torch.from_numpy(rng.uniform(0.3, 1.0, (3, 1, 1)).astype(np.float32)).expand(3, height, width), torch.zeros(height, width, dtype=torch.long)
+        pale = torch.from_numpy(rng.uniform(0.75, 1.0) + rng.uniform(-0.05, 0.05, (3, 1, 1))).float()
+        return pale.expand(3, height, width), torch.zeros(height, width, dtype=torch.long)
     order = list(stuff())
     patches = []
     for name in scene.stuff:
@@ -102,8 +107,12 @@ def paint(scenes: Sequence[Scene], bank: Tensor, height: int, width: int) -> tup
     prints, chalks = (style == 1).nonzero()[:, 0], (style == 2).nonzero()[:, 0]
     picture[prints] = 0.5 * picture[prints] + 0.5 * (0.42 + 0.52 * picture[prints].mean(1, keepdim=True))
     picture[chalks] = picture[chalks] * torch.tensor([0.28, 0.31, 0.44])[:, None, None] + 0.02
-    line = torch.tensor([0.55, 0.35, 1.0])[style][:, None, None, None]  # regions end in a darker line, in chalk a lighter
-    picture = torch.where(edge[:, None], torch.where(style[:, None, None, None] == 2, picture + 0.25, picture * line), picture)
+    line = torch.tensor([0.55, 0.35, 1.0])[style][
+        :, None, None, None
+    ]  # regions end in a darker line, in chalk a lighter
+    picture = torch.where(
+        edge[:, None], torch.where(style[:, None, None, None] == 2, picture + 0.25, picture * line), picture
+    )
 
     owner = torch.full_like(regions, -1)
     things = [t for s in scenes for t in s.things]

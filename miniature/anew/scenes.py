@@ -56,7 +56,7 @@ class Sticker:
 class Scene:
     """Stuff regions (centres (x, y) in [0, 1]^2; `banded`: one above the other), then stickers from back to front.
 
-    Without stuff the ground is one plain colour; `straight` borders are walls', others roll.
+    Without stuff the ground is one pale colour; `straight` borders are walls', others roll.
     """
 
     style: str
@@ -103,7 +103,9 @@ def pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
     return names[int(np.searchsorted(chances, rng.random() * chances[-1]))]
 
 
-def sticker_of(rng: np.random.Generator, name: str, artist: str, colour: str | None = None, spread: float = 1.0) -> Sticker:
+def sticker_of(
+    rng: np.random.Generator, name: str, artist: str, colour: str | None = None, spread: float = 1.0
+) -> Sticker:
     """A thing in one of an artist's drawings, at the middle; mostly in a usual colour, `spread` scales its poses."""
     thing, rows = things()[name], sprites().variants[artist][name]
     if colour is None:
@@ -115,7 +117,9 @@ def sticker_of(rng: np.random.Generator, name: str, artist: str, colour: str | N
     )  # fmt: skip
 
 
-def arrange(rng: np.random.Generator, stickers: Sequence[Sticker], place: str, width: float, height: float) -> list[Sticker]:
+def arrange(
+    rng: np.random.Generator, stickers: Sequence[Sticker], place: str, width: float, height: float
+) -> list[Sticker]:
     """Find each a spot of a width x height picture: what flies above, what stands below the horizon and larger the
     nearer, overlapping little; sorted from back to front."""
     placed: list[Sticker] = []
@@ -139,7 +143,9 @@ def arrange(rng: np.random.Generator, stickers: Sequence[Sticker], place: str, w
     return sorted(placed, key=lambda s: s.y + 0.4 * s.size)
 
 
-def random_ground(rng: np.random.Generator, place: str | None) -> tuple[tuple[str, ...], tuple[tuple[float, float], ...], bool]:
+def random_ground(
+    rng: np.random.Generator, place: str | None
+) -> tuple[tuple[str, ...], tuple[tuple[float, float], ...], bool]:
     """Stuff of a place with its centres and whether one lies above the other; None gives patches of any stuff."""
     if place is None:
         names = [str(n) for n in rng.choice(list(stuff()), int(rng.integers(1, 4)), replace=False)]
@@ -158,7 +164,9 @@ def random_ground(rng: np.random.Generator, place: str | None) -> tuple[tuple[st
     return tuple(names), tuple((float(rng.random()), float(v)) for v in levels), True
 
 
-def random_scene(rng: np.random.Generator, recipe: Recipe, width: float = 1.0, height: float = 1.0) -> tuple[Scene, int]:
+def random_scene(
+    rng: np.random.Generator, recipe: Recipe, width: float = 1.0, height: float = 1.0
+) -> tuple[Scene, int]:
     """One scene, and how many of its stickers, at the end, are one crowd of tiny things of one name (mostly none)."""
     artist, style = str(rng.choice(recipe.artists)), str(rng.choice(recipe.styles))
     share = np.array(list(recipe.places.values()))
@@ -186,4 +194,6 @@ def random_scene(rng: np.random.Generator, recipe: Recipe, width: float = 1.0, h
             tiny, tilt = float(rng.uniform(0.10, 0.14)), float(rng.normal(0, 8))
             stickers.append(replace(first, x=x + dx, y=y + dy, size=tiny, angle=tilt, shade=float(rng.random())))
     ground, centres, banded = random_ground(rng, None if rng.random() < 0.08 else place)
-    return Scene(style, ground, centres, tuple(stickers), int(rng.integers(2**31)), banded, place in ("room", "street")), crowd
+    return Scene(
+        style, ground, centres, tuple(stickers), int(rng.integers(2**31)), banded, place in ("room", "street")
+    ), crowd

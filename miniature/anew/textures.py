@@ -85,7 +85,9 @@ def _stripes(step: float, a: Colour, b: Colour, along: str, wave: float = 0.0, p
     return draw
 
 
-def _speckle(colour: Colour, fine: float, coarse: float, blob: float = 7, stretch: tuple[float, float] = (1, 1)) -> Texture:
+def _speckle(
+    colour: Colour, fine: float, coarse: float, blob: float = 7, stretch: tuple[float, float] = (1, 1)
+) -> Texture:
     """One colour with fine grain and broad patches."""
 
     def draw(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
@@ -142,7 +144,10 @@ def _plaid(base: Colour, line: Colour, step: float) -> Texture:
     """Broad and thin bands crossing, as in a woven blanket."""
 
     def draw(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
-        bands = [((v / (step * s)) % 1 < 0.38) * 0.4 + (np.abs((v / (step * s)) % 1 - 0.7) < 0.05) * 0.5 for v in _grid(rng, size)]
+        bands = [
+            ((v / (step * s)) % 1 < 0.38) * 0.4 + (np.abs((v / (step * s)) % 1 - 0.7) < 0.05) * 0.5
+            for v in _grid(rng, size)
+        ]
         return _mix(base, line, np.clip(bands[0] + bands[1], 0, 1))
 
     return draw
@@ -207,7 +212,9 @@ _TEXTURES: dict[str, Texture] = {
     "ice": _lines(_speckle((0.70, 0.87, 0.95), 0.01, 0.06, 12), (0.95, 0.99, 1.0), 27, 1.2, "de", 0.7),
     "field": _stripes(8, (0.55, 0.42, 0.16), (0.72, 0.75, 0.28), "x", 0.08, 1.5),
     "grass": _LAWN,
-    "playing field": _lines(_stripes(36, (0.18, 0.55, 0.24), (0.27, 0.66, 0.32), "y", 0, 0.3), (0.96, 0.98, 0.96), 48, 2, "xy"),
+    "playing field": _lines(
+        _stripes(36, (0.18, 0.55, 0.24), (0.27, 0.66, 0.32), "y", 0, 0.3), (0.96, 0.98, 0.96), 48, 2, "xy"
+    ),
     "hay": _strands((0.62, 0.46, 0.14), (0.97, 0.86, 0.45), (5, 0.6), crossed=True),
     "sand": _speckle((0.90, 0.79, 0.55), 0.04, 0.06, 7, (0.5, 2.5)),
     "earth": _speckle((0.45, 0.30, 0.19), 0.10, 0.16, 2.5),
@@ -240,7 +247,9 @@ def texture(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
 def texture_bank(seed: int, variants: int, size: int) -> torch.Tensor:
     """`variants` patches of every stuff: uint8 [stuff, variants, 3, size, size]."""
     patches = [
-        texture(name, np.random.default_rng([seed, i, j]), size) for i, name in enumerate(stuff()) for j in range(variants)
+        texture(name, np.random.default_rng([seed, i, j]), size)
+        for i, name in enumerate(stuff())
+        for j in range(variants)
     ]
     stacked = np.stack(patches).transpose(0, 3, 1, 2).reshape(len(stuff()), variants, 3, size, size)
     return torch.from_numpy(np.ascontiguousarray(stacked))

@@ -109,7 +109,9 @@ def vocabulary(dataset: str) -> Vocabulary:
 @cache
 def coco_split() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """COCO's base and target names (48 and 17) as zero-shot detection split them (Bansal et al. 2018)."""
-    base, target = ((_FOLDER / f"coco_{part}.txt").read_text(encoding="utf-8").split("\n") for part in ("base", "target"))
+    base, target = (
+        (_FOLDER / f"coco_{part}.txt").read_text(encoding="utf-8").split("\n") for part in ("base", "target")
+    )
     return tuple(n for n in base if n), tuple(n for n in target if n)
 
 

@@ -1,0 +1,138 @@
+"""The new miniature's trainings: what they see, one schedule from nothing, resumable after a kill, equal when repeated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from maskclip.model.clip import load_clip, text_embeddings
+from maskclip.settings import BackboneConfig
+from miniature.anew import words
+from miniature.anew.__main__ import HERE, card
+from miniature.anew.clip_training import (
+    Schedule, Stage, columns, merges_for, read_schedule, spoken_words, targets_of, train_clip, training_scenes,
+)  # fmt: skip
+from miniature.anew.drawings import sprites
+from miniature.anew.measuring import name_true_masks, single_scenes, unseen_scenes
+from miniature.anew.pretraining import base_pictures, train_backbone
+from miniature.anew.questions import ask, question_scene, questions
+
+PLAIN = Stage(3, 4, 32, ("nora",), ("sticker",), plain=1.0)
+FULL = Stage(3, 4, 48, words.ARTISTS, ("sticker", "print", "chalk"), plain=0.2, single=0.3, most=4, colours=0.25)
+TINY = Schedule(3, 1e-3, 2, 2, 0.02, 0.3, 1, 64, 64, 2, 2, 2, (PLAIN, FULL))
+
+
+def test_clip_sees_all_words_artists_and_styles() -> None:
+    stage = read_schedule(HERE / "clip.yaml").stages[-1]
+    assert set(stage.artists) == set(words.ARTISTS) and len(stage.styles) == 3
+    scenes = [s for i in range(40) for s in training_scenes(np.random.default_rng([1, i]), replace(stage, batch=50))]
+    seen = {t.name for s in scenes for t in s.things}
+    assert len(seen) > 0.97 * len(words.things())
+    assert {s.style for s in scenes} == {"sticker", "print", "chalk"}
+    owner = {row: artist for artist, by in sprites().variants.items() for rows in by.values() for row in rows}
+    assert {owner[t.row] for s in scenes for t in s.things} == set(words.ARTISTS)
+
+
+def test_common_words_are_seen_oftener() -> None:
+    stage = replace(read_schedule(HERE / "clip.yaml").stages[-1], batch=100)
+    seen = [t.name for i in range(30) for s in training_scenes(np.random.default_rng([2, i]), stage) for t in s.things]
+    common = [n for n, f in words.frequency().items() if f > 0.9 and n in words.things()]
+    rare = [n for n, f in words.frequency().items() if f < 0.4 and n in words.things()]
+    assert np.mean([seen.count(n) for n in common]) > 1.5 * np.mean([seen.count(n) for n in rare])
+
+
+def test_captions_say_hypernyms_now_and_then_and_never_count_them_as_wrong() -> None:
+    scenes = training_scenes(np.random.default_rng(4), replace(PLAIN, batch=200))
+    said, also = targets_of(scenes, np.random.default_rng(5), 0.75)
+    assert torch.allclose(said.sum(1), torch.ones(200)) and not (also & (said > 0)).any()
+    start = len(words.things()) + len(words.stuff())
+    assert 5 < int((said[:, start:] > 0).any(1).sum()) < 40
+    for row, scene in enumerate(scenes):
+        true = {h for h, held in words.hypernyms().items() if scene.things[0].name in held}
+        wrong = {columns()[i] for i in torch.nonzero(~also[row] & (said[row] == 0))[:, 0].tolist()}
+        assert not true & wrong
+
+
+def test_every_word_is_one_token() -> None:
+    merges = merges_for(spoken_words())
+    assert len(merges) < 4000
+    assert {"".join(pair) for pair in merges} >= {"giraffe</w>", "umbrella</w>", "four-legged</w>"}
+
+
+def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    straight = train_clip(tmp_path / "a", tmp_path / "work_a", TINY)
+
+    class Killed(Exception):
+        pass
+
+    def kill(row: dict) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):  # at the first line of the log, which is the last step: checkpoints are there
+        train_clip(tmp_path / "b", tmp_path / "work_b", TINY, kill)
+    resumed = train_clip(tmp_path / "b", tmp_path / "work_b", TINY)
+    assert [r["loss"] for r in resumed] == [r["loss"] for r in straight]
+    one, other = ((tmp_path / x / "open_clip_model.safetensors").read_bytes() for x in "ab")
+    assert one == other
+
+
+def test_the_trained_folder_is_a_clip_that_names_masks(tmp_path: Path) -> None:
+    log = train_clip(tmp_path / "m", tmp_path / "w", TINY)
+    clip = load_clip(tmp_path / "m")
+    assert text_embeddings(clip, ["dog", "four-legged animal"]).shape == (2, 128)
+    rows = name_true_masks(clip, unseen_scenes(1, 2))
+    assert {r["method"] for r in rows} == {"mask class tokens", "masked image"} and all(
+        0 <= r["accuracy"] <= 100 for r in rows
+    )
+    text = card(log, "seed: 3", 3, [{"attribute": "all", "value": "all", "accuracy": 1.0, "pictures": 2}], rows)
+    assert "Seed 3, 6 steps" in text and "seed: 3" in text
+
+
+def test_base_networks_see_the_coco_mirrors_pictures_with_base_names_only() -> None:
+    drawn = base_pictures(1, 12, variants=1)
+    base, target = words.coco_split()
+    assert {c.name for c in drawn.categories if c.isthing} == set(base) and not {
+        c.name for c in drawn.categories
+    } & set(target)
+    assert sum(len(s.segments) for s in drawn) > 20
+    assert np.array_equal(drawn[0].image, base_pictures(1, 12, variants=1)[0].image)
+
+
+def test_the_backbone_sees_all_artists_and_is_resumable(tmp_path: Path) -> None:
+    shape = BackboneConfig(stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), block="basic", normalization="group")
+    settings = {"seed": 1, "batch": 2, "side": 32, "lr": 1e-3, "checkpoint_every": 1}
+    straight = train_backbone(tmp_path / "a", tmp_path / "wa", shape, steps=2, **settings)
+    again = train_backbone(tmp_path / "b", tmp_path / "wa", shape, steps=2, **settings)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() and again == straight
+
+
+def test_single_scenes_hold_every_drawn_word() -> None:
+    drawn = single_scenes(1, 1)
+    assert {s.things[0].name for _, s in drawn} == set(words.things())
+    assert len(drawn) == sum(len(words.drawn_by(a)) for a in words.ARTISTS)
+
+
+@pytest.mark.parametrize("title", [q.title for q in questions()])
+def test_questions_show_what_they_ask(title: str) -> None:
+    question = next(q for q in questions() if q.title == title)
+    for artist in words.ARTISTS:
+        image, owner, answers = question_scene(question, 3, artist, "print")
+        assert image.shape == (128, 160, 3) and owner.shape == (128, 160)
+        assert answers and set(answers) <= set(question.answers)
+        assert {*np.unique(owner).tolist()} <= {-1, *range(len(answers))}
+
+
+def test_answers_have_intervals(tmp_path: Path) -> None:
+    train_clip(tmp_path / "m", tmp_path / "w", TINY)
+    from maskclip.model.pipeline import MaskCLIP, encode_with_mask_tokens
+    from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
+
+    clip = load_clip(tmp_path / "m")
+    model = MaskCLIP(clip, encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=())))
+    rows = ask(model, questions()[2], range(4))
+    assert [r["word"] for r in rows] == ["car", "truck", "van"]
+    assert all(0 <= r["accuracy"] <= 100 and r["half_width"] >= 0 and r["things"] > 1 for r in rows)
