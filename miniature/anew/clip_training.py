@@ -23,16 +23,18 @@ import numpy as np
 import open_clip
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
 from miniature.anew.painting import paint
 from miniature.anew.scenes import COLOURS, GROUNDS, Recipe, Scene, pick, random_ground, random_scene, sticker_of
 from miniature.anew.textures import texture_bank
 from miniature.anew.words import drawn_by, hypernyms, stuff, things
 
 PATCH = 8
+SHARP = 11.3  # times a normalized picture, on free words
 TEMPLATES = ("{}", "{}", "{}", "a {}", "a picture of a {}", "a drawing of a {}")
 
 
@@ -53,7 +55,7 @@ class Stage:
     roam: bool = True  # small pictures lie anywhere in the large one, or at its middle
     colours: float = 0.0  # weight of telling captions apart that differ in a colour
     things_share: float = 0.75  # of a caption's weight; the rest is the stuff's
-    text_every: int = 1  # steps from one of the text tower to the next; in between its last embeddings stand
+    free: bool = False  # words are free vectors still, which the text tower learns to say when the free stages end
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Schedule:
     image_size: int
     width: int
     layers: int
-    text_steps: int  # of the text tower alone, before all else
+    text_steps: int  # in which the text tower learns what the free stages found
     checkpoint_every: int
     stages: tuple[Stage, ...]
 
@@ -86,6 +88,11 @@ class Schedule:
                 return stage
             step -= stage.steps
         raise IndexError(step)
+
+    @property
+    def free_steps(self) -> int:
+        """Steps of the free stages, which come first."""
+        return sum(stage.steps for stage in self.stages if stage.free)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -281,24 +288,15 @@ def build(folder: Path) -> tuple[Any, Any]:
     return model, open_clip.SimpleTokenizer(str(folder / "merges.txt.gz"), context_length=length)
 
 
-def begin(model: Any) -> None:
-    """A start that learns sooner than noise: positions are smooth waves, so that neighbours are alike, and tokens attend
-    to their like and are mixed (mimetic initialization, Trockman & Kolter 2023)."""
+def begin(model: Any) -> nn.Parameter:
+    """Positions start as smooth waves, so that neighbours are alike from the first step; returns the free words' vectors
+    [columns, C]."""
     grid, width = model.visual.grid_size, model.visual.positional_embedding.shape[1]
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
     rates = 1 / 30 ** (torch.arange(width // 4) / (width // 4))
     waves = [wave(place.flatten()[:, None] * rates) for place in (y, x) for wave in (torch.sin, torch.cos)]
-    model.visual.positional_embedding.data[1:] = 0.35 * torch.cat(waves, 1)
-    model.logit_scale.data.fill_(np.log(20))  # by itself it climbs too slowly
-    for block in model.visual.transformer.resblocks:
-        weight, heads = block.attn.in_proj_weight.data, block.attn.num_heads
-        noise = torch.randn(heads + 1, width, width) / width**0.5
-        for head, part in enumerate(torch.arange(width).chunk(heads)):
-            left, size, right = torch.linalg.svd(0.7 * noise[head] + 0.7 * torch.eye(width))
-            weight[part] = (left * size**0.5)[:, : len(part)].T
-            weight[width + part] = size[: len(part), None] ** 0.5 * right[: len(part)]
-        left, size, right = torch.linalg.svd(0.4 * noise[heads] - 0.4 * torch.eye(width))
-        weight[2 * width :], block.attn.out_proj.weight.data = size[:, None] ** 0.5 * right, left * size**0.5
+    model.visual.positional_embedding.data[1:] = 0.2 * torch.cat(waves, 1)
+    return nn.Parameter(0.5 * torch.randn(len(columns()), model.visual.output_dim) / model.visual.output_dim**0.5)
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
@@ -335,7 +333,7 @@ def loss_of(
     grid = model.visual.grid_size[0] - pictures.shape[-1] // PATCH
     top, left = (int(v) for v in rng.integers(0, grid + 1, 2)) if stage.roam else (grid // 2, grid // 2)
     image = encode_crop(model.visual, pictures, top, left)
-    scale = model.logit_scale.exp().clamp(max=60)
+    scale = SHARP if stage.free else model.logit_scale.exp().clamp(max=60)
     said, also = targets_of(scenes, rng, stage.things_share)
     logits = scale * image @ words.T
     loss = -(said * logits.masked_fill(also, -1e4).log_softmax(1)).sum(1).mean()
@@ -359,19 +357,22 @@ def loss_of(
     return loss, float(right)
 
 
-def spread_texts(model: nn.Module, tokenizer: Callable, rng: np.random.Generator, steps: int) -> None:
-    """Teach the text tower alone to tell the words apart, however they are put (contrastive, text against text).
+def learn_to_say(model: Any, tokenizer: Callable, vectors: Tensor, rng: np.random.Generator, steps: int) -> None:
+    """Teach the text tower alone to give each word, however it is put, the vector that the free stages found for it.
 
-    At the start all texts point almost the same way: pictures and words then wait for one another.
+    Without free stages first, pictures and words wait for one another: little is learned for long.
     """
     parameters = [p for n, p in model.named_parameters() if not n.startswith("visual.") and n != "logit_scale"]
     optimizer = torch.optim.AdamW(parameters, 2e-3, (0.9, 0.98), weight_decay=0.01)
-    for _ in range(steps):
-        one, other = (encode_text(model, tokenizer([speak(n, rng) for n in columns()])) for _ in range(2))
-        loss = F.cross_entropy(15 * one @ other.T, torch.arange(len(columns())))
+    wanted = F.normalize(vectors.detach(), dim=-1)
+    for step in range(steps):
+        said = encode_text(model, tokenizer([speak(n, rng) for n in columns()]))
+        loss = F.cross_entropy(15 * said @ wanted.T, torch.arange(len(wanted))) + 5 * (1 - (said * wanted).sum(1).mean())
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 10, 2 * (steps - step) / steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    model.logit_scale.data.fill_(float((SHARP * vectors.detach().norm(dim=1)).mean().clamp(max=60).log()))
 
 
 def keep_freed_memory() -> None:
@@ -384,10 +385,23 @@ def keep_freed_memory() -> None:
         pass
 
 
-def train_clip(
-    folder: Path, work: Path, schedule: Schedule, progress: Callable[[dict], None] | None = None
-) -> list[dict]:
-    """Train the mini CLIP and leave its weights, curve and cost in `folder`; checkpoints go to `work`.
+def _banks(schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """Textures for large pictures, and the same at half the size for small ones, which show the world smaller."""
+    bank = texture_bank(schedule.seed + 1000, schedule.textures, schedule.image_size + 32)
+    small = F.interpolate(bank.flatten(0, 1).float(), scale_factor=0.5, mode="area").to(torch.uint8)
+    return bank, small.view(*bank.shape[:3], *small.shape[-2:])
+
+
+def _batch(schedule: Schedule, step: int, banks: tuple[Tensor, Tensor]) -> tuple[list[Scene], Tensor, np.random.Generator]:
+    """The scenes and pictures of a step, and the generator that drew them."""
+    stage, rng = schedule.stage(step), np.random.default_rng([schedule.seed, step])
+    scenes = training_scenes(rng, stage)
+    bank = banks[stage.side <= banks[1].shape[-1]]
+    return scenes, paint(scenes, bank, stage.side, stage.side)[0], rng
+
+
+def train_clip(folder: Path, work: Path, schedule: Schedule, progress: Callable[[dict], None] = lambda row: None) -> list[dict]:
+    """Train the mini CLIP and leave its weights in `folder`; checkpoints go to `work`.
 
     A second call after a kill resumes from the last checkpoint.  Returns the log: step, loss, accuracy, lr, seconds.
     """
@@ -400,87 +414,55 @@ def train_clip(
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "resblocks" in n)]
     muon = Muon(matrices, schedule.weight_decay)
     adamw = torch.optim.AdamW(others, schedule.lr, (0.9, 0.98), weight_decay=0.01)
-    bank = texture_bank(schedule.seed + 1000, schedule.textures, schedule.image_size + 32)
-    small = F.interpolate(bank.flatten(0, 1).float(), scale_factor=0.5, mode="area").to(torch.uint8)
-    small = small.view(*bank.shape[:3], *small.shape[-2:])
-    log, recent, first, spent = _resume(work, model, adamw, muon)
-    if not first:
-        begin(model)
-        spread_texts(model, tokenizer, np.random.default_rng([schedule.seed, 1300]), schedule.text_steps)
+    vectors = begin(model)
+    adamw.add_param_group({"params": [vectors], "weight_decay": 0.0})
+    banks = _banks(schedule)
+    log, recent, first, spent = _resume(work, model, vectors, adamw, muon)
     began = time.process_time() - spent
     for step in range(first, schedule.steps):
-        stage, rng = schedule.stage(step), np.random.default_rng([schedule.seed, step])
-        scenes = training_scenes(rng, stage)
-        pictures = paint(scenes, small if stage.side <= small.shape[-1] else bank, stage.side, stage.side)[0]
-        if step % stage.text_every == 0 or step == first:
-            words = encode_text(model, tokenizer([speak(n, rng) for n in columns()]))
+        stage = schedule.stage(step)
+        scenes, pictures, rng = _batch(schedule, step, banks)
+        if step == schedule.free_steps:
+            learn_to_say(model, tokenizer, vectors, np.random.default_rng([schedule.seed, 1300]), schedule.text_steps)
+        words = vectors if stage.free else encode_text(model, tokenizer([speak(n, rng) for n in columns()]))
         loss, right = loss_of(model, tokenizer, words, scenes, pictures, rng, stage)
         model.zero_grad(set_to_none=True)
         loss.backward()
-        rate = schedule.rate(step)
         for group in adamw.param_groups:
-            group["lr"] = rate * schedule.adamw
+            group["lr"] = schedule.rate(step) * schedule.adamw
         adamw.step()
-        muon.step(rate)
-        words = words.detach()
+        muon.step(schedule.rate(step))
         recent.append((loss.item(), right))
         last = step + 1 == schedule.steps
         if (step + 1) % 25 == 0 or last:
-            mean = np.mean(recent, 0)
-            seconds = round(time.process_time() - began, 1)
-            log.append(
-                {
-                    "step": step + 1,
-                    "loss": round(float(mean[0]), 4),
-                    "accuracy": round(float(mean[1]), 4),
-                    "lr": rate,
-                    "seconds": seconds,
-                }
-            )
+            mean, seconds = np.mean(recent, 0).round(4).tolist(), round(time.process_time() - began, 1)
+            log.append({"step": step + 1, "loss": mean[0], "accuracy": mean[1], "lr": schedule.rate(step), "seconds": seconds})
             recent = []
-            if progress:
-                progress(log[-1])
+            progress(log[-1])
         if (step + 1) % schedule.checkpoint_every == 0 or last:
-            state = {
-                "model": model.state_dict(),
-                "adamw": adamw.state_dict(),
-                "muon": muon.momenta,
-                "log": log,
-                "recent": recent,
-            }
-            _store(work, {**state, "step": step + 1, "seconds": time.process_time() - began})
+            state = {"model": model.state_dict(), "vectors": vectors.data, "adamw": adamw.state_dict(), "muon": muon.momenta}
+            state |= {"log": log, "recent": recent, "step": step + 1, "seconds": time.process_time() - began}
+            save_checkpoint(work / "clip_training.pt", state)
     save_weights(model, folder)
     return log
 
 
-def _resume(
-    work: Path, model: nn.Module, adamw: torch.optim.Optimizer, muon: Muon
-) -> tuple[list[dict], list, int, float]:
+def _resume(work: Path, model: nn.Module, vectors: nn.Parameter, adamw: torch.optim.Optimizer, muon: Muon) -> tuple[list[dict], list, int, float]:
     """Fill model and optimizers from the checkpoint in `work`, if there is one: the log, what is not in it yet,
     steps done, seconds spent."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "clip_training.pt").exists():
         return [], [], 0, 0.0
-    state = torch.load(work / "clip_training.pt", weights_only=True)
+    state = load_checkpoint(work / "clip_training.pt")
     model.load_state_dict(state["model"])
+    vectors.data.copy_(state["vectors"])
     adamw.load_state_dict(state["adamw"])
     for momentum, saved in zip(muon.momenta, state["muon"], strict=True):
         momentum.copy_(saved)
     return state["log"], state["recent"], state["step"], state["seconds"]
 
 
-def _store(work: Path, state: dict) -> None:
-    torch.save(state, work / "clip_training.pt.tmp")
-    (work / "clip_training.pt.tmp").replace(work / "clip_training.pt")
-
-
 def save_weights(model: nn.Module, folder: Path) -> None:
     """The weights in half precision, under the name open_clip's `local-dir:` looks for."""
     half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(half, folder / "open_clip_model.safetensors.tmp")
-    (folder / "open_clip_model.safetensors.tmp").replace(folder / "open_clip_model.safetensors")
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Fill a model of `build` with its folder's weights."""
-    model.load_state_dict({name: t.float() for name, t in load_file(folder / "open_clip_model.safetensors").items()})
+    write_atomically(folder / "open_clip_model.safetensors", lambda path: save_file(half, path))
