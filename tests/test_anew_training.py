@@ -1,4 +1,4 @@
-"""The new miniature's trainings: what they see, one schedule from nothing, resumable after a kill, equal when repeated."""
+"""The new miniature's trainings: what they see, one schedule from nothing, resumable after a kill, repeatable."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from maskclip.model.clip import load_clip, text_embeddings
 from maskclip.settings import BackboneConfig
 from miniature.anew import words
 from miniature.anew.__main__ import HERE, card
-from miniature.anew.clip_training import (
-    Schedule, Stage, columns, merges_for, read_schedule, spoken_words, targets_of, train_clip, training_scenes,
-)  # fmt: skip
+from miniature.anew.captions import columns, spoken_words, targets_of, training_scenes
+from miniature.anew.clip_training import train_clip
 from miniature.anew.drawings import sprites
 from miniature.anew.measuring import name_true_masks, single_scenes, unseen_scenes
+from miniature.anew.mini_clip import merges_for
 from miniature.anew.pretraining import base_pictures, train_backbone
 from miniature.anew.questions import ask, question_scene, questions
+from miniature.anew.schedule import Schedule, Stage, read_schedule
 
 PLAIN = Stage(3, 4, 32, ("nora",), ("sticker",), plain=1.0)
 FULL = Stage(3, 4, 48, words.ARTISTS, ("sticker", "print", "chalk"), plain=0.2, single=0.3, most=4, colours=0.25)

@@ -83,7 +83,7 @@ def test_a_missing_drawing_is_named_before_anything_is_drawn(monkeypatch: pytest
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PACKAGES, "noto", Package("no-such-fonts", "1.0", "a.ttf", "none"))
     drawings._names.cache_clear()
-    with pytest.raises(FileNotFoundError, match="no-such-fonts are not installed: pip install 'no-such-fonts==1.0"):
+    with pytest.raises(FileNotFoundError, match=r"no-such-fonts are not installed: pip install 'no-such-fonts==1.0"):
         check_packages()
     drawings._names.cache_clear()
 

@@ -1,4 +1,4 @@
-"""The new miniature's pictures and data sets: who has seen what, scenes with sense, true formats, same seed same bytes."""
+"""The new miniature's pictures and data sets: who has seen what, scenes with sense, true formats, same bytes."""
 
 from __future__ import annotations
 

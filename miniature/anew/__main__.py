@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 
 from maskclip.model.clip import load_clip
-from miniature.anew.clip_training import read_schedule, train_clip
+from miniature.anew.clip_training import train_clip
 from miniature.anew.measuring import name_true_masks, unseen_scenes, zero_shot
 from miniature.anew.pretraining import pretrain
+from miniature.anew.schedule import read_schedule
 
 HERE = Path(__file__).parent
 

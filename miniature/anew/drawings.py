@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -126,10 +127,10 @@ def _flatten(commands: list) -> list[list[tuple[float, float]]]:
         elif command == "lineTo":
             contours[-1].append(points[0])
         elif command in ("curveTo", "qCurveTo"):
-            knots = np.array([contours[-1][-1], *points])
+            knots = [np.array(p, float) for p in (contours[-1][-1], *points)]
             t = np.linspace(0, 1, 13)[1:, None]
             while len(knots) > 1:  # de Casteljau, for all t at once
-                knots = [a * (1 - t) + b * t for a, b in zip(knots[:-1], knots[1:], strict=True)]
+                knots = [a * (1 - t) + b * t for a, b in pairwise(knots)]
             contours[-1] += [tuple(p) for p in knots[0]]
     return [c for c in contours if len(c) > 2]
 

@@ -24,7 +24,7 @@ SIDE = 128  # of the pictures that are measured
 def single_scenes(seed: int, per_drawing: int, styles: Sequence[str] = STYLES) -> list[tuple[str, Scene]]:
     """Artists and scenes: each thing by each of its artists alone on stuff, `per_drawing` times, styles in turn."""
     rng = np.random.default_rng([seed, 101])
-    out = []
+    out: list[tuple[str, Scene]] = []
     for artist in ARTISTS:
         for name in drawn_by(artist):
             for i in range(per_drawing):
@@ -91,7 +91,8 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
     }
     rows = []
     for method, encode in methods.items():
-        model, right = MaskCLIP(clip, encode), {"all": [], "things": [], "stuff": []}
+        model = MaskCLIP(clip, encode)
+        right: dict[str, list[bool]] = {"all": [], "things": [], "stuff": []}
         for scene in scenes:
             kept = [i for i, crowd in enumerate(scene.crowd) if not crowd]
             masks = torch.from_numpy(np.stack([scene.masks[i] for i in kept]))

@@ -28,10 +28,11 @@ from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
 from maskclip.proposals.backbone import resnet_config, set_normalization
 from maskclip.settings import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, from_mapping
 from maskclip.training.proposal_networks import train_proposals
-from miniature.anew.clip_training import Stage, training_scenes
+from miniature.anew.captions import training_scenes
 from miniature.anew.datasets import BANK_SIZE, annotated_scene, recipe
 from miniature.anew.painting import paint
 from miniature.anew.scenes import STYLES
+from miniature.anew.schedule import Stage
 from miniature.anew.textures import texture_bank
 from miniature.anew.words import ARTISTS, coco_split, things, vocabulary
 
@@ -139,7 +140,7 @@ def save_network(trained: Path, out: Path) -> Path:
 
 
 def pretrain(name: str, plan_file: Path, out: Path, work: Path, progress: Callable[[dict], None] | None = None) -> Path:
-    """Carry out one entry of `pretraining.yaml`: "backbone", "mask2former" or "mask_rcnn"; returns the weights' file."""
+    """Carry out an entry of `pretraining.yaml`: "backbone", "mask2former" or "mask_rcnn"; returns the weights' file."""
     plan = yaml.safe_load(plan_file.read_text(encoding="utf-8"))
     shape = from_mapping(BackboneConfig, plan["shape"], f"shape of {plan_file}")
     out.mkdir(parents=True, exist_ok=True)

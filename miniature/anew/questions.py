@@ -1,4 +1,4 @@
-"""The paper's questions to ask of pictures (Figs. 5 and 7): full or empty, car or truck, four legs or two, and colours."""
+"""The paper's questions to ask of pictures (Figs. 5 and 7): full or empty, car or truck, four legs or two, colours."""
 
 from __future__ import annotations
 

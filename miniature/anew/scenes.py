@@ -25,10 +25,12 @@ SIZES = (0.0, 0.17, 0.23, 0.31, 0.40, 0.50)  # of kinds 1 to 5, in units of the 
 # What a place is made of, from above to below: one of each part; a picture of `table` shows one thing only.
 GROUNDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "field": (("sky", "sky", "bush"), ("grass", "grass", "field", "earth", "hay", "playing field")),
-    "street": (("sky", "brick wall", "stone wall", "roof"), ("sidewalk", "path", "platform"), ("road", "road", "railroad", "runway", "gravel")),
+    "street": (("sky", "brick wall", "stone wall", "roof"), ("sidewalk", "path", "platform"),
+               ("road", "road", "railroad", "runway", "gravel")),
     "water": (("sky",), ("sea", "water", "river")),
     "air": (("sky",), ("sky", "bush", "roof", "grass")),
-    "room": (("wall", "wall", "tile wall", "curtain", "ceiling", "window blind", "wood"), ("floor", "wooden floor", "carpet")),
+    "room": (("wall", "wall", "tile wall", "curtain", "ceiling", "window blind", "wood"),
+             ("floor", "wooden floor", "carpet")),
     "table": (("wood", "cloth", "paper", "cardboard", "towel", "blanket", "bedclothes"),),
     "beach": (("sky",), ("sea", "water"), ("sand",)),
     "snow": (("sky", "net"), ("snow", "ice")),

@@ -126,7 +126,7 @@ def hypernyms() -> dict[str, tuple[str, ...]]:
     """Words such as *animal* or *vehicle*, each with the things it holds."""
     kinds = sorted({thing.kind for thing in things().values()})
     clear = [k for k in kinds if k not in ("building", "object", "person", "plant", "sky thing", "street thing", "toy")]
-    groups = {kind: (kind,) for kind in clear if kind not in ("food", "small animal")}
+    groups: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in clear if kind not in ("food", "small animal")}
     groups["animal"] = tuple(k for k in kinds if k.endswith("animal"))
     groups["food"] = ("food", "fruit", "vegetable")
     return {word: tuple(n for n, t in things().items() if t.kind in held) for word, held in groups.items()}
