@@ -27,7 +27,7 @@ from miniature.anew.schedule import Schedule, Stage
 from miniature.anew.textures import texture_bank
 from miniature.anew.words import things
 
-SHARP = 11.3  # times a normalized picture, on free words
+SHARP, MOST_SHARP = 11.3, 60.0  # what cosines are multiplied by: with free words, and at most with the text tower
 
 
 class Muon:
@@ -69,13 +69,19 @@ def loss_of(
     pictures: Tensor,
     rng: np.random.Generator,
     stage: Stage,
+    alone: bool,
 ) -> tuple[Tensor, float]:
     """Softmax over the whole vocabulary (`words`, embedded) for every picture, and, by the stage, over captions whose
-    wrong ones differ in colours only.  Returns the loss and the share of single things whose name ranks first."""
+    wrong ones differ in colours only; `alone`: the text tower learns alone.
+
+    Returns:
+        The loss, and the share of single things whose name ranks first.
+    """
     grid = model.visual.grid_size[0] - pictures.shape[-1] // PATCH
     top, left = (int(v) for v in rng.integers(0, grid + 1, 2)) if stage.roam else (grid // 2, grid // 2)
-    image = encode_crop(model.visual, pictures, top, left)
-    scale = SHARP if stage.free else model.logit_scale.exp().clamp(max=60)
+    with torch.set_grad_enabled(not alone):
+        image = encode_crop(model.visual, pictures, top, left)
+    scale = SHARP if stage.free else model.logit_scale.exp().clamp(max=MOST_SHARP)
     said, also = targets_of(scenes, rng, stage.things_share)
     logits = scale * image @ words.T
     loss = -(said * logits.masked_fill(also, -1e4).log_softmax(1)).sum(1).mean()
@@ -108,21 +114,21 @@ def _colour_loss(
 def learn_to_say(model: Any, tokenizer: Callable, vectors: Tensor, rng: np.random.Generator, steps: int) -> None:
     """Teach the text tower alone to give each word, however it is put, the vector that the free stages found for it.
 
-    Without free stages first, pictures and words wait for one another: little is learned for long.
+    Without free stages first, pictures and words wait for one another: little is learned for long.  What all vectors
+    share tells no word from another and is left out.
     """
     parameters = [p for n, p in model.named_parameters() if not n.startswith("visual.") and n != "logit_scale"]
     optimizer = torch.optim.AdamW(parameters, 2e-3, (0.9, 0.98), weight_decay=0.01)
-    wanted = F.normalize(vectors.detach(), dim=-1)
+    wanted = F.normalize(vectors.detach() - vectors.detach().mean(0), dim=-1)
     for step in range(steps):
         said = encode_text(model, tokenizer([speak(n, rng) for n in columns()]))
-        loss = F.cross_entropy(15 * said @ wanted.T, torch.arange(len(wanted))) + 5 * (
-            1 - (said * wanted).sum(1).mean()
-        )
+        far = 1 - (said * wanted).sum(1).mean()
+        loss = F.cross_entropy(15 * said @ wanted.T, torch.arange(len(wanted))) + 5 * far
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 10, 2 * (steps - step) / steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.logit_scale.data.fill_(float((SHARP * vectors.detach().norm(dim=1)).mean().clamp(max=60).log()))
+    model.logit_scale.data.fill_(np.log(MOST_SHARP))
 
 
 def keep_freed_memory() -> None:
@@ -177,9 +183,12 @@ def train_clip(
         stage = schedule.stage(step)
         scenes, pictures, rng = _batch(schedule, step, banks)
         if step == schedule.free_steps:
-            learn_to_say(model, tokenizer, vectors, np.random.default_rng([schedule.seed, 1300]), schedule.text_steps)
+            learn_to_say(
+                model, tokenizer, vectors, np.random.default_rng([schedule.seed, 1300]), schedule.text_steps // 2
+            )
+        alone = 0 <= step - schedule.free_steps < schedule.text_steps
         words = vectors if stage.free else encode_text(model, tokenizer([speak(n, rng) for n in columns()]))
-        loss, right = loss_of(model, tokenizer, words, scenes, pictures, rng, stage)
+        loss, right = loss_of(model, tokenizer, words, scenes, pictures, rng, stage, alone)
         model.zero_grad(set_to_none=True)
         loss.backward()
         for group in adamw.param_groups:

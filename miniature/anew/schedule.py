@@ -44,7 +44,7 @@ class Schedule:
     image_size: int
     width: int
     layers: int
-    text_steps: int  # in which the text tower learns what the free stages found
+    text_steps: int  # after the free stages, in which the text tower learns alone what they found
     checkpoint_every: int
     stages: tuple[Stage, ...]
 
