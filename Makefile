@@ -1,60 +1,40 @@
-# `make study` reproduces the study and its report; `make test` runs the tests. Both set up their own .venv first.
-PYTHON ?= python3.11
+# `make study` reproduces the study and its report; `make test` runs the tests. Both set up their own .venv first, with
+# the newest Python from 3.11 on that is there; `make PYTHON=/where/python3.12 study` takes that one.
 VENV ?= .venv
-BIN := $(CURDIR)/$(VENV)/bin
-export PATH := $(BIN):$(PATH)
+BIN := $(VENV)/bin
+PYTHONS := $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3)
 export DVC_NO_ANALYTICS := 1
 
-# `make study` runs stages that do not need one another side by side, LANES at a time: small networks gain more from that
-# than from threads. `make study LANES=1`, or plain `dvc repro`, runs one after another, as is best where one stage
-# fills the machine (the paper profile). What a stage waits for is dvc.yaml's to say; here it only has to come first.
+# How many stages, or files of tests, run side by side. `make study LANES=1`, or plain `dvc repro`, runs one stage after
+# another, as is best where one fills the machine (the paper profile).
 LANES ?= 2
-study test: export OMP_NUM_THREADS := $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) // $(LANES)))")
 
-NETWORKS := mask2former mask_rcnn mask2former_base class_agnostic class_aware
-ABLATIONS := layers_21_22_23_24 layers_3_9_15_21 layers_1_7_13_19 wo_refinement
-# the long ones first, so that the lanes end together
-STAGES := data efficiency $(NETWORKS) baselines ours maskclip_mask_rcnn coco_split $(ABLATIONS) pictures ground_truth_masks
-
-.PHONY: study stages $(STAGES) test report lint install clean
+.PHONY: study test report lint install clean
 
 study: install
-	python -m maskclip.settings
-	$(MAKE) --no-print-directory -j $(LANES) stages
-	dvc repro
+	$(BIN)/python -m study.pipeline --lanes $(LANES)
 	@echo "Done: open reports/index.html"
-
-stages: $(STAGES)
-
-$(NETWORKS): data
-baselines ours $(ABLATIONS): mask2former
-maskclip_mask_rcnn: mask_rcnn
-coco_split: mask2former_base
-ground_truth_masks pictures: ours
-
-$(NETWORKS): stage = proposals@*-$@
-ours: stage = maskclip@*-maskclip
-$(ABLATIONS): stage = maskclip@*-$@
-$(STAGES): stage ?= $@*
-$(STAGES):
-	dvc --wait-for-lock repro --single-item --glob '$(stage)'
 
 # a file's tests stay together; the study at smoke size comes first (tests/conftest.py) and has a lane of its own
 test: install
-	pytest -n $(LANES) --dist loadfile --no-loadscope-reorder
+	export OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // $(LANES)))"); \
+	$(BIN)/python -m pytest -n $(LANES) --dist loadfile --no-loadscope-reorder
 
 lint: install
-	ruff check . && ruff format --check . && mypy
+	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
 
 report: install
-	python -m study.report results reports
+	$(BIN)/python -m study.report
 
 install: $(VENV)/.installed
 
 # pip's progress stays visible: PyTorch is large
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@for python in $(PYTHONS); do \
+		"$$python" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || continue; \
+		echo "$$python -m venv $(VENV)"; exec "$$python" -m venv $(VENV); \
+	done; echo "error: none of these is a Python from 3.11 on, with venv: $(PYTHONS)" >&2; exit 1
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[study,test]"
 	@touch $@
 
 clean:

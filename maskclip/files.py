@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import hashlib
 import json
 import os
 import re
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
@@ -28,28 +27,21 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         OSError: the folder cannot be written or the disk is full; the sentence names the file.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
         write(temporary)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # the bytes before the name: a power cut must not leave an empty file
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; results are meant to be shared
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         disk = _disk_error(error)
         if disk is None:
             raise
-        raise OSError(
-            disk.errno, f"cannot write {path}: {disk.strerror or disk}; make room there or allow writing"
-        ) from None
+        reason = f"cannot write {path}: {disk.strerror or disk}; make room there or allow writing"
+        raise OSError(disk.errno, reason) from None
     finally:
-        if temporary is not None:
+        if path.parent.is_dir():
             temporary.unlink(missing_ok=True)
 
 
@@ -65,17 +57,17 @@ def _disk_error(error: Exception) -> OSError | None:
     return None
 
 
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Write a dictionary of tensors and plain values to `path` atomically."""
+def write_tensors(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values; the same state gives the same bytes."""
     import torch
 
-    def write(temporary: Path) -> None:
-        with temporary.open(
-            "wb"
-        ) as file:  # given a name, torch would write that into the file: same state, other bytes
-            torch.save(state, file)
+    with path.open("wb") as file:  # given a name, torch would write that into the file
+        torch.save(state, file)
 
-    write_atomically(path, write)
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values atomically."""
+    write_atomically(path, lambda temporary: write_tensors(temporary, state))
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -102,12 +94,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
 
 def file_digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """The SHA-256 of those of these files that a folder has, for its record.json."""
-    digests = {}
-    for name in names:
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    there = [name for name in names if (folder / name).is_file()]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
 
 
 def written_record(folder: Path) -> dict[str, Any]:
@@ -117,17 +105,6 @@ def written_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def finished(folder: Path, record: dict[str, Any], names: Sequence[str]) -> bool:
-    """Whether a folder holds the training that `record` describes, by today's code, its files as they were written."""
-    found = written_record(folder)
-    if any(found.get(key) != record[key] for key in ("fingerprint", "code")):
-        return False
-    whole = found.get("files") == file_digests(folder, names)
-    if not whole and os.environ.get("RANK", "0") == "0":  # the first of several processes says it
-        print(f"{folder}: {' or '.join(names)} is missing, damaged or of another training; training again")
-    return whole
 
 
 def check_as_written(path: Path) -> None:
@@ -141,21 +118,6 @@ def check_as_written(path: Path) -> None:
         raise ValueError(f"{path} is not what {path.parent / 'record.json'} was written for; train or fetch it again")
 
 
-def code_digest(*names: str) -> str:
-    """A hash of these files and folders of the package, comments and docstrings aside.
-
-    A finished training is taken as it is, instead of done again, only where the code that would do it is the same.
-
-    Args:
-        names: relative to the package, such as "criterion.py" or "data".
-    """
-    package, digest = Path(__file__).parent, hashlib.sha256()
-    for name in names:
-        place = package / name
-        for file in sorted(place.glob("*.py")) if place.is_dir() else [place]:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                    node.body = node.body[ast.get_docstring(node) is not None :]
-            digest.update(f"{file.name}\n{ast.dump(tree)}".encode())
-    return digest.hexdigest()[:16]
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Sixteen letters that tell settings apart: of plain values, in whatever order they stand."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -5,15 +5,6 @@ from miniature.scenes import COLOURS, DOMAINS, Scene, Sticker, paint, render_sce
 from miniature.textures import STUFF, texture_bank
 
 __all__ = [
-    "COLOURS",
-    "DOMAINS",
-    "PAIRS",
-    "STUFF",
-    "THINGS",
-    "Scene",
-    "Sticker",
-    "paint",
-    "render_scene",
-    "render_sticker",
+    "COLOURS", "DOMAINS", "PAIRS", "STUFF", "THINGS", "Scene", "Sticker", "paint", "render_scene", "render_sticker",
     "texture_bank",
-]
+]  # fmt: skip

@@ -13,6 +13,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskclip.files import load_checkpoint, save_checkpoint
+from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
 from miniature import COLOURS, DOMAINS, STUFF, THINGS, Scene, paint, texture_bank
 from miniature.scenes import random_regions, random_stickers
 
@@ -60,9 +61,6 @@ class ClipTraining:
     checkpoint_every: int = 50
 
 
-# ---------------------------------------------------------------------------------------------------------------- words
-
-
 def merges_for(names: Sequence[str], most: int = 2000) -> list[tuple[str, str]]:
     """Byte-pair merges (as open_clip's SimpleTokenizer reads them) until each word of `names` is one token."""
     words = {(*word[:-1], word[-1] + "</w>") for name in names for word in name.lower().split()}
@@ -93,10 +91,7 @@ def write_model_folder(folder: Path, image_size: int = 160) -> None:
     names = [*THINGS, *STUFF, *COLOURS, "a picture drawing of an and on the empty solid full other"]
     merges = merges_for(names)
     text = "#version: miniature world\n" + "\n".join(" ".join(pair) for pair in merges) + "\n"
-    with (
-        open(folder / "merges.txt.gz", "wb") as raw,
-        gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as packed,
-    ):
+    with open(folder / "merges.txt.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         packed.write(text.encode())
     tokenizer = open_clip.SimpleTokenizer(str(folder / "merges.txt.gz"))
     config = {
@@ -115,15 +110,9 @@ def spoken(name: str, rng: np.random.Generator) -> str:
     """A name as people may write it: 'outlined heart' is now and then an 'empty heart', 'filled' 'solid' or 'full'."""
     if rng.random() < 0.25:
         name = name.replace("outlined ", "empty ")
-        name = (
-            name.replace("filled ", "solid " if rng.random() < 0.5 else "full ")
-            if not name.startswith("half")
-            else name
-        )
+        if not name.startswith("half"):
+            name = name.replace("filled ", "solid " if rng.random() < 0.5 else "full ")
     return str(rng.choice(TEMPLATES)).format(name)
-
-
-# ------------------------------------------------------------------------------------------------------------- pictures
 
 
 def training_scenes(rng: np.random.Generator, count: int, most: int = 9) -> list[Scene]:
@@ -165,9 +154,6 @@ def targets_of(scenes: Sequence[Scene], things_share: float = 0.8) -> Tensor:
 
 
 _INDEX = {name: i for i, name in enumerate([*THINGS, *STUFF])}
-
-
-# ------------------------------------------------------------------------------------------------------------- training
 
 
 class Muon:
@@ -236,14 +222,14 @@ def loss_of(
     top, left = (int(v) for v in rng.integers(0, [g - small.shape[2] // 8 + 1 for g in model.visual.grid_size]))
     image = F.normalize(torch.cat([whole, encode_crop(model.visual, (small - 0.5) / 0.25, top, left)]), dim=-1)
     scale = model.logit_scale.exp().clamp(max=60)
-    targets = targets_of([*scenes, *crops], things_share)
+    everything = [*scenes, *crops]
+    targets = targets_of(everything, things_share)
     logits = scale * image @ encode_text(model, tokenizer([spoken(n, rng) for n in (*THINGS, *STUFF)])).T
     names_loss = -(targets * logits.log_softmax(1)).sum(1).mean()
     with torch.no_grad():
-        single = torch.tensor([i for i, s in enumerate([*scenes, *crops]) if len(s.things) == 1])
+        single = torch.tensor([i for i, s in enumerate(everything) if len(s.things) == 1])
         right = (logits[single, : len(THINGS)].argmax(1) == targets[single, : len(THINGS)].argmax(1)).float().mean()
 
-    everything = [*scenes, *crops]
     few = [i for i, s in enumerate(everything) if 1 <= len(s.things) <= 2][:36]
     captions, wrong = [everything[i].caption() for i in few], []
     for i in few:
@@ -279,12 +265,9 @@ def learning_rate(step: int, settings: ClipTraining) -> float:
 
 def keep_freed_memory() -> None:
     """Tell glibc to reuse large buffers (giving them back each step halves the speed).  Does nothing elsewhere."""
-    try:
-        libc = ctypes.CDLL(None)
+    with suppress(OSError, AttributeError, TypeError):
         for option, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**28)):  # mmap threshold, trim threshold, top pad
-            libc.mallopt(option, value)
-    except (OSError, AttributeError, TypeError):
-        pass
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def train_clip(
@@ -306,15 +289,12 @@ def train_clip(
         write_model_folder(folder, settings.image_size)
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     model: Any = open_clip.model.CLIP(**config)
-    tokenizer = open_clip.SimpleTokenizer(
-        str(folder / "merges.txt.gz"), context_length=config["text_cfg"]["context_length"]
-    )
+    length = config["text_cfg"]["context_length"]
+    tokenizer = open_clip.SimpleTokenizer(str(folder / "merges.txt.gz"), context_length=length)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "resblocks" in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "resblocks" in n)]
-    muon, adamw = (
-        Muon(matrices, settings.weight_decay),
-        torch.optim.AdamW(others, settings.lr / 4, (0.9, 0.98), weight_decay=0.01),
-    )
+    muon = Muon(matrices, settings.weight_decay)
+    adamw = torch.optim.AdamW(others, settings.lr / 4, (0.9, 0.98), weight_decay=0.01)
 
     bank = texture_bank(seed=settings.seed + 1000, variants=settings.textures, size=192)
     if settings.image_size < WORLD_SIDE:  # small pictures show the world, whose shorter side is 128, smaller
@@ -354,15 +334,8 @@ def train_clip(
         recent.append((loss.item(), right.item()))
         if (step + 1) % 20 == 0 or step + 1 == settings.steps:
             mean_loss, mean_right = np.nanmean(recent, 0)
-            log.append(
-                {
-                    "step": step + 1,
-                    "loss": float(mean_loss),
-                    "accuracy": float(mean_right),
-                    "lr": lr,
-                    "seconds": time.monotonic() - began,
-                }
-            )
+            row = {"step": step + 1, "loss": float(mean_loss), "accuracy": float(mean_right), "lr": lr}
+            log.append(row | {"seconds": time.monotonic() - began})
             recent = []
             if progress:
                 progress(log[-1])
@@ -376,6 +349,4 @@ def train_clip(
 def save_weights(model: nn.Module, folder: Path) -> None:
     """The weights in half precision, under the name open_clip's `local-dir:` looks for."""
     half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = folder / "open_clip_model.safetensors.tmp"
-    save_file(half, temporary)
-    temporary.replace(folder / "open_clip_model.safetensors")
+    write_atomically(folder / "open_clip_model.safetensors", lambda path: save_file(half, path))

@@ -14,6 +14,7 @@ there whole, with a `.done` manifest in it.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -114,28 +115,11 @@ def annotated_scene(
     stickers = list(random_stickers(rng, names, (least, most), width / 128, height / 128))
     group = list(range(len(stickers)))
     crowded = rng.random() < 0.06
-    if crowded:  # twelve to twenty tiny ones of one name, close together
-        name, colour, (x, y) = (
-            str(rng.choice(likely)),
-            stickers[0].colour,
-            rng.uniform(0.3, 0.7, 2) * (width / 128, height / 128),
-        )
-        for _ in range(int(rng.integers(12, 21))):
-            dx, dy = rng.normal(0, 0.11, 2)
-            stickers.append(
-                Sticker(
-                    name,
-                    colour,
-                    x + dx,
-                    y + dy,
-                    float(rng.uniform(0.09, 0.13)),
-                    float(rng.uniform(-20, 20)),
-                    1.0,
-                    float(rng.random()),
-                )
-            )
-            group.append(count)
-        names.append(name)
+    if crowded:
+        crowd = _crowd(rng, str(rng.choice(likely)), stickers[0].colour, width / 128, height / 128)
+        stickers += crowd
+        group += [count] * len(crowd)
+        names.append(crowd[0].name)
     regions, centres = random_regions(rng, stuff, int(rng.choice([1, 2, 3], p=[0.3, 0.45, 0.25])))
     scene = Scene(domain, regions, centres, tuple(stickers), int(rng.integers(2**31)))
     picture, owner, region = (out[0] for out in paint([scene], bank, height, width))
@@ -152,6 +136,17 @@ def annotated_scene(
             out.masks.append(mask)
             out.crowd.append(crowded and i == len(names) - 1)
     return out
+
+
+def _crowd(rng: np.random.Generator, name: str, colour: str, width: float, height: float) -> list[Sticker]:
+    """Twelve to twenty tiny stickers of one name, close together."""
+    x, y = rng.uniform(0.3, 0.7, 2) * (width, height)
+    stickers = []
+    for _ in range(int(rng.integers(12, 21))):
+        dx, dy = rng.normal(0, 0.11, 2)
+        size, angle, shade = float(rng.uniform(0.09, 0.13)), float(rng.uniform(-20, 20)), float(rng.random())
+        stickers.append(Sticker(name, colour, x + dx, y + dy, size, angle, 1.0, shade))
+    return stickers
 
 
 def polygons(mask: np.ndarray) -> list[list[float]] | dict:
@@ -193,17 +188,28 @@ def _save(path: Path, array: np.ndarray, **options: Any) -> None:
     Image.fromarray(array).save(path, **options)
 
 
-class _Panoptic:
-    """Collects COCO panoptic annotations and writes their PNGs."""
+class _Coco:
+    """Collects annotations in COCO's form."""
 
-    def __init__(self, folder: Path, ids: dict[str, int], things: frozenset[str]) -> None:
-        self.folder, self.ids = folder, ids
-        self.categories = [
-            {"id": i, "name": n, "isthing": int(n in things), "supercategory": "thing" if n in things else "stuff"}
-            for n, i in ids.items()
-        ]
+    def __init__(self, ids: dict[str, int], categories: list[dict]) -> None:
+        self.ids, self.categories = ids, categories
         self.images: list[dict] = []
         self.annotations: list[dict] = []
+
+    def write(self, path: Path) -> None:
+        content = {"info": {"description": "miniature world"}, "licenses": [], "images": self.images}
+        _dump(path, content | {"annotations": self.annotations, "categories": self.categories})
+
+
+class _Panoptic(_Coco):
+    """Panoptic annotations and their PNGs."""
+
+    def __init__(self, folder: Path, ids: dict[str, int], things: Sequence[str]) -> None:
+        kinds = {name: "thing" if name in things else "stuff" for name in ids}
+        super().__init__(ids, [
+            {"id": i, "name": n, "isthing": int(n in things), "supercategory": kinds[n]} for n, i in ids.items()
+        ])  # fmt: skip
+        self.folder = folder
 
     def add(self, entry: dict, scene: Annotated, rng: np.random.Generator) -> None:
         numbers = rng.choice(2**24 - 1, len(scene.names), replace=False) + 1
@@ -212,43 +218,20 @@ class _Panoptic:
         for name, mask, crowd, number in zip(scene.names, scene.masks, scene.crowd, numbers, strict=True):
             if name in self.ids:
                 canvas[mask] = number
-                segments.append(
-                    {
-                        "id": int(number),
-                        "category_id": self.ids[name],
-                        "iscrowd": int(crowd),
-                        "bbox": _box(mask),
-                        "area": int(mask.sum()),
-                    }
-                )
+                segment = {"id": int(number), "category_id": self.ids[name], "iscrowd": int(crowd)}
+                segments.append(segment | {"bbox": _box(mask), "area": int(mask.sum())})
         file_name = Path(entry["file_name"]).with_suffix(".png").name
-        _save(
-            self.folder / file_name, np.stack([canvas % 256, canvas // 256 % 256, canvas // 65536], -1).astype(np.uint8)
-        )
+        colours = np.stack([canvas % 256, canvas // 256 % 256, canvas // 65536], -1)
+        _save(self.folder / file_name, colours.astype(np.uint8))
         self.images.append(entry)
         self.annotations.append({"image_id": entry["id"], "file_name": file_name, "segments_info": segments})
 
-    def write(self, path: Path) -> None:
-        _dump(
-            path,
-            {
-                "info": {"description": "miniature world"},
-                "licenses": [],
-                "images": self.images,
-                "annotations": self.annotations,
-                "categories": self.categories,
-            },
-        )
 
-
-class _Instances:
-    """Collects COCO instance annotations (things only)."""
+class _Instances(_Coco):
+    """Instance annotations, of things alone."""
 
     def __init__(self, ids: dict[str, int]) -> None:
-        self.ids = ids
-        self.images: list[dict] = []
-        self.annotations: list[dict] = []
-        self.categories = [{"id": i, "name": n, "supercategory": "thing"} for n, i in ids.items()]
+        super().__init__(ids, [{"id": i, "name": n, "supercategory": "thing"} for n, i in ids.items()])
 
     def add(self, entry: dict, scene: Annotated, skip: frozenset[int] = frozenset()) -> None:
         self.images.append(entry)
@@ -258,18 +241,6 @@ class _Instances:
                 number, category = len(self.annotations) + 1, self.ids[name]
                 where = {"bbox": _box(mask), "area": int(mask.sum()), "segmentation": shape, "iscrowd": int(crowd)}
                 self.annotations.append({"id": number, "image_id": entry["id"], "category_id": category, **where})
-
-    def write(self, path: Path) -> None:
-        _dump(
-            path,
-            {
-                "info": {"description": "miniature world"},
-                "licenses": [],
-                "images": self.images,
-                "annotations": self.annotations,
-                "categories": self.categories,
-            },
-        )
 
 
 def _indices(scene: Annotated, names: Sequence[str], kind: type, void: int) -> np.ndarray:
@@ -287,12 +258,11 @@ def _listed(things: Sequence[str], stuff: Sequence[str]) -> list[dict]:
 
 def _write_coco(out: Path, seed: int, bank: torch.Tensor, train: int, val: int) -> None:
     v = vocabularies()
-    ids = {n: 1 + i + i // 9 for i, n in enumerate(v.coco)} | {
-        n: 92 + 3 * i for i, n in enumerate(v.coco_stuff)
-    }  # with gaps, as COCO's
+    ids = {n: 1 + i + i // 9 for i, n in enumerate(v.coco)}  # with gaps, as COCO's
+    ids |= {n: 92 + 3 * i for i, n in enumerate(v.coco_stuff)}
     others = [n for n in THINGS if n not in v.coco]
     for split, count, stream in (("train2017", train, 0), ("val2017", val, 1)):
-        panoptic = _Panoptic(out / "annotations" / f"panoptic_{split}", ids, frozenset(v.coco))
+        panoptic = _Panoptic(out / "annotations" / f"panoptic_{split}", ids, v.coco)
         instances = _Instances({n: ids[n] for n in v.coco})
         for i in range(count):
             rng = np.random.default_rng([seed, stream, i])
@@ -319,7 +289,7 @@ def _write_ade_short(out: Path, seed: int, bank: torch.Tensor, count: int) -> No
     v = vocabularies()
     names = [*v.a150, *v.a150_stuff]
     ids = {n: i for i, n in enumerate(names)}
-    panoptic = _Panoptic(out / "ade20k_panoptic_val", ids, frozenset(v.a150))
+    panoptic = _Panoptic(out / "ade20k_panoptic_val", ids, v.a150)
     instances = _Instances({n: ids[n] for n in v.a150})
     for i, (stem, scene, rng) in enumerate(_ade_scenes(seed, bank, count)):
         entry = _image_entry(i + 1, f"{stem}.jpg", scene.image)
@@ -358,9 +328,8 @@ def _write_lvis(out: Path, seed: int, bank: torch.Tensor, count: int) -> None:
     """LVIS is federated: an image lists names sought in vain (negative) and those of which not all were marked."""
     ids = {n: i + 1 for i, n in enumerate(THINGS)}
     order = [str(n) for n in np.random.default_rng(2024).permutation(THINGS)]
-    frequency = {
-        n: "fcr"[(3 * k // len(order))] for k, n in enumerate(order)
-    }  # each a third; the frequent are drawn oftenest
+    # each a third; the frequent are drawn oftenest
+    frequency = {n: "fcr"[(3 * k // len(order))] for k, n in enumerate(order)}
     weighted = [n for n in THINGS for _ in range({"f": 6, "c": 3, "r": 1}[frequency[n]])]
     instances = _Instances(ids)
     for i in range(count):
@@ -370,9 +339,7 @@ def _write_lvis(out: Path, seed: int, bank: torch.Tensor, count: int) -> None:
         present = [n for n in scene.names if n in ids]
         repeated = sorted({n for n in present if present.count(n) > 1})
         partly = [n for n in repeated if rng.random() < 0.3]
-        skip = {scene.names.index(n) for n in partly} | {
-            k for k, c in enumerate(scene.crowd) if c
-        }  # LVIS has no crowds
+        skip = {scene.names.index(n) for n in partly} | {k for k, c in enumerate(scene.crowd) if c}  # it has no crowds
         partly = sorted({*partly, *(n for n, c in zip(scene.names, scene.crowd, strict=True) if c)})
         absent = [n for n in THINGS if n not in present]
         entry = _image_entry(image_id, f"{image_id:012d}.jpg", scene.image) | {
@@ -401,7 +368,6 @@ def write_world(
     ade: int = 80,
     pascal: int = 80,
     lvis: int = 100,
-    progress: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write all data sets of the miniature world below `root`; returns their folders.  Same arguments, same bytes.
 
@@ -412,39 +378,31 @@ def write_world(
         OSError: the disk is full or `root` not writable; nothing half-written is left under a data set's name.
     """
     counts = {"coco_train": coco_train, "coco_val": coco_val, "ade": ade, "pascal": pascal, "lvis": lvis}
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"the miniature world's seed must be a whole number, 0 or more, not {seed!r}")
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} of the miniature world must be a whole number, at least 1, not {value!r}")
+    for name, value in {"seed": seed, **counts}.items():
+        least = 0 if name == "seed" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} of the miniature world must be a whole number, at least {least}, not {value!r}")
     root = Path(root)
     writers: dict[str, tuple[Callable[..., None], tuple[int, ...]]] = {
         "coco": (_write_coco, (coco_train, coco_val)), "ADEChallengeData2016": (_write_ade_short, (ade,)),
         "ADE20K_2021_17_01": (_write_ade_full, (ade,)), "pascal_ctx_d2": (_write_pascal, (pascal,)),
         "lvis": (_write_lvis, (lvis,)),
     }  # fmt: skip
-    bank: torch.Tensor | None = None
+    bank = functools.cache(lambda: texture_bank(seed=2 * seed + 1, variants=6, size=BANK_SIZE))
     for folder, (write, sizes) in writers.items():
         manifest = {"world": VERSION, "seed": seed, "counts": list(sizes)}
         final = root / folder
-        if final.exists():
-            if not (final / ".done").is_file():
-                raise ValueError(
-                    f"{final} exists but was not written by the miniature world; move it away or choose another folder"
-                )
-            if json.loads((final / ".done").read_text()) == manifest:
-                continue
-        if bank is None:
-            bank = texture_bank(seed=2 * seed + 1, variants=6, size=BANK_SIZE)
+        if final.exists() and not (final / ".done").is_file():
+            raise ValueError(f"{final} exists, but not from the miniature world; move it away or choose another folder")
+        if final.exists() and json.loads((final / ".done").read_text()) == manifest:
+            continue
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder}-", dir=root) as temporary:
             out = Path(temporary) / folder
             out.mkdir()
-            write(out, seed, bank, *sizes)
+            write(out, seed, bank(), *sizes)
             _dump(out / ".done", manifest)
             if final.exists():
                 shutil.rmtree(final)
             os.replace(out, final)
-        if progress:
-            progress(f"{folder}: written")
     return [root / folder for folder in writers]

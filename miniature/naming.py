@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from maskclip.model.clip import Clip, preprocess, text_embeddings
-from maskclip.model.pipeline import MaskCLIP, encode_masked_images, encode_with_mask_tokens
+from maskclip.model.clip_baseline import MaskedImages
+from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
 from miniature.datasets import Annotated, annotated_scene
@@ -45,10 +46,9 @@ def zero_shot(clip: Clip, seed: int = 1, per_name: int = 3) -> list[dict]:
     best = (images @ text_embeddings(clip, THINGS).T).argmax(1).tolist()
     right = np.array([THINGS[b] == t.name for b, t in zip(best, things, strict=True)])
     kinds = [t.name.split()[0] if t.name.startswith(("filled ", "outlined ")) else "other" for t in things]
-    groups = {"all": ["all"] * len(things), "style": [s.domain for s in scenes], "kind": kinds}
-    groups["colour"] = [t.colour for t in things]
-    rows = []
-    for attribute, values in groups.items():
+    rows, everything = [], ["all"] * len(things)
+    groups = [("all", everything), ("style", [s.domain for s in scenes]), ("kind", kinds)]
+    for attribute, values in [*groups, ("colour", [t.colour for t in things])]:
         for value in dict.fromkeys(values):
             hits = right[np.array(values) == value]
             accuracy = 100 * float(hits.mean())
@@ -57,9 +57,8 @@ def zero_shot(clip: Clip, seed: int = 1, per_name: int = 3) -> list[dict]:
     words = text_embeddings(clip, phrases).unflatten(0, (len(THINGS), len(COLOURS)))
     chosen = [int((words[THINGS.index(t.name)] @ image).argmax()) for image, t in zip(images, things, strict=True)]
     told = [list(COLOURS)[choice] == t.colour for choice, t in zip(chosen, things, strict=True)]
-    accuracy = 100 * float(np.mean(told))
-    rows.append({"attribute": "naming the colour", "value": "all", "accuracy": accuracy, "pictures": len(told)})
-    return rows
+    same = {"value": "all", "accuracy": 100 * float(np.mean(told)), "pictures": len(told)}
+    return [*rows, {"attribute": "naming the colour"} | same]
 
 
 def unseen_scenes(seed: int = 1, count: int = 90, domains: Sequence[str] = DOMAINS) -> list[Annotated]:
@@ -78,14 +77,14 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
         Rows of method, group (all, things, stuff), accuracy (percent) and segments.  Crowds are left out.
     """
     names = [*THINGS, *STUFF]
-    methods = {
-        "mask class tokens": encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=())),
-        "masked image": encode_masked_images(clip),
-        "masked crop": encode_masked_images(clip, crop=True),
+    methods: dict[str, MaskCLIPVisualEncoder | MaskedImages] = {
+        "mask class tokens": MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=()),
+        "masked image": MaskedImages(clip),
+        "masked crop": MaskedImages(clip, crop=True),
     }
     rows = []
-    for method, encode in methods.items():
-        model = MaskCLIP(clip, encode)
+    for method, encoder in methods.items():
+        model = MaskCLIP(clip, encoder)
         right: dict[str, list[bool]] = {"all": [], "things": [], "stuff": []}
         for scene in scenes:
             kept = [i for i, crowd in enumerate(scene.crowd) if not crowd]
@@ -97,7 +96,6 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
                 right["all"].append(hit)
                 right["stuff" if scene.names[i] in STUFF else "things"].append(hit)
         for group, hits in right.items():
-            rows.append(
-                {"method": method, "group": group, "accuracy": 100 * float(np.mean(hits)), "segments": len(hits)}
-            )
+            accuracy = 100 * float(np.mean(hits))
+            rows.append({"method": method, "group": group, "accuracy": accuracy, "segments": len(hits)})
     return rows

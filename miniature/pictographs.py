@@ -18,11 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf", "DejaVuSerif.ttf")
-LEVELS = (
-    96,
-    48,
-    24,
-)  # sprite sizes in pixels: each is drawn only at sizes close to its own, so small things stay smooth
+LEVELS = (96, 48, 24)  # sprite sizes in pixels: each is drawn at sizes close to its own, so small things stay smooth
 
 # Names are Unicode's, put into plain English.  Pairs that differ only in being filled share a name but for that word.
 _PAIRS = """
@@ -65,8 +61,8 @@ def _parse(table: str) -> list[tuple[str, str]]:
 
 PAIRS: tuple[str, ...] = tuple(name for name, _ in _parse(_PAIRS))
 GLYPHS: dict[str, str] = dict(_parse(_SINGLES))
-for _name, (_filled, _outlined) in ((name, tuple(both)) for name, both in _parse(_PAIRS)):
-    GLYPHS[f"filled {_name}"], GLYPHS[f"outlined {_name}"] = _filled, _outlined
+for _name, _both in _parse(_PAIRS):
+    GLYPHS[f"filled {_name}"], GLYPHS[f"outlined {_name}"] = tuple(_both)
 THINGS: tuple[str, ...] = tuple(sorted(GLYPHS))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from maskclip.data import Category, Dataset, Sample, Segment
+from maskclip.data import Annotation, Category, Dataset, Segment
 from maskclip.files import write_atomically
 from miniature.datasets import BANK_SIZE, annotated_scene, vocabularies
 from miniature.scenes import DOMAINS
@@ -32,17 +32,20 @@ def base_pictures(seed: int, count: int, variants: int = 12) -> Dataset:
     bank = texture_bank(seed=2 * seed + 1, variants=variants, size=BANK_SIZE)
 
     @functools.cache  # training asks for each several times
-    def draw(index: int | str) -> Sample:
+    def draw(index: int | str) -> tuple[np.ndarray, Annotation]:
         rng, domain = np.random.default_rng([seed, 9, int(index)]), DOMAINS[int(index) % len(DOMAINS)]
         scene = annotated_scene(rng, domain, words.base, (), words.coco_stuff, bank)
         segments = [
             Segment(names.index(name), mask, crowd, name in words.base)
             for name, mask, crowd in zip(scene.names, scene.masks, scene.crowd, strict=True)
         ]
-        return Sample(index, "", scene.image, segments)
+        return scene.image, Annotation(index, scene.image.shape[:2], segments)
 
     categories = [Category(i, name, name in words.base) for i, name in enumerate(names)]
-    return Dataset(f"base_pictures_{seed}", categories, range(count), draw, lambda index: [], Path("nowhere"))
+    return Dataset(
+        f"base_pictures_{seed}", categories, range(count), lambda i: draw(i)[0], lambda i: draw(i)[1], lambda i: [],
+        Path("nowhere"),
+    )  # fmt: skip
 
 
 def save_network(trained: Path, out: Path) -> Path:

@@ -8,7 +8,8 @@ one at a time).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -22,11 +23,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "teal": (0.10, 0.65, 0.65), "blue": (0.18, 0.40, 0.86), "purple": (0.52, 0.26, 0.74), "pink": (0.97, 0.52, 0.72),
     "brown": (0.53, 0.33, 0.18), "black": (0.13, 0.13, 0.15), "gray": (0.55, 0.56, 0.58), "white": (0.96, 0.96, 0.95),
 }  # fmt: skip
-DOMAINS: tuple[str, ...] = (
-    "sticker",
-    "pencil",
-    "night",
-)  # bright die-cut stickers; muted pencil on paper; neon at night
+DOMAINS: tuple[str, ...] = ("sticker", "pencil", "night")  # bright and die-cut; muted on paper; neon
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,6 @@ class Scene:
     centres: tuple[tuple[float, float], ...]
     things: tuple[Sticker, ...] = ()
     seed: int = 0
-    void: tuple[int, ...] = field(default=())  # indices of stickers that no annotator would name
 
     def caption(self) -> str:
         """'a red umbrella and a blue cat face on grass'"""
@@ -67,9 +63,8 @@ def random_regions(
     rng: np.random.Generator, names: Sequence[str], count: int
 ) -> tuple[tuple[str, ...], tuple[tuple[float, float], ...]]:
     """`count` different stuff names with region centres; what belongs above (sky, walls) lies above."""
-    chosen = sorted(
-        rng.choice(len(names), size=min(count, len(names)), replace=False), key=lambda i: STUFF.index(names[i])
-    )
+    drawn = rng.choice(len(names), size=min(count, len(names)), replace=False)
+    chosen = sorted(drawn, key=lambda i: STUFF.index(names[i]))
     y = np.sort(rng.uniform(0.05, 0.95, len(chosen)))
     return tuple(names[i] for i in chosen), tuple((float(rng.uniform(0, 1)), float(v)) for v in y)
 
@@ -124,24 +119,16 @@ def _inks(things: Sequence[Sticker], domains: Sequence[str], solid: np.ndarray) 
             rim = np.ones(3) if luminance < 0.9 else np.full(3, 0.35)
         elif domain == "pencil":
             base = 0.55 * base + 0.45 * (0.5 * base.mean() + 0.40)
-            rim, pale, contrast = (
-                np.full(3, 0.30),
-                0.6 * pale + 0.35,
-                np.full(3, 0.16) if luminance > 0.3 else np.full(3, 0.95),
-            )
+            rim, pale, contrast = np.full(3, 0.30), 0.6 * pale + 0.35, np.full(3, 0.16 if luminance > 0.3 else 0.95)
         else:
             bright = np.clip(0.25 + 0.85 * base, 0, 1)
             rim, pale, contrast, base = bright, 0.16 * base + 0.02, bright, 0.38 * base + 0.04
             if solid[i]:
                 base = bright
         filled, outlined = t.name.startswith("filled ") or solid[i], t.name.startswith("outlined ")
-        body, strokes = (
-            (pale, base)
-            if filled
-            else (pale, contrast if domain == "night" else base)
-            if outlined
-            else (base, contrast)
-        )
+        body, strokes = base, contrast
+        if filled or outlined:
+            body, strokes = pale, contrast if domain == "night" and not filled else base
         out[i] = rim, body, strokes
     return np.clip(out, 0, 1)
 
@@ -210,10 +197,8 @@ def paint(
     domain = torch.tensor([DOMAINS.index(s.domain) for s in scenes])
     pencil, night = (domain == 1).nonzero()[:, 0], (domain == 2).nonzero()[:, 0]
     picture[pencil] = 0.45 * picture[pencil] + 0.55 * (0.45 + 0.55 * picture[pencil].mean(1, keepdim=True))
-    picture[night] = (
-        picture[night] * torch.tensor([0.26, 0.30, 0.46])[:, None, None]
-        + torch.tensor([0.0, 0.01, 0.05])[:, None, None]
-    )
+    dark, blue = torch.tensor([[0.26, 0.30, 0.46], [0.0, 0.01, 0.05]])[..., None, None]
+    picture[night] = picture[night] * dark + blue
 
     owner = torch.full_like(regions, -1)
     things = [t for s in scenes for t in s.things]
@@ -222,9 +207,8 @@ def paint(
         layer_of = np.concatenate([np.arange(len(s.things)) for s in scenes]).astype(int)
         options = [sprites().variants[t.name] for t in things]
         rows = np.array([o[int(t.variant * len(o))] for t, o in zip(things, options, strict=True)])
-        colours = torch.from_numpy(_inks(things, [scenes[int(b)].domain for b in scene_of], sprites().solid[rows]))[
-            ..., None, None
-        ]
+        inks = _inks(things, [scenes[int(b)].domain for b in scene_of], sprites().solid[rows])
+        colours = torch.from_numpy(inks)[..., None, None]
         cover = _coverage(things, rows, height, width)
         near = max(1, round(min(height, width) / 50))
         for layer in range(layer_of.max() + 1):  # back to front
@@ -253,9 +237,8 @@ def paint(
 
 def check_names(names: Sequence[str]) -> None:
     """ValueError for a name that is neither a thing nor a stuff of the world."""
-    for name in names:
-        if name not in GLYPHS and name not in STUFF:
-            raise ValueError(f"the miniature world has nothing called {name!r}; see miniature.THINGS and STUFF")
+    if unknown := [name for name in names if name not in GLYPHS and name not in STUFF]:
+        raise ValueError(f"the miniature world has nothing called {unknown[0]!r}; see miniature.THINGS and STUFF")
 
 
 def render_scene(
@@ -278,7 +261,7 @@ def render_scene(
     if colours is not None:
         stickers = [Sticker(**{**vars(s), "colour": c}) for s, c in zip(stickers, colours, strict=True)]
     scene = Scene(domain, stuff, centres, tuple(stickers), int(rng.integers(2**31)))
-    picture, owner, regions = paint([scene], _default_bank(max(size)), *size)
+    picture, owner, regions = paint([scene], _default_bank(64 * -(-max(size) // 64)), *size)
     segments = torch.where(owner[0] >= 0, owner[0], regions[0] + len(stickers)).numpy()
     return to_uint8(picture[0]), segments, [s.name for s in stickers] + list(stuff)
 
@@ -289,11 +272,10 @@ def render_sticker(
     """One thing alone on stuff: uint8 [size, size, 3]."""
     check_names([name, stuff])
     rng = np.random.default_rng(seed)
-    sticker = Sticker(
-        name, colour, 0.5, 0.5, 0.8, float(rng.uniform(-12, 12)), 1.0, float(rng.random()), float(rng.random())
-    )
+    angle, shade, variant = float(rng.uniform(-12, 12)), float(rng.random()), float(rng.random())
+    sticker = Sticker(name, colour, 0.5, 0.5, 0.8, angle, 1.0, shade, variant)
     scene = Scene(domain, (stuff,), ((0.5, 0.5),), (sticker,), int(rng.integers(2**31)))
-    return to_uint8(paint([scene], _default_bank(size), size, size)[0][0])
+    return to_uint8(paint([scene], _default_bank(64 * -(-size // 64)), size, size)[0][0])
 
 
 def to_uint8(picture: torch.Tensor) -> np.ndarray:
@@ -301,11 +283,6 @@ def to_uint8(picture: torch.Tensor) -> np.ndarray:
     return (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
 
 
-_BANKS: dict[int, torch.Tensor] = {}
-
-
-def _default_bank(size: int) -> torch.Tensor:
-    edge = 64 * -(-size // 64)
-    if edge not in _BANKS:
-        _BANKS[edge] = texture_bank(seed=9, variants=2, size=edge)
-    return _BANKS[edge]
+@cache
+def _default_bank(edge: int) -> torch.Tensor:
+    return texture_bank(seed=9, variants=2, size=edge)

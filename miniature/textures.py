@@ -172,29 +172,14 @@ def wire_fence(rng: np.random.Generator, size: int, s: float) -> np.ndarray:
     return np.where(wire[..., None], (0.80, 0.82, 0.85), _shade((0.40, 0.48, 0.40), 0.08 * _noise(rng, size, 6 * s)))
 
 
+# from what is seen high up in a picture to what lies below
 _TEXTURES: dict[str, Texture] = {
     f.__name__.replace("_", " "): f
     for f in (
-        sky,
-        brick_wall,
-        striped_curtain,
-        dotted_wallpaper,
-        foliage,
-        roof_tiles,
-        wire_fence,
-        water,
-        grass,
-        sand,
-        snow,
-        wooden_floor,
-        tiled_floor,
-        cobblestones,
-        marble,
-        straw,
-        gravel,
-        lava,
+        sky, brick_wall, striped_curtain, dotted_wallpaper, foliage, roof_tiles, wire_fence, water, grass, sand, snow,
+        wooden_floor, tiled_floor, cobblestones, marble, straw, gravel, lava,
     )
-}  # fmt: skip  (ordered from what is seen high up in a picture to what lies below)
+}  # fmt: skip
 STUFF: tuple[str, ...] = tuple(_TEXTURES)
 
 

@@ -1,8 +1,8 @@
 """Run one notebook of the study with papermill, as the stages of dvc.yaml do.
 
-    python -m study.notebook notebooks/04_maskclip.ipynb runs/0/notebooks/maskclip.ipynb -p seed 0
+    python -m study.notebook notebooks/04_maskclip.ipynb runs/mini/0/notebooks/maskclip.ipynb -p seed 0
 
-The executed copy appears under its name only when every cell has run; a failed one is kept beside it as
+The executed copy appears under its name only when every cell has run. A failed one is kept beside it as
 `<name>.failed.ipynb`, and the cell's error is printed without foreign frames.
 """
 
@@ -13,36 +13,48 @@ import ast
 import logging
 import os
 import resource
+import signal
 import sys
 import time
 import warnings
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from maskclip.files import write_atomically
+from study import end_with_parent
 
-# glibc hands large freed buffers back to the kernel and faults them in again at every step; keeping them makes
-# training on a CPU up to three times as fast. Other C libraries ignore these names.
-KEEP_BUFFERS = {
+ENVIRONMENT = {
+    # glibc hands large freed buffers back to the kernel and faults them in again at every step; keeping them makes
+    # training on a CPU up to three times as fast. Other C libraries ignore these names.
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
     "MALLOC_TOP_PAD_": "268435456",
+    "PYTHONWARNINGS": "ignore:IProgress",  # tqdm's, of widgets that no file can show
 }
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts kernels of the very Python that runs the stage, whatever `python3` means among a user's kernels."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
 
 
 def declared_parameters(notebook: Path) -> dict[str, Any]:
     """Names and default values in the notebook's cell tagged `parameters`."""
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            assignments = [line for line in ast.parse(cell.source).body if isinstance(line, ast.Assign)]
-            return {item.targets[0].id: ast.literal_eval(item.value) for item in assignments}  # type: ignore[attr-defined]
-    return {}
+    found = papermill.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
 
 
 def parse_parameters(notebook: Path, given: list[tuple[str, str]]) -> dict[str, Any]:
@@ -56,11 +68,10 @@ def parse_parameters(notebook: Path, given: list[tuple[str, str]]) -> dict[str, 
     for name, text in given:
         if name not in declared:
             raise ValueError(f"{notebook} has no parameter {name!r}; it has: {', '.join(declared) or 'none'}")
-        kind = type(declared[name])
-        try:
-            value = text if kind is str else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
+        kind, value = type(declared[name]), text
+        if kind is not str:
+            with suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(text)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
@@ -71,38 +82,42 @@ def parse_parameters(notebook: Path, given: list[tuple[str, str]]) -> dict[str, 
 
 def seconds_before(running: Path) -> float:
     """How long a killed attempt had run, by the copy it left behind: a resumed stage costs the sum of its attempts."""
-    if not running.is_file():
-        return 0.0
     try:
         began = datetime.fromisoformat(nbformat.read(running, as_version=4).metadata["papermill"]["start_time"])
-    except (KeyError, ValueError, TypeError, OSError):  # cut off while it was written, or before its clock was set
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        OSError,
+    ):  # none, or cut off while it was written, or before its clock was set
         return 0.0
     return max(0.0, running.stat().st_mtime - began.timestamp())
 
 
-def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[str, Any]) -> None:
-    """Execute `notebook` into `executed`; note time and peak memory in runs/times/.
+def time_file(executed: Path) -> Path | None:
+    """Where the time of a stage is noted: of runs/mini/0/notebooks/x.ipynb in runs/mini/times/0-x.csv."""
+    top = executed.parent.parent
+    if executed.parent.name != "notebooks":
+        return None
+    by_seed = top.parent / "times" / f"{top.name}-{executed.stem}.csv"
+    return by_seed if top.name.isdigit() else top / "times" / f"{executed.stem}.csv"
+
+
+def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], times: Path | None = None) -> None:
+    """Execute `notebook` into `executed`; note seconds and peak memory in the file `times`.
 
     Raises:
         RuntimeError: a cell failed, or its process was killed; the message names the cell, its error and the kept copy.
         ValueError: the executed copy would take the notebook's own place.
     """
-    notebook, executed = Path(notebook), Path(executed)
     if executed.resolve() == notebook.resolve():
         raise ValueError(f"{executed} is the notebook itself; give its executed copy another place")
     executed.parent.mkdir(parents=True, exist_ok=True)
     running, failed = executed.with_suffix(".running.ipynb"), executed.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
     start = time.monotonic() - seconds_before(running)
-    # the notebooks import the library from where they are run, installed or not
-    os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    for name, value in KEEP_BUFFERS.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress")  # tqdm's, of widgets that no file can show
-    quiet = {"log_output": True, "progress_bar": False, "extra_arguments": ["--log-level=CRITICAL"]}
-    quiet["coalesce_streams"] = True  # of a progress bar the executed copy keeps its last state
     try:
-        papermill.execute_notebook(str(notebook), str(running), parameters, kernel_name="python3", **quiet)
+        _execute(notebook, running, parameters)
     except PapermillExecutionError as error:
         os.replace(running, failed)
         where = f"{notebook} failed in cell {error.exec_count} (see {failed})"
@@ -113,18 +128,30 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict[st
             f"the process of {notebook} was killed, most often for lack of memory (see {failed}); run again, it goes on"
         ) from None
     os.replace(running, executed)
-    seconds = time.monotonic() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    name = "-".join([part for part in executed.parts[:-1] if part.isdigit()] + [executed.stem])
-    row = f"stage,seconds,peak_gb\n{name},{seconds:.1f},{peak:.2f}\n"
-    write_atomically(Path("runs/times") / f"{name}.csv", lambda path: path.write_text(row))
+    seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    if times is not None:
+        row = f"stage,seconds,peak_gb\n{times.stem},{seconds:.1f},{peak:.2f}\n"
+        write_atomically(times, lambda path: path.write_text(row))
     print(f"{executed}: {seconds:.0f} s, peak memory {peak:.1f} GB")
+
+
+def _execute(notebook: Path, running: Path, parameters: dict[str, Any]) -> None:
+    # the notebooks import the packages from where they are run, installed or not
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    os.environ.update(ENVIRONMENT | os.environ)
+    papermill.execute_notebook(
+        str(notebook), str(running), parameters, "nbclient", kernel_name="python3", kernel_manager_class=ThisPython,
+        log_output=True, progress_bar=False, extra_arguments=["--log-level=CRITICAL"],
+        coalesce_streams=True,  # of a progress bar the executed copy keeps its last state
+    )  # fmt: skip
 
 
 def _is_output(record: logging.LogRecord) -> bool:
     """What cells print, without papermill's own frame around it and the names of figures."""
     said = record.getMessage().strip()
-    return bool(said) and not said.startswith(("Executing ", "Ending ", "<Figure", "<Shown", "Input ", "Output "))
+    return bool(said) and not said.startswith(
+        ("Executing ", "Ending ", "<Figure", "<IPython", "<Shown", "Input ", "Output ")
+    )
 
 
 def main() -> None:
@@ -132,26 +159,28 @@ def main() -> None:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("executed", type=Path)
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--untimed", action="store_true", help="note no time (of the stage that reads the others')")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
     logger.addFilter(_is_output)
     warnings.filterwarnings("ignore", module="papermill|nbclient|zmq|jupyter_client")
+    if "DVC_STAGE" in os.environ:
+        end_with_parent(signal.SIGINT)  # a kill of DVC, or of the pipeline, leaves nothing running
     try:
         if not arguments.notebook.is_file():
             raise ValueError(f"there is no notebook {arguments.notebook}")
         parameters = parse_parameters(arguments.notebook, arguments.parameter)
-        run_notebook(arguments.notebook, arguments.executed, parameters)
+        times = None if arguments.untimed else time_file(arguments.executed)
+        run_notebook(arguments.notebook, arguments.executed, parameters, times)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; run again, it goes on")
     except OSError as error:  # a full disk, a folder that may not be written
-        place = error.filename or arguments.executed.parent
-        sys.exit(
-            f"error: {place}: {error.strerror or error}; make room there, or allow writing, and run again: it goes on"
-        )
+        place, why = error.filename or arguments.executed.parent, error.strerror or error
+        sys.exit(f"error: {place}: {why}; make room there, or allow writing, and run again: it goes on")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,13 @@ import torch
 from pycocotools import mask as coco_mask
 
 from maskclip.data import Dataset, Sample, open_coco_sample
-from maskclip.evaluation.metrics import (
-    MeanIoU,
-    PanopticQuality,
-    average_precision,
-    coco_results,
-    true_panoptic,
-    write_panoptic,
-)
+from maskclip.evaluation.metrics import true_panoptic, write_panoptic
+from maskclip.evaluation.tasks import InstanceTask, PanopticTask, SemanticTask
 from maskclip.files import write_atomically
-from maskclip.model.merge import panoptic_map
-from maskclip.model.pipeline import MaskCLIP, NamedMasks
+from maskclip.model.pipeline import NamedMasks
 from maskclip.proposals import ProposalSource, ground_truth_proposals, load_source
-from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
+from maskclip.proposals.load import build_network
+from maskclip.proposals.mask2former import Mask2FormerSource
 from maskclip.visualize import comparison, draw_masks, draw_panoptic
 from study.run import Run
 
@@ -54,24 +49,27 @@ def run_sample(folder: str | Path, out: str | Path, run: Run, network: str | Pat
             "names are not"
         )
     method = "maskclip" if (run.folder / "maskclip" / "encoder.pt").is_file() else "wo_rma"
-    model = MaskCLIP(run.clip, run.encode(method), temperature=run.study.maskclip.temperature)
-    source = proposal_source(run, network)
-    kinds = list(FILES)
-    scores = {kind: Scores(dataset) for kind in kinds}
-    truth, rows = [], []
+    model, source, things = run.model(method), proposal_source(run, network), things_as_instances(dataset)
+    tasks = {kind: (PanopticTask(dataset), SemanticTask(dataset), InstanceTask(things)) for kind in FILES}
+    written: dict[str, list] = {"ground_truth.json": [], **{name: [] for name in FILES.values()}}
+    rows = []
     for sample in dataset:
-        found = source([sample.image])[0]
-        masks = {"ground truth": ground_truth_proposals(sample), "mask2former": found}
-        named = {kind: model(sample.image, dataset.names, proposals) for kind, proposals in masks.items()}
-        named[kinds[0]] = true_words(sample, len(dataset.categories))
-        drawn = {kind: scores[kind].update(named[kind], sample, run) for kind in kinds}
-        truth.append((sample.image_id, *true_panoptic(sample)))
-        binary = found.top(25).masks(sample.size).numpy()
-        rows.append([sample.image, draw_masks(sample.image, binary), *(drawn[kind] for kind in reversed(kinds))])
-    write_panoptic(out / "ground_truth.json", dataset.categories, truth)
-    for kind in kinds:
-        write_panoptic(out / FILES[kind], dataset.categories, scores[kind].written)
-    table = pd.DataFrame([{"masks": kind, "method": method, **scores[kind].compute()} for kind in kinds])
+        found, true = source([sample.image])[0], ground_truth_proposals(sample)
+        named = [true_words(sample, len(dataset.categories))]
+        named += [model(sample.image, dataset.names, proposals) for proposals in (true, found)]
+        drawn = [sample.image, draw_masks(sample.image, found.top(25).masks(sample.size).numpy())]
+        for (kind, file), masks in reversed(list(zip(FILES.items(), named))):
+            for task in tasks[kind]:
+                task.update(lambda words: masks, sample.image_id, run.study.evaluation)  # noqa: B023
+            ids, segments = masks.panoptic(dataset.isthing, **run.thresholds)
+            written[file].append((sample.image_id, ids, segments))
+            drawn.append(draw_panoptic(sample.image, ids, segments, dataset.names, text=1.4))
+        written["ground_truth.json"].append((sample.image_id, *true_panoptic(sample)))
+        rows.append(drawn)
+    for file, maps in written.items():
+        write_panoptic(out / file, dataset.categories, maps)
+    scores = [{name: value for task in tasks[kind] for name, value in task.compute().items()} for kind in FILES]
+    table = pd.DataFrame([{"masks": kind, "method": method, **of} for kind, of in zip(FILES, scores)])
     write_atomically(out / "metrics.csv", lambda path: table.to_csv(path, index=False))
     titles = ["Image", "Mask2Former's masks", "… named", "Ground-truth masks named", "Ground truth"]
     figure = comparison(rows, titles, width=20)
@@ -87,7 +85,7 @@ def proposal_source(run: Run, network: str | Path | None) -> ProposalSource:
         begun = config.start or "random weights"
         print(f"no trained Mask2Former in {trained}: its masks come from {begun} (run `make study` for better)")
         torch.manual_seed(run.seed)
-        return Mask2FormerSource(build_mask2former(config), config.short_side, config.long_side)
+        return Mask2FormerSource(build_network(config, 1), config)
     return load_source(network or trained, run.device)
 
 
@@ -99,55 +97,19 @@ def true_words(sample: Sample, classes: int) -> NamedMasks:
     return NamedMasks(probs, ground_truth_proposals(sample).mask_logits, sample.size)
 
 
-class Scores:
-    """All metrics of one kind of masks, and its panoptic maps for writing."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset, self.instances = dataset, things_as_instances(dataset)
-        self.quality, self.iou = PanopticQuality(dataset.categories), MeanIoU(len(dataset.categories))
-        self.results: list[dict] = []
-        self.written: list[tuple[int | str, np.ndarray, list[dict]]] = []
-
-    def update(self, named: NamedMasks, sample: Sample, run: Run) -> np.ndarray:
-        """Merge one picture's masks three ways, count them, and draw the panoptic map."""
-        isthing, settings = self.dataset.isthing, run.study.evaluation
-        ids, segments = panoptic_map(
-            named.class_probs,
-            named.mask_logits,
-            sample.size,
-            isthing,
-            score_threshold=settings.object_mask_threshold,
-            overlap_threshold=settings.overlap_threshold,
-        )
-        self.quality.update(ids, segments, sample)
-        self.iou.update(named.semantic(), sample.semantic)  # type: ignore[arg-type]  # panoptic sets have one
-        self.results += coco_results(
-            sample.image_id, *named.instances(isthing, settings.top_k), self.dataset.categories
-        )
-        self.written.append((sample.image_id, ids, segments))
-        return draw_panoptic(sample.image, ids, segments, self.dataset.names, text=1.4)
-
-    def compute(self) -> dict[str, float]:
-        average = average_precision(self.instances, self.results)
-        return {**self.quality.compute(), "mIoU": self.iou.compute()["mIoU"], **average}
-
-
 def things_as_instances(dataset: Dataset) -> Dataset:
     """A panoptic set whose things can be evaluated by AP: the same, with annotations in COCO's instance form."""
     images, annotations = [], []
-    for sample in dataset:
-        images.append({"id": sample.image_id, "height": sample.size[0], "width": sample.size[1]})
-        for segment in sample.segments:
+    for one in map(dataset.annotation, dataset.image_ids):
+        images.append({"id": one.image_id, "height": one.size[0], "width": one.size[1]})
+        for segment in one.segments:
             category = dataset.categories[segment.category]
             if category.isthing:
                 code = coco_mask.encode(np.asfortranarray(segment.mask, dtype=np.uint8))
-                entry = {"image_id": sample.image_id, "category_id": category.id, "iscrowd": int(segment.iscrowd)}
+                entry = {"image_id": one.image_id, "category_id": category.id, "iscrowd": int(segment.iscrowd)}
                 annotations.append(entry | {"segmentation": code, "area": int(segment.mask.sum())})
-    kinds = [{"id": c.id, "name": c.name} for c in dataset.categories]
-    content = {"images": images, "annotations": annotations, "categories": kinds}
-    return Dataset(
-        dataset.name, dataset.categories, dataset.image_ids, dataset.read, dataset.files, dataset.source, content
-    )
+    kinds = [{"id": category.id, "name": category.name} for category in dataset.categories]
+    return replace(dataset, instances={"images": images, "annotations": annotations, "categories": kinds})
 
 
 def main() -> None:

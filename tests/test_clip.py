@@ -12,7 +12,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from maskclip.model.clip import Clip, load_clip, preprocess, text_embeddings
-from maskclip.model.pipeline import MaskCLIP, encode_masked_images
+from maskclip.model.clip_baseline import MaskedImages
+from maskclip.model.pipeline import MaskCLIP
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
 from miniature import STUFF, THINGS, clip_training, paint
 from miniature.clip_training import (
@@ -97,16 +99,63 @@ def test_preprocess_refuses_what_is_no_picture(clip, image):
 
 
 def test_a_word_is_no_list_of_its_letters(clip):
-    model = MaskCLIP(clip, encode_masked_images(clip))
+    model = MaskCLIP(clip, MaskedImages(clip))
     model.words(list("gear"))  # kept, as the last vocabulary asked for
     with pytest.raises(ValueError, match="must be a list of texts"):
         model.words("gear")
     with pytest.raises(ValueError, match="temperature is 0; it must be above 0"):
-        MaskCLIP(clip, encode_masked_images(clip), temperature=0)
+        MaskCLIP(clip, MaskedImages(clip), temperature=0)
     with pytest.raises(ValueError, match="must be an array"):
         model.embed("picture.jpg", Proposals(torch.zeros(1, 4, 4), torch.ones(1)))
     with pytest.raises(ValueError, match=r"mask logits are torch\.bool"):
         Proposals(torch.zeros(1, 4, 4, dtype=torch.bool), torch.ones(1))
+
+
+@pytest.mark.parametrize("rma_layers", [None, (), (1, 2)], ids=["masked images", "w/o RMA", "RMA"])
+def test_new_masks_and_new_words_reuse_clips_pass(clip, rma_layers, monkeypatch):
+    """Step by step as in one go, and CLIP sees each image once; the baseline sees masked images."""
+    generator = torch.Generator().manual_seed(0)
+    encoder = (
+        MaskedImages(clip)
+        if rma_layers is None
+        else MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers, generator=generator)
+    )
+    model = MaskCLIP(clip, encoder)
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    sets = [
+        Proposals(torch.randn(n, 12, 17, generator=generator), torch.rand(n, generator=generator)) for n in (4, 0, 2)
+    ]
+    expected = [model(image, words, proposals) for proposals in sets for words in (["gear"], ["cat face", "sky"])]
+    seen = model.see(image)
+    monkeypatch.setattr("maskclip.model.pipeline.preprocess", None)  # the picture is not looked at again
+    encoded = [model.encode(seen, proposals) for proposals in sets]
+    got = [model.name(masks, words) for masks in encoded for words in (["gear"], ["cat face", "sky"])]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.equal(ours.class_probs, theirs.class_probs) and torch.equal(ours.mask_logits, theirs.mask_logits)
+        assert ours.size == theirs.size == (50, 70)
+    assert got[2].class_probs.shape == (0, 1) and (got[2].semantic() == -1).all()
+
+
+def test_there_must_be_masks_and_words(clip):
+    model = MaskCLIP(clip, MaskedImages(clip))
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="no masks to name: give MaskCLIP a proposal source"):
+        model(image, ["gear"])
+    one = Proposals(torch.ones(1, 4, 4), torch.ones(1))
+    with pytest.raises(ValueError, match="no category names"):
+        model(image, [], one)
+    model.proposals = lambda images: [one for _ in images]
+    assert model(image, ["gear", "sky"]).class_probs.shape == (1, 2)
+
+
+def test_objectness_takes_part_only_when_asked(clip):
+    model = MaskCLIP(clip, MaskedImages(clip))
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    masks = model.embed(image, Proposals(torch.randn(3, 8, 8), torch.tensor([1.0, 0.25, 0.0])))
+    plain = model.name(masks, ["gear", "sky"]).class_probs
+    torch.testing.assert_close(plain.sum(1), torch.ones(3))
+    weighed = model.name(masks, ["gear", "sky"], objectness_power=0.5).class_probs
+    torch.testing.assert_close(weighed, plain * torch.tensor([[1.0], [0.5], [0.0]]))
 
 
 def test_wrong_names_and_templates_are_refused(clip):

@@ -2,9 +2,6 @@
 
 import os
 import pickle
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from maskclip.proposals import load_source
 from maskclip.proposals.mask2former import build_mask2former
-from maskclip.released.convert import convert, convert_state, main, our_name, read_detectron2
+from maskclip.released.mask2former import convert, convert_state, our_name, read_detectron2
 from maskclip.settings import Mask2FormerConfig
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -171,32 +168,3 @@ def test_a_file_without_record_is_no_source(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"12")
     with pytest.raises(ValueError, match="cut off"):
         load_source(tmp_path / "broken.safetensors")
-
-
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "maskclip.released.convert",
-            str(tmp_path / "none.pth"),
-            str(tmp_path / "out.safetensors"),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith("error: no checkpoint at")
-
-
-def test_a_full_disk_is_one_line_too(tmp_path, monkeypatch):
-    torch.save({"model": golden("mask2former")[0]}, tmp_path / "m.pth")
-    out, before = tmp_path / "out.safetensors", resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "m.pth"), str(out)])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        with pytest.raises(SystemExit, match=r"^error: .*cannot write .*out\.safetensors: File too large; make room"):
-            main()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -11,10 +11,11 @@ from resuming import whole_and_resumed
 
 from maskclip.data import open_dataset
 from maskclip.proposals import StoredProposals, load_source, store_proposals
-from maskclip.proposals.detectron2 import detectron2_config, to_detectron2
+from maskclip.proposals.detectron2 import detectron2_config
 from maskclip.proposals.mask_rcnn import boxes_of_masks
 from maskclip.settings import BackboneConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.training.augmentation import StepExamples
+from maskclip.training.detectron2 import to_detectron2
 from miniature.datasets import write_world
 
 TRAINING = TrainingConfig(

@@ -1,33 +1,57 @@
-"""Tasks: which words they ask for, and which of them they keep."""
+"""Tasks: which words they ask for, which of them they keep, and which pictures they are asked about."""
 
+import functools
+import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from PIL import Image
 
-from maskclip.data import Category, Dataset, Sample
-from maskclip.evaluation.tasks import InstanceTask, SemanticTask
-from maskclip.model.pipeline import NamedMasks
+from maskclip.data import (
+    DATASETS,
+    Annotation,
+    Category,
+    Dataset,
+    DatasetEntry,
+    open_coco_panoptic,
+    open_dataset,
+    open_semantic_folder,
+    same_pictures,
+    scored_on,
+)
+from maskclip.evaluation.tasks import InstanceTask, SemanticTask, SplitTask, evaluate, own_ids, tasks_of
+from maskclip.model.pipeline import NamedMasks, SegmentedImage
+from maskclip.proposals import ground_truth_proposals
 from maskclip.settings import Evaluation
-from study.run import Run
+from miniature.datasets import write_world
 
 EVALUATION = Evaluation(limit=None, object_mask_threshold=0.3, overlap_threshold=0.5, top_k=10, objectness_power=0.0)
 PANOPTIC = [Category(0, "wall", False), Category(4, "airplane", True), Category(7, "windowpane", True)]
 
 
+def toy_set(categories: list[Category], image_ids: tuple = (), source: str = "toy") -> Dataset:
+    return Dataset(
+        "toy", categories, image_ids, lambda _: np.zeros((4, 4, 3), np.uint8), lambda i: Annotation(i, (4, 4)),
+        lambda _: [], Path(source),
+    )  # fmt: skip
+
+
 def instance_set(*categories: Category) -> Dataset:
-    sample = Sample(1, "", np.zeros((4, 4, 3), np.uint8), [])
-    return Dataset("toy", list(categories), [1], lambda _: sample, lambda _: [], Path())
+    return toy_set(list(categories), (1,))
 
 
 def test_another_sets_categories_are_known_by_their_ids():
     """As ADE20K's two files, which call one class windowpane and `window `."""
     dataset = instance_set(Category(7, "window ", True), Category(4, "plane", True))
-    task = InstanceTask(dataset, categories=PANOPTIC)
+    task = InstanceTask(dataset, PANOPTIC)
     assert task.names == ["wall", "airplane", "windowpane"]
     logits = torch.full((3, 4, 4), 5.0)
-    task.update(NamedMasks(torch.eye(3), logits, (4, 4)), 1, EVALUATION)
+    task.update(lambda names: NamedMasks(torch.eye(len(names)), logits, (4, 4)), 1, EVALUATION)
     best = [result["category_id"] for result in task.results if result["score"] > 0.9]
     assert sorted(best) == [4, 7]
 
@@ -35,13 +59,13 @@ def test_another_sets_categories_are_known_by_their_ids():
 @pytest.mark.parametrize("lost", [Category(0, "wall", True), Category(9, "bed", True)])
 def test_ids_that_do_not_fit_are_one_sentence(lost: Category):
     with pytest.raises(ValueError, match=f"'{lost.name}' has the id {lost.id}, which is no thing"):
-        InstanceTask(instance_set(lost), categories=PANOPTIC)
+        InstanceTask(instance_set(lost), PANOPTIC)
 
 
 def test_semantic_words_are_another_sets_of_the_same_ids():
     """As ADE20K's "building, edifice", which its panoptic file calls "building"."""
     full = [Category(0, "wall", False), Category(1, "building, edifice", False)]
-    dataset = Dataset("toy", full, [], lambda _: None, lambda _: [], Path())
+    dataset = toy_set(full)
     short = [Category(0, "wall", False), Category(1, "building", False)]
     assert SemanticTask(dataset, short).names == ["wall", "building"]
     assert SemanticTask(dataset).names == ["wall", "building, edifice"]
@@ -52,7 +76,9 @@ def test_semantic_words_are_another_sets_of_the_same_ids():
 def test_words_choose_among_the_sets_own_names():
     dataset = instance_set(Category(3, "cat", True), Category(5, "dog", True))
     assert InstanceTask(dataset).own_class == [0, 1]
-    assert InstanceTask(dataset, ["dog", "tree"]).own_class == [1, None]
+    assert InstanceTask(dataset, dataset.categories[1:]).own_class == [1]
+    with pytest.raises(ValueError, match="toy has no base and target categories"):
+        SplitTask(dataset)
 
 
 def test_sets_of_the_same_picture_files_are_run_as_one(tmp_path: Path):
@@ -62,10 +88,155 @@ def test_sets_of_the_same_picture_files_are_run_as_one(tmp_path: Path):
         (tmp_path / name).mkdir()
         for index, length in enumerate(lengths):
             (tmp_path / name / f"{index}.jpg").write_bytes(bytes(length))
-    run = object.__new__(Run)
-    run.dataset = lambda name: Dataset(
-        name, [], range(len(sizes[name])), lambda _: None, lambda index: [tmp_path / name / f"{index}.jpg"], tmp_path
-    )
-    assert run.same_pictures(["a150", "a847", "p59", "lvis"]) == [["a150", "a847"], ["p59"], ["lvis"]]
+    sets = {
+        name: Dataset(
+            name, [], range(len(lengths)), None, None, lambda i, n=name: [tmp_path / n / f"{i}.jpg"], tmp_path
+        )
+        for name, lengths in sizes.items()
+    }
+
+    def grouped(*names):
+        return [[dataset.name for dataset in group] for group in same_pictures(sets[name] for name in names)]
+
+    assert grouped("a150", "a847", "p59", "lvis") == [["a150", "a847"], ["p59"], ["lvis"]]
     (tmp_path / "a847" / "1.jpg").unlink()  # whoever reads it says so
-    assert run.same_pictures(["a847", "a150"]) == [["a847"], ["a150"]]
+    assert grouped("a847", "a150") == [["a847"], ["a150"]]
+
+
+@pytest.fixture
+def moon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An imaginary data set, whose pictures lie in folders with repeated names, and its one entry in the table."""
+    entry = DatasetEntry("moon", open_coco_panoptic, "moon", ("set.json", "masks", "pictures"), task="panoptic")
+    monkeypatch.setitem(DATASETS, "moon", entry)
+    write_set(tmp_path / "moon", ["cam1/0001.png", "cam2/0001.png", "cam1/0002.png"])
+    return tmp_path
+
+
+def write_set(folder: Path, pictures: list[str], first_id: int = 1) -> None:
+    """A panoptic set: each picture shows a thing of another size on a wall."""
+    images, annotations = [], []
+    for number, picture in enumerate(pictures, first_id):
+        ids = np.full((8, 10), 1, np.uint8)
+        ids[: ord(picture[3]) + ord(picture[8]) - 96, 1:5] = 2
+        for kind, pixels in (("pictures", np.dstack([ids] * 3) * 100), ("masks", np.dstack([ids, 0 * ids, 0 * ids]))):
+            (folder / kind / picture).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / kind / picture)
+        segments = [{"id": 1, "category_id": 0}, {"id": 2, "category_id": 4 + 3 * (number % 2)}]
+        images.append({"id": number, "file_name": picture, "height": 8, "width": 10})
+        annotations.append({"image_id": number, "file_name": picture, "segments_info": segments})
+    kinds = [{"id": c.id, "name": c.name, "isthing": int(c.isthing)} for c in PANOPTIC]
+    content = {"images": images, "annotations": annotations, "categories": kinds}
+    (folder / "set.json").write_text(json.dumps(content))
+
+
+class Perfect:
+    """In place of MaskCLIP: what it is given as proposals are the true masks and classes."""
+
+    def embed(self, image: np.ndarray, truth: Annotation) -> SegmentedImage:
+        masks = ground_truth_proposals(truth)
+        known = [segment.category for segment in truth.segments if not segment.iscrowd]
+        known = known or np.unique(truth.semantic[truth.semantic >= 0]).tolist()
+        return SegmentedImage(torch.eye(1300)[known], masks.mask_logits, masks.scores, image.shape[:2])
+
+    def name(self, masks: SegmentedImage, names: list[str], *_: object) -> NamedMasks:
+        return NamedMasks(masks.embeddings[:, : len(names)], masks.mask_logits, masks.size)
+
+
+class Truth(dict):
+    """Annotations by image id, read when asked for, as the study's ground-truth proposals."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __missing__(self, image_id: int | str) -> Annotation:
+        return self.dataset.annotation(image_id)
+
+
+def scores_of(pictures: str, root: Path) -> dict[str, dict[str, float]]:
+    """What a stage does: each data set opened once, each picture named by perfect masks, all tasks scored."""
+    open_set = functools.cache(lambda name: open_dataset(name, root))
+    dataset, tasks = open_set(pictures), tasks_of(pictures, open_set)
+    evaluate(Perfect(), dataset, Truth(dataset), list(tasks.values()), EVALUATION)
+    return {name: task.compute() for name, task in tasks.items()}
+
+
+def test_a_new_data_set_is_one_entry(moon: Path, monkeypatch: pytest.MonkeyPatch):
+    scores = scores_of("moon", moon)
+    assert list(scores) == ["moon"] and scores["moon"]["PQ"] == scores["moon"]["PQst"] == 100
+    (moon / "labels").mkdir()
+    for picture in (moon / "moon/masks/cam1").iterdir():
+        Image.fromarray(np.asarray(Image.open(picture))[..., 0] - 1).save(moon / "labels" / picture.name)
+    (moon / "names.json").write_text(json.dumps([{"id": i, "name": name} for i, name in ((0, "Wand"), (1, "Ding"))]))
+    files = ("moon/pictures/cam1", "labels", "names.json")
+    entry = DatasetEntry("moon_labels", open_semantic_folder, "", files, task="semantic", pictures="moon")
+    monkeypatch.setitem(DATASETS, "moon_labels", entry)
+    with pytest.raises(ValueError, match="moon_labels annotates none of the pictures of moon"):
+        scores_of("moon", moon)  # cam1/0001.png and 0001.png are not the same
+    assert [entry.name for entry in scored_on("moon")] == ["moon", "moon_labels"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": ("set.json", "masks")}, "data set 'moon': open_coco_panoptic is missing .*'images'"),
+        ({"files": ("set.json", "", "pictures")}, "data set 'moon' needs a name, files"),
+        ({"options": {"only": ["cat"]}}, "data set 'moon': .* unexpected keyword argument 'only'"),
+        ({"task": "panoptics"}, "data set 'moon' .* a task of panoptic, semantic, instances, split or none"),
+        ({"name": ""}, "data set '' needs a name"),
+    ],
+)
+def test_half_filled_entries(moon: Path, change: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        replace(DATASETS["moon"], **change)
+
+
+@pytest.mark.parametrize("field", ["pictures", "words"])
+def test_entries_that_speak_of_unknown_sets(moon: Path, monkeypatch: pytest.MonkeyPatch, field: str):
+    monkeypatch.setitem(DATASETS, "moon", replace(DATASETS["moon"], **{field: "mars"}))
+    for call in (lambda: open_dataset("moon", moon), lambda: scored_on("a150")):
+        with pytest.raises(ValueError, match="data set 'moon' speaks of 'mars', which is not in the table"):
+            call()
+    with pytest.raises(ValueError, match="there are no test pictures 'coco_train'; there are a150, a847, coco_val"):
+        monkeypatch.delitem(DATASETS, "moon")
+        scored_on("coco_train")
+
+
+def test_names_in_several_folders_are_several_pictures(moon: Path):
+    """Known by their stems, the last of them would win."""
+    dataset = open_dataset("moon", moon)
+    assert own_ids(dataset, dataset) == {1: 1, 2: 2, 3: 3}
+    write_set(moon / "again", ["cam1/0002.png", "cam2/0001.png", "cam1/0001.png"], first_id=7)
+    again = open_coco_panoptic(moon / "again/set.json", moon / "again/masks", moon / "moon/pictures")
+    assert own_ids(again, dataset) == {1: 9, 2: 8, 3: 7}
+    assert [again.picture_name(i) for i in again.first(2).image_ids] == ["cam1/0001.png", "cam1/0002.png"]
+    assert [dataset.picture_name(i) for i in dataset.first(2).image_ids] == ["cam1/0001.png", "cam1/0002.png"]
+
+
+def test_two_images_of_one_picture_are_refused_by_name(moon: Path):
+    write_set(moon / "twins", ["cam1/0001.png", "cam1/0001.png"])
+    twins = open_coco_panoptic(moon / "twins/set.json", moon / "twins/masks", moon / "moon/pictures")
+    with pytest.raises(ValueError, match=r"set.json: images 1 and 2 are both of cam1/0001.png"):
+        own_ids(twins, open_dataset("moon", moon))
+
+
+def test_every_file_is_opened_once_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_world(tmp_path, seed=1, coco_train=1, coco_val=2, ade=2, pascal=2, lvis=2)
+    opened: Counter[Path] = Counter()
+
+    def counted(function):
+        def call(path, *arguments, **options):
+            opened[Path(path)] += 1
+            return function(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(PIL.Image, "open", counted(PIL.Image.open))
+    monkeypatch.setattr(Path, "read_bytes", counted(Path.read_bytes))
+    for pictures in ("a150", "p59", "lvis", "coco_val"):
+        scores = scores_of(pictures, tmp_path)
+        assert all(np.isfinite(value) for values in scores.values() for value in list(values.values())[:1])
+        assert set(opened.values()) == {1}, {path: count for path, count in opened.items() if count > 1}
+        kinds = Counter(path.suffix for path in opened)
+        assert kinds[".jpg"] == 2  # both pictures
+        assert kinds[".json"] == {"a150": 3, "p59": 2, "lvis": 1, "coco_val": 3}[pictures]
+        opened.clear()

@@ -129,18 +129,6 @@ def test_pieces_equal_the_plain_forms(seed, size, band, threshold):
     assert got_masks.shape == (len(want), *size)
 
 
-def test_objectness_takes_part_only_when_given():
-    probs, masks = random_masks(3)
-    size = (18, 22)
-    weight = torch.ones(7)
-    weight[:6] = 0
-    ids, segments = panoptic_map(probs, masks, size, [True] * 5, objectness=weight, score_threshold=0.1)
-    assert [s["category"] for s in segments] == [int(probs[6].argmax())] and (ids > 0).any()
-    assert (semantic_map(probs, masks, size, objectness=weight) == int(probs[6].argmax())).all()
-    found = instances(probs, masks, size, [True] * 5, objectness=torch.full((7,), 0.5))
-    np.testing.assert_allclose(found[2], instances(probs, masks, size, [True] * 5)[2] / 2, rtol=1e-6)
-
-
 def test_no_masks_and_no_classes_left():
     nothing = torch.zeros(0, 4), torch.zeros(0, 5, 5), (6, 7)
     assert (semantic_map(*nothing) == -1).all()
@@ -171,8 +159,6 @@ def test_bad_input():
         panoptic_map(probs, masks, (5, 5), [True] * 4)
     with pytest.raises(ValueError, match="must be logits"):
         panoptic_map(probs, masks > 0, (5, 5), [True] * 5)
-    with pytest.raises(ValueError, match="one value for each mask"):
-        instances(probs, masks, (5, 5), [True] * 5, objectness=torch.ones(3))
     with pytest.raises(ValueError, match="not finite"):
         semantic_map(probs, masks * float("nan"), (5, 5))
     with pytest.raises(ValueError, match="at least 1 each"):

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskclip.data import Category, Sample, Segment, open_coco_instances, open_coco_panoptic
+from maskclip.data import Annotation, Category, Segment, open_coco_instances, open_coco_panoptic
 from maskclip.evaluation.metrics import (
     MeanIoU,
     PanopticQuality,
@@ -83,8 +83,7 @@ def half(columns):
 
 def test_crowd_and_void_by_hand():
     categories = [Category(1, "cat", True), Category(2, "sky", False)]
-    image = np.zeros((4, 8, 3), np.uint8)
-    truth = Sample(1, "a", image, [Segment(0, half(slice(0, 4)), iscrowd=True), Segment(1, half(slice(4, 6)))])
+    truth = Annotation(1, (4, 8), [Segment(0, half(slice(0, 4)), iscrowd=True), Segment(1, half(slice(4, 6)))])
     pred = np.zeros((4, 8), np.int32)
     pred[:, 0:3], pred[:, 3], pred[:, 4:8] = 9, 4, 7  # a cat on the crowd, sky on the crowd, sky + void
     metric = PanopticQuality(categories)
@@ -103,7 +102,7 @@ def test_crowd_and_void_by_hand():
 def test_what_ade20k_lists_but_hides_counts_as_panopticapi_counts_it():
     """Stuff whose area was taken before things covered it, and stuff that they cover altogether."""
     categories = [Category(1, "cat", True), Category(2, "wall", False), Category(3, "floor", False)]
-    truth = Sample(1, "a", np.zeros((4, 8, 3), np.uint8), [Segment(1, half(slice(0, 4)), area=30)], hidden=[2])
+    truth = Annotation(1, (4, 8), [Segment(1, half(slice(0, 4)), area=30)], hidden=[2])
     metric = PanopticQuality(categories)
     metric.update(np.where(half(slice(0, 4)), 5, 0), [{"id": 5, "category": 1}], truth)
     assert metric.iou[1] == pytest.approx(16 / 30) and metric.fn.tolist() == [0, 0, 1]
@@ -180,7 +179,7 @@ def test_ap_edges(tmp_path, capsys):
     dataset, results = random_instances(tmp_path, 1, first_id=0)  # an id 0, which pycocotools would take for no match
     renumbered, _ = random_instances(tmp_path, 1, first_id=1)
     assert average_precision(dataset, results) == average_precision(renumbered, results)
-    perfect = [a | {"score": 1.0} for a in dataset.annotations["annotations"] if not a["iscrowd"]]
+    perfect = [a | {"score": 1.0} for a in dataset.instances["annotations"] if not a["iscrowd"]]
     assert average_precision(dataset, perfect) == {"AP": 100.0, "AP50": 100.0, "AP75": 100.0}
     assert average_precision(dataset, []) == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
     assert np.isnan(average_precision(dataset, perfect, image_ids=[])["AP"])
@@ -195,11 +194,20 @@ def test_lvis_ap_equals_the_lvis_package():
     results = json.loads((folder / "results.json").read_text())
     expected = json.loads((folder / "expected.json").read_text())
     assert average_precision(dataset, results) == pytest.approx(expected, abs=1e-10)
-    plain = [i | {"neg_category_ids": None} for i in dataset.annotations["images"]]
+    plain = [i | {"neg_category_ids": None} for i in dataset.instances["images"]]
     for info in plain:
         del info["neg_category_ids"]
-    dataset.annotations["images"] = plain
+    dataset.instances["images"] = plain
     assert average_precision(dataset, results)["AP"] < expected["AP"]  # COCO's rules punish what nobody checked
+
+
+def test_lvis_rules_hold_for_all_images_or_none():
+    """One image without neg_category_ids would have all others scored by COCO's rules."""
+    dataset = open_coco_instances(GOLDEN / "lvis" / "lvis_gt.json", GOLDEN / "lvis")
+    image = dataset.instances["images"][1]
+    del image["neg_category_ids"]
+    with pytest.raises(ValueError, match=rf"lvis_gt.json: image {image['id']} lacks the neg_category_ids"):
+        average_precision(dataset, [])
 
 
 def test_lvis_keeps_300_results_an_image():
@@ -226,12 +234,12 @@ def test_coco_split(tmp_path):
         "AP50_generalized_base", "AP50_generalized_target", "AP50_generalized_all",
     }  # fmt: skip
     assert values["AP50_generalized_all"] == pytest.approx(average_precision(dataset, results)["AP50"])
-    counted = [len({a["category_id"] for a in dataset.annotations["annotations"] if not a["iscrowd"]} &
+    counted = [len({a["category_id"] for a in dataset.instances["annotations"] if not a["iscrowd"]} &
                    {ids[n] for n in names}) for names in (base, target)]  # fmt: skip
     mean = np.average([values["AP50_generalized_base"], values["AP50_generalized_target"]], weights=counted)
     assert values["AP50_generalized_all"] == pytest.approx(mean)
     # constrained: images without a target object do not count, so results there cost nothing
-    have = {a["image_id"] for a in dataset.annotations["annotations"] if a["category_id"] in {ids[n] for n in target}}
+    have = {a["image_id"] for a in dataset.instances["annotations"] if a["category_id"] in {ids[n] for n in target}}
     assert 0 < len(have) < len(dataset)
     lean = [r for r in only["target"] if r["image_id"] in have]
     again = split_average_precision(dataset, split, base_only=[], target_only=lean, generalized=lean)

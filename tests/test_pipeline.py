@@ -1,164 +1,117 @@
-"""A stage is one notebook: its parameters are checked, its failure is readable, its success is whole."""
+"""Stages side by side: in DVC's order, stopped together, and nothing twice; with stages of a second each."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
 
-import nbformat
 import pytest
 
-import maskclip
-from study.notebook import declared_parameters, parse_parameters, seconds_before
+from study.pipeline import longest_first
 
 ROOT = Path(__file__).parent.parent
+NOTE = "echo $DVC_STAGE began $(date +%s.%N) >> log && {} && echo $DVC_STAGE ended $(date +%s.%N) >> log"
 
 
-def notebook(path: Path, *cells: str) -> Path:
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-    book.cells[0].metadata["tags"] = ["parameters"]
-    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(book, path)
-    return path
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a study's parameters and a repository of DVC."""
+    folder = tmp_path / "é x"
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    shutil.copy(ROOT / "params.yaml", folder)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, check=True)
+    return folder
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "study.notebook", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+def write_stages(folder: Path, **stages: tuple[str, list[str]]) -> None:
+    """A dvc.yaml of stages: each runs a command, needs others' files, and writes one of its own name."""
+    lines = ["stages:"]
+    for name, (command, needs) in stages.items():
+        note = NOTE.format(f"{command} && touch {name}")
+        lines += [f"  {name}:", f"    cmd: {note}", f"    deps: [{', '.join(needs)}]", f"    outs: [{name}]"]
+    (folder / "dvc.yaml").write_text("\n".join(lines))
 
 
-def test_a_notebook_runs_with_its_parameters(tmp_path: Path) -> None:
-    notebook(tmp_path / "a.ipynb", "seed = 0\nname = 'x'", "open('out.txt', 'w').write(f'{seed} {name}')")
-    done = run(tmp_path, "a.ipynb", "runs/3/b.ipynb", "-p", "seed", "3", "-p", "name", "7")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.txt").read_text() == "3 7"
-    assert (tmp_path / "runs/3/b.ipynb").is_file() and not list(tmp_path.glob("runs/3/*running*"))
-    assert (tmp_path / "runs/times/3-b.csv").read_text().startswith("stage,seconds,peak_gb\n3-b,")
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    # these stages are not the study's
+    code = "from study import pipeline; pipeline.check_stages = lambda: None; pipeline.main()"
+    command = [sys.executable, "-c", code, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_resumed_stage_costs_what_the_killed_attempt_cost_too(tmp_path: Path) -> None:
-    path = notebook(tmp_path / "a.ipynb", "seed = 0")
-    left_behind = nbformat.read(path, as_version=4)
-    left_behind.metadata["papermill"] = {"start_time": "2026-01-01T10:00:00+00:00"}
-    nbformat.write(left_behind, tmp_path / "b.running.ipynb")
-    killed = datetime.fromisoformat("2026-01-01T10:05:00+00:00").timestamp()
-    os.utime(tmp_path / "b.running.ipynb", (killed, killed))
-    assert run(tmp_path, "a.ipynb", "b.ipynb").returncode == 0
-    seconds = float((tmp_path / "runs/times/b.csv").read_text().split(",")[-2])
-    assert 300 < seconds < 420
+def times(folder: Path) -> dict[tuple[str, str], float]:
+    lines = [line.split() for line in (folder / "log").read_text().splitlines()]
+    assert len({(stage, what) for stage, what, _ in lines}) == len(lines), "no stage runs twice"
+    return {(stage, what): float(when) for stage, what, when in lines}
 
 
-@pytest.mark.parametrize("content", ["", '{"cells": [', None])
-def test_an_attempt_killed_before_its_clock_was_set_costs_nothing(tmp_path: Path, content: str | None) -> None:
-    running = notebook(tmp_path / "b.running.ipynb", "seed = 0")
-    if content is None:
-        left_behind = nbformat.read(running, as_version=4)
-        left_behind.metadata["papermill"] = {"start_time": None}
-        nbformat.write(left_behind, running)
-    else:
-        running.write_text(content)
-    assert seconds_before(running) == 0
+def test_stages_run_side_by_side_once_and_after_what_they_need(place: Path) -> None:
+    write_stages(place, a=("true", []), b=("sleep 4", ["a"]), c=("sleep 4", ["a"]), d=("true", ["b", "c"]))
+    assert start(place).wait(120) == 0
+    when = times(place)
+    assert when["a", "ended"] < min(when["b", "began"], when["c", "began"])
+    assert max(when["b", "began"], when["c", "began"]) < min(when["b", "ended"], when["c", "ended"]), "side by side"
+    assert when["d", "began"] > max(when["b", "ended"], when["c", "ended"])
+    assert start(place).wait(120) == 0
+    assert times(place) == when, "a second run runs nothing"
 
 
-def test_a_failing_cell_is_readable_and_its_copy_kept(tmp_path: Path) -> None:
-    notebook(tmp_path / "a.ipynb", "seed = 0", "raise ValueError('the word is missing; add it')")
-    done = run(tmp_path, "a.ipynb", "b.ipynb")
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].endswith("ValueError: the word is missing; add it")
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "b.ipynb").exists()
-    kept = nbformat.read(tmp_path / "b.failed.ipynb", as_version=4)
-    assert any(output.get("ename") == "ValueError" for cell in kept.cells for output in cell.get("outputs", []))
+def test_a_failing_stage_stops_the_others_and_is_named(place: Path) -> None:
+    write_stages(place, a=("sleep 3 && false", []), b=("sleep 600", []), c=("true", ["a"]))
+    pipeline, began = start(place), time.monotonic()
+    said = pipeline.communicate(timeout=120)[1]
+    assert pipeline.returncode == 1 and time.monotonic() - began < 60
+    assert said.splitlines()[-1] == "error: the stage a failed (see above); run again, it goes on"
+    assert set(times(place)) == {("a", "began"), ("b", "began")}
+    assert not sleeping(place)
 
 
-def test_a_killed_process_is_one_sentence_and_its_copy_kept(tmp_path: Path) -> None:
-    notebook(tmp_path / "a.ipynb", "seed = 0", "import os; os.kill(os.getpid(), 9)")
-    done = run(tmp_path, "a.ipynb", "b.ipynb")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "the process of a.ipynb was killed, most often for lack of memory" in done.stderr.splitlines()[-1]
-    assert (tmp_path / "b.failed.ipynb").is_file() and not (tmp_path / "b.ipynb").exists()
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_leaves_nothing_running(place: Path, sign: signal.Signals) -> None:
+    write_stages(place, a=("sleep 600", []), b=("sleep 600", []))
+    pipeline, deadline = start(place), time.monotonic() + 60
+    while len(sleeping(place)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(sleeping(place)) == 2
+    pipeline.send_signal(sign)
+    assert pipeline.communicate(timeout=60)[1].splitlines()[-1] == "stopped; run again, it goes on"
+    assert pipeline.returncode == 1 and not sleeping(place)
 
 
-def test_an_interrupt_is_one_sentence(tmp_path: Path) -> None:
-    notebook(tmp_path / "a.ipynb", "seed = 0", "import time; open('begun', 'w'); time.sleep(60)")
-    command = [sys.executable, "-m", "study.notebook", "a.ipynb", "b.ipynb"]
-    stage = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    stage.send_signal(signal.SIGINT)
-    said = stage.communicate(timeout=60)[1]
-    assert stage.returncode == 1 and said.splitlines()[-1] == "stopped; run again, it goes on"
-    assert "Traceback" not in said and not (tmp_path / "b.ipynb").exists()
+def sleeping(folder: Path) -> list[str]:
+    """The processes of the stages that are running in the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.joinpath("cwd").resolve() == folder and b"sleep" in process.joinpath("cmdline").read_bytes()[:5]:
+                found.append(process.name)
+        except OSError:
+            continue  # it has just ended
+    return found
 
 
-def test_a_notebook_is_not_overwritten_by_its_executed_copy(tmp_path: Path) -> None:
-    before = notebook(tmp_path / "a.ipynb", "seed = 0").read_bytes()
-    assert "is the notebook itself" in run(tmp_path, "a.ipynb", "./a.ipynb").stderr
-    assert (tmp_path / "a.ipynb").read_bytes() == before
+def test_an_unknown_stage_is_one_sentence(place: Path) -> None:
+    write_stages(place, a=("true", []), b=("true", ["a"]))
+    pipeline = start(place, "--retrain", "c")
+    assert pipeline.communicate(timeout=60)[1] == "error: dvc.yaml has no stage 'c'; it has a, b\n"
+    assert pipeline.returncode == 1 and not (place / "log").exists()
 
 
-def test_of_a_progress_bar_the_copy_keeps_the_last_state(tmp_path: Path) -> None:
-    bar = "import time, tqdm\nfor _ in tqdm.tqdm(range(5), mininterval=0): time.sleep(0.05)"
-    notebook(tmp_path / "a.ipynb", "seed = 0", bar)
-    assert run(tmp_path, "a.ipynb", "b.ipynb").returncode == 0
-    (output,) = nbformat.read(tmp_path / "b.ipynb", as_version=4).cells[-1].outputs
-    assert output.text.count("%|") == 1 and "100%" in output.text
+def test_the_long_way_to_the_end_comes_first() -> None:
+    waits: dict[str, set[str]] = {"a": set(), "b": set(), "c": {"a"}, "d": {"c"}, "e": set()}
+    seconds = {"a": 1.0, "b": 30.0, "c": 20.0, "d": 20.0, "e": 0.0}
+    assert longest_first(waits, seconds) == ["a", "c", "b", "d", "e"]
+    assert longest_first(waits, dict.fromkeys(waits, 0.0)) == list(waits), "no times: dvc.yaml's order"
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (("seed", "many"), "parameter seed is 'many'; it must be a int"),
-        (("seed", "1.5"), "parameter seed is '1.5'; it must be a int"),
-        (("sede", "1"), "no parameter 'sede'; it has: seed, rate, names"),
-        (("names", "3"), "parameter names is '3'; it must be a list"),
-    ],
-)
-def test_wrong_parameters_are_named(tmp_path: Path, given: tuple[str, str], words: str) -> None:
-    path = notebook(tmp_path / "a.ipynb", "seed = 0\nrate = 0.5\nnames = ['a']")
-    with pytest.raises(ValueError, match=words):
-        parse_parameters(path, [given])
-    assert parse_parameters(path, [("rate", "1"), ("names", "['b']")]) == {"rate": 1.0, "names": ["b"]}
-
-
-def test_a_missing_notebook_is_one_sentence(tmp_path: Path) -> None:
-    done = run(tmp_path, "no.ipynb", "b.ipynb")
-    assert (done.returncode, done.stderr) == (1, "error: there is no notebook no.ipynb\n")
-
-
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    notebook(tmp_path / "a.ipynb", "seed = 0")
-    (tmp_path / "file").touch()
-    done = run(tmp_path, "a.ipynb", "file/b.ipynb")
-    assert done.returncode == 1 and done.stderr.startswith("error: file: ") and "run again" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_the_studys_notebooks_are_clean_and_parameterized(path: Path) -> None:
-    assert declared_parameters(path)
-    for cell in nbformat.read(path, as_version=4).cells:
-        assert not cell.get("outputs") and not cell.get("execution_count"), "strip outputs before committing"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("0[1-7]*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_opened_in_its_own_folder_finds_the_study(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Jupyter opens it: the first two code cells run, the parameters and the setting up."""
-    monkeypatch.chdir(path.parent)
-    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"][:2]
-    names: dict = {}
-    for source in cells:
-        exec(source.replace("%matplotlib inline\n", ""), names)
-    assert Path.cwd() == ROOT and names["run"].study.data.root == "data/mini"
-
-
-def test_outside_the_study_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"not inside the study: no params\.yaml here or above"):
-        maskclip.go_to_top()
+def test_a_stage_is_trained_again_on_purpose(place: Path) -> None:
+    write_stages(place, a=("echo again=$STUDY_RETRAIN >> trained", []))
+    for arguments in ([], [], ["--retrain", "a"]):
+        assert start(place, *arguments).wait(60) == 0
+    assert (place / "trained").read_text() == "again=\nagain=1\n"

@@ -10,19 +10,20 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoBackbone
 
 from maskclip.proposals.backbone import resnet_config
+from maskclip.proposals.load import SOURCES, build_network
 from maskclip.proposals.mask2former import build_mask2former
-from maskclip.proposals.weights import CLASS_HEADS
-from maskclip.training.proposal_networks import build_network, training_record
+from maskclip.training.proposal_networks import training_record
 from miniature.datasets import vocabularies
 from miniature.pretraining import base_pictures, save_network
 from study.params import load_study
 
 TOP = Path(__file__).parent.parent
+CLASS_HEADS = tuple(head for kind in SOURCES.values() for head in kind.class_heads)
 CONFIG = dataclasses.replace(load_study("mini", configs=TOP / "configs").proposals.mask2former, start=None)
 
 
 def begun_with(start: Path | str, classes: int = 1):
-    return build_mask2former(dataclasses.replace(CONFIG, start=str(start)), classes)
+    return build_network(dataclasses.replace(CONFIG, start=str(start)), classes)
 
 
 def assert_all_but_the_class_head_equal(network, other: dict[str, torch.Tensor]) -> None:
@@ -92,7 +93,7 @@ def test_a_transformers_folder_is_a_start_too(tmp_path):
     config = dataclasses.replace(CONFIG, backbone=dataclasses.replace(CONFIG.backbone, normalization="batch"))
     aware = build_mask2former(config, classes=7)
     aware.save_pretrained(tmp_path)
-    begun = build_mask2former(dataclasses.replace(config, start=str(tmp_path)), 1)
+    begun = build_network(dataclasses.replace(config, start=str(tmp_path)), 1)
     assert_all_but_the_class_head_equal(begun, aware.state_dict())
 
 
@@ -113,7 +114,7 @@ def test_a_training_with_another_start_is_another_training(tmp_path):
     for value in (0.0, 1.0):  # the same path, other weights
         save_file({"weight": torch.full((1,), value)}, tmp_path / "start.safetensors")
         config = dataclasses.replace(CONFIG, start=str(tmp_path / "start.safetensors"))
-        prints.append(training_record("mask2former", pictures, config, 0, 1)["fingerprint"])
+        prints.append(training_record("mask2former", pictures, config, 0, 1)["hash"])
     assert prints[0] != prints[1]
 
 

@@ -1,4 +1,4 @@
-"""Proposal sources, their training, the store and their quality, on toy scenes of coloured ellipses."""
+"""Proposal sources, their training and their quality, on toy scenes of coloured ellipses."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,29 +14,20 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from resuming import whole_and_resumed
+from safetensors.torch import save_file
 from torch.nn import functional
 
 from maskclip.data import read_image
 from maskclip.evaluation.proposal_quality import ProposalQuality, match_greedily
-from maskclip.proposals import (
-    Proposals,
-    StoredProposals,
-    ground_truth_proposals,
-    load_source,
-    proposal_key,
-    store_proposals,
-)
+from maskclip.proposals import Proposals, ground_truth_proposals, load, load_source
 from maskclip.proposals.backbone import FrozenBatchNorm2d
-from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former, mask2former_loss
-from maskclip.proposals.mask_rcnn import MaskRCNNSource, boxes_of_masks, build_mask_rcnn, mask_rcnn_loss, paste_masks
-from maskclip.proposals.store import FOOTER, LEVELS, decode, dequantize, encode, quantize
+from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
+from maskclip.proposals.mask_rcnn import MaskRCNNSource, boxes_of_masks, build_mask_rcnn, paste_masks
 from maskclip.settings import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.training.augmentation import StepExamples, augment
-from maskclip.training.proposal_networks import train_proposals
+from maskclip.training.proposal_networks import mask2former_loss, mask_rcnn_loss, train_proposals
 
 BACKBONE = BackboneConfig(8, (8, 16, 16, 32), (1, 1, 1, 1), "basic", "group")
 TRAINING = TrainingConfig(
@@ -77,6 +67,10 @@ class Sample:
     image: np.ndarray
     segments: list[Segment]
     semantic: np.ndarray | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.shape[:2]
 
 
 @dataclass
@@ -119,8 +113,8 @@ class ToyScenes:
 def sources() -> dict[str, object]:
     torch.manual_seed(0)
     return {
-        "mask2former": Mask2FormerSource(build_mask2former(MASK2FORMER), 64, 128),
-        "mask_rcnn": MaskRCNNSource(build_mask_rcnn(MASK_RCNN), 64, 128, 1),
+        "mask2former": Mask2FormerSource(build_mask2former(MASK2FORMER), MASK2FORMER),
+        "mask_rcnn": MaskRCNNSource(build_mask_rcnn(MASK_RCNN), MASK_RCNN),
     }
 
 
@@ -245,11 +239,6 @@ def test_training_killed_and_resumed_is_bit_equal(name, tmp_path, monkeypatch):
     whole_and_resumed(name, scenes, NETWORKS[name], tmp_path, monkeypatch, step=5)
     source = load_source(tmp_path / "cut")
     assert len(source([scenes[0].image])) == 1
-    before = (tmp_path / "cut" / "network.safetensors").stat().st_mtime_ns
-    train_proposals(name, scenes, NETWORKS[name], tmp_path / "cut", 1, device="cpu", progress=False)
-    assert (tmp_path / "cut" / "network.safetensors").stat().st_mtime_ns == before  # finished: nothing runs
-    train_proposals(name, scenes, NETWORKS[name], tmp_path / "cut", 2, device="cpu", progress=False)
-    assert (tmp_path / "cut" / "network.safetensors").stat().st_mtime_ns != before  # another seed: trained anew
 
 
 def test_a_damaged_training_is_trained_again(tmp_path, capsys):
@@ -271,19 +260,31 @@ def test_a_damaged_training_is_trained_again(tmp_path, capsys):
                 load_source(out)
         train_proposals("mask2former", ToyScenes(), config, out, device="cpu", progress=False)
         assert {file.name: file.read_bytes() for file in out.iterdir()} == whole
-        assert ("training again" in capsys.readouterr().out) == (name != "record.json")
+        assert "damaged or of another training; what was there is kept as" in capsys.readouterr().out
+        aside = max(tmp_path.parent.glob(f"{tmp_path.name}.damaged*"), key=lambda place: place.stat().st_ctime_ns)
+        assert (aside / name).read_bytes() == damaged
 
 
-def test_other_code_does_not_go_on_with_a_checkpoint(tmp_path, monkeypatch, capsys):
-    def dies(*arguments):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("network", "inference"),
+    [("mask2former", {"short_side": 32, "long_side": 64}), ("mask_rcnn", {"short_side": 32, "detections": 3})],
+)
+def test_how_a_network_proposes_does_not_train_it_anew(network, inference, tmp_path):
+    def train(**changes) -> tuple[int, dict, int]:
+        """When the weights were written, the record, and how high the proposed masks are."""
+        config = dataclasses.replace(NETWORKS[network], **changes)
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=1))
+        out = train_proposals(network, ToyScenes(), config, tmp_path / "net", device="cpu", progress=False)
+        (proposals,) = load_source(out)([ToyScenes()[0].image])
+        record = json.loads((out / "record.json").read_text())
+        return (out / "network.safetensors").stat().st_mtime_ns, record, proposals.mask_logits.shape[1]
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("maskclip.training.proposal_networks.write_network", dies)
-        train_proposals("mask2former", ToyScenes(), MASK2FORMER, tmp_path, device="cpu", progress=False)
-    monkeypatch.setattr("maskclip.training.proposal_networks.code_digest", lambda *names: "other code")
-    train_proposals("mask2former", ToyScenes(), MASK2FORMER, tmp_path, device="cpu", progress=False)
-    assert "another training or other code; starting afresh" in capsys.readouterr().out
+    (written, record, high), (later, told, low) = train(), train(**inference)
+    assert later == written and told["config"] == record["config"] | inference
+    assert {**told, "config": None} == {**record, "config": None}
+    assert low < high  # it proposes as it is told now
+    written, *_ = train(**{"points": 32} if network == "mask2former" else {"long_side": 96})
+    assert written != later and (tmp_path / f"net.{record['hash']}").is_dir()
 
 
 def test_kill_minus_nine(tmp_path):
@@ -362,213 +363,60 @@ def test_weights_cut_off_or_of_another_architecture(tmp_path):
         load_source(out)
 
 
-@given(
-    st.lists(st.floats(-50, 50, width=32, allow_subnormal=False), min_size=1, max_size=50),
-    st.sampled_from(LEVELS),
-)
-@settings(max_examples=50, deadline=None)
-def test_quantization_keeps_the_mask_and_is_near(values, levels):
-    logits = np.array(values, dtype=np.float32)
-    back = dequantize(quantize(logits, levels), levels)
-    assert ((back > 0) == (logits > 0)).all()
-    assert (np.abs(np.tanh(back / 4) - np.tanh(logits / 4)) <= 0.5 / levels + 1e-6).all()
+def test_a_new_source_is_one_entry(monkeypatch):
+    def quarters(images):
+        """An imaginary source: the four quarters of every image."""
+        logits = 10 * torch.eye(4).view(4, 2, 2) - 5
+        return [Proposals(logits, torch.ones(4)) for _ in images]
+
+    monkeypatch.setitem(load.SOURCES, "quarters", load.SourceKind(lambda device: quarters))
+    (proposals,) = load_source("quarters")([ToyScenes()[0].image])
+    assert proposals.masks((2, 2)).sum((1, 2)).tolist() == [1, 1, 1, 1]
 
 
-def test_the_least_positive_logit_stays_positive():
-    torch.set_flush_denormal(True)  # as training does, for the whole process
-    try:
-        least = np.array([np.finfo(np.float32).tiny], dtype=np.float32)
-        assert dequantize(quantize(least)) > 0 > dequantize(quantize(-least))
-    finally:
-        torch.set_flush_denormal(False)
+def test_a_new_network_is_one_entry(tmp_path, monkeypatch):
+    """An imaginary network of one convolution with settings of its own, saved and loaded as all are."""
+
+    @dataclass(frozen=True)
+    class GridConfig:
+        masks: int = 3
+        start: str | None = None
+
+    def source(network, config, classes):
+        def propose(images):
+            pixels = [torch.from_numpy(image).permute(2, 0, 1).float() for image in images]
+            return [Proposals(network(one[None])[0], torch.ones(config.masks)) for one in pixels]
+
+        return propose
+
+    def build(config, classes):
+        return torch.nn.Conv2d(3, config.masks, 1)
+
+    monkeypatch.setitem(load.SOURCES, "grid", load.SourceKind(source, GridConfig, build))
+    network = load.build_network(GridConfig(5), 1)
+    record = {"network": "grid", "classes": 1, "config": dataclasses.asdict(GridConfig(5))}
+    save_file(network.state_dict(), tmp_path / "grid.safetensors", {"record": json.dumps(record)})
+    (proposals,) = load_source(tmp_path / "grid.safetensors")([ToyScenes()[0].image])
+    assert proposals.mask_logits.shape == (5, 64, 80)
+    begun = load.build_network(GridConfig(5, str(tmp_path / "grid.safetensors")), 1)
+    assert torch.equal(begun.weight, network.weight)
 
 
-def _hundred_masks(roughness: float) -> Proposals:
-    """Masks as a network at a short side of 800 gives them; roughness is the noise of every single pixel's logit."""
-    rng, (height, width) = np.random.default_rng(0), (200, 300)
-    rows, columns = np.mgrid[:height, :width]
-    logits = []
-    for _ in range(100):
-        y, x, radius = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(10, 90)
-        distance = radius - np.hypot(rows - y, (columns - x) * rng.uniform(0.5, 2))  # to an ellipse's border
-        noise = functional.interpolate(
-            torch.from_numpy(rng.normal(size=(1, 1, height // 8, width // 8))), (height, width)
-        )
-        logits.append(1.2 * distance + 0.5 * noise[0, 0].numpy() + roughness * rng.normal(size=(height, width)))
-    return Proposals(torch.from_numpy(np.stack(logits)).float(), torch.rand(100))
-
-
-@pytest.mark.parametrize(("roughness", "levels"), [(0.0, 16), (2.0, 8), (4.0, 4)])
-def test_a_photographs_hundred_masks_take_under_200_kilobytes(roughness, levels):
-    """2,000 images of 100 masks then take under 400 MB; rough ones cost precision, never the mask."""
-    proposals = _hundred_masks(roughness)
-    payload = encode(1, proposals)
-    assert len(payload) < 199_000  # and the index
-    logits, back = proposals.mask_logits, decode(payload)[1].mask_logits
-    assert len(back.unique()) == 2 * levels
-    assert (back > 0).equal(logits > 0)
-    torch.testing.assert_close((back / 4).tanh(), (logits / 4).tanh(), atol=0.5 / levels + 1e-6, rtol=0)
-
-
-class Fixed:
-    """A source with a fixed answer per image, which counts what it is asked."""
-
-    def __init__(self, limit: int = 10**9) -> None:
-        self.asked, self.limit = 0, limit
-
-    def __call__(self, images):
-        self.asked += len(images)
-        if self.asked > self.limit:
-            raise KeyboardInterrupt
-        return [Proposals(_logits(image), torch.linspace(0, 1, len(_logits(image)))) for image in images]
-
-
-def _logits(image: np.ndarray) -> torch.Tensor:
-    count = int(image[0, 0, 0]) % 4  # none for some images
-    return torch.from_numpy(image[:16, :20].astype(np.float32)).permute(2, 0, 1).repeat(2, 1, 1)[:count] / 32 - 4
-
-
-def test_store_gives_back_what_the_source_gave(tmp_path):
-    scenes, source = ToyScenes(count=11), Fixed()
-    key = proposal_key("fixed", scenes)
-    path = store_proposals(source, scenes, tmp_path / "toy.masks", key, progress=False)
-    store = StoredProposals(path, key)
-    assert list(store) == scenes.image_ids and len(store) == 11
-    for index, image_id in enumerate(scenes.image_ids):
-        logits = _logits(scenes[index].image)
-        assert (store[image_id].mask_logits > 0).equal(logits > 0)
-        near = (store[image_id].mask_logits / 4).tanh(), (logits / 4).tanh()
-        torch.testing.assert_close(*near, atol=1 / 32 + 1e-6, rtol=0)
-        torch.testing.assert_close(store[image_id].scores, torch.linspace(0, 1, len(logits)))
-    store_proposals(source, scenes, path, key, progress=False)
-    assert source.asked == 11  # computed once
-
-
-def test_a_store_says_how_many_images_are_coarser(tmp_path, capsys):
-    scenes = ToyScenes(count=4)
-    rough = torch.randn(3, 200, 200, generator=torch.Generator().manual_seed(0))
-
-    def source(images):
-        return [Proposals(rough if image is images[0] else torch.zeros(3, 9, 9), torch.ones(3)) for image in images]
-
-    path = store_proposals(source, scenes, tmp_path / "toy.masks", "key", batch=4, progress=False)
-    levels = StoredProposals(path, "key").levels()
-    assert list(levels) == scenes.image_ids and list(levels.values()) == [1, 16, 16, 16]
-    assert "the masks of 1 of 4 images were too rough" in capsys.readouterr().out
-
-
-def test_a_stale_or_damaged_store_is_never_used(tmp_path):
-    scenes, source = ToyScenes(count=5), Fixed()
-    key = proposal_key("fixed", scenes)
-    path = store_proposals(source, scenes, tmp_path / "toy.masks", key, progress=False)
-    other = proposal_key("fixed", ToyScenes(count=5, seed=1))
-    assert other != key
-    with pytest.raises(ValueError, match="another network or other pictures"):
-        StoredProposals(path, other)
-    content = path.read_bytes()
-    path.write_bytes(content[:-30])
-    with pytest.raises(ValueError, match="cut off"):
-        StoredProposals(path, key)
-    flipped = bytearray(content)
-    flipped[200] ^= 255
-    path.write_bytes(bytes(flipped))
-    with pytest.raises(ValueError, match="damaged"):
-        list(StoredProposals(path, key).values())
-    store_proposals(source, ToyScenes(count=5, seed=1), path, other, progress=False)
-    assert len(StoredProposals(path, other)) == 5 and source.asked == 10
-    with pytest.raises(FileNotFoundError, match="run the proposals stage"):
-        StoredProposals(tmp_path / "none", key)
-
-
-def _reindexed(store: bytes, change) -> bytes:
-    """A store whose index is another, all else as it was."""
-    offset, length, magic = FOOTER.unpack(store[-FOOTER.size :])
-    index = change(json.loads(store[offset : offset + length]))
-    index = index if isinstance(index, bytes) else json.dumps(index).encode()
-    return store[:offset] + index + FOOTER.pack(offset, len(index), magic)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "said"),
-    [
-        (lambda index: b"\xff{", ValueError, "toy.masks is cut off"),
-        (lambda index: [1], ValueError, "toy.masks is cut off"),
-        (lambda index: {"key": index["key"]}, ValueError, "toy.masks is cut off"),
-        (lambda index: index | {"records": [[100, 10**9]]}, ValueError, "toy.masks is cut off"),
-        (lambda index: index | {"records": [[100, 0]]}, ValueError, "toy.masks is damaged at image 100"),
-        (lambda index: index | {"records": []}, KeyError, "toy.masks has no proposals of image 100"),
-        (
-            lambda index: index | {"records": [[100, index["records"][1][1]], [101, index["records"][0][1]]]},
-            ValueError,
-            "toy.masks is damaged at image 100",
-        ),
-    ],
-)
-def test_a_damaged_index_is_one_sentence_and_healed(change, error, said, tmp_path):
-    scenes = ToyScenes(count=2)
-    path = store_proposals(Fixed(), scenes, tmp_path / "toy.masks", "key", progress=False)
-    whole = path.read_bytes()
-    path.write_bytes(_reindexed(whole, change))
-    with pytest.raises(error, match=said):
-        StoredProposals(path, "key")[100]
-    (tmp_path / "toy.masks.partial").write_bytes(bytes(50))  # what a power cut may leave
-    store_proposals(Fixed(), scenes, path, "key", progress=False)
-    assert path.read_bytes() == whole
-
-
-def test_of_two_at_once_the_second_waits_and_finds_the_store(tmp_path):
-    scenes, path, second = ToyScenes(count=4), tmp_path / "toy.masks", Fixed()
-    other = threading.Thread(target=lambda: store_proposals(second, scenes, path, "key", progress=False), daemon=True)
-
-    def source(images):
-        if not other.is_alive():
-            other.start()  # another process meanwhile
-            other.join(0.3)
-        return Fixed()(images)
-
-    store_proposals(source, scenes, path, "key", batch=4, progress=False)
-    other.join(30)
-    assert not other.is_alive() and second.asked == 0
-    assert len(StoredProposals(path, "key").levels()) == 4 and list(tmp_path.iterdir()) == [path]
-
-
-def test_an_interrupted_store_goes_on(tmp_path):
-    scenes, source = ToyScenes(count=10), Fixed(limit=7)
-    key = proposal_key("fixed", scenes)
-    with pytest.raises(KeyboardInterrupt):
-        store_proposals(source, scenes, tmp_path / "toy.masks", key, batch=2, progress=False)
-    assert not (tmp_path / "toy.masks").exists()
-    partial = tmp_path / "toy.masks.partial"
-    partial.write_bytes(partial.read_bytes()[:-5])  # the last record was cut by the kill
-    fresh = Fixed()
-    path = store_proposals(fresh, scenes, tmp_path / "toy.masks", key, batch=2, progress=False)
-    assert fresh.asked == 10 - 5 and not partial.exists()
-    store_proposals(Fixed(), scenes, tmp_path / "undisturbed.masks", key, batch=2, progress=False)
-    assert path.read_bytes() == (tmp_path / "undisturbed.masks").read_bytes()
-
-
-def test_a_reader_s_sentence_comes_through_a_store(tmp_path):
-    class Missing(ToyScenes):
-        def __getitem__(self, index):
-            raise FileNotFoundError("1.jpg does not exist")
-
-    with pytest.raises(FileNotFoundError, match=r"^1\.jpg does not exist$"):
-        store_proposals(Fixed(), Missing(), tmp_path / "toy.masks", "key", progress=False)
-
-
-def test_the_key_changes_with_weights_and_data(tmp_path):
-    folder = tmp_path / "network"
-    folder.mkdir()
-    (folder / "record.json").write_text("{}")
-    (folder / "network.safetensors").write_bytes(b"one")
-    keys = {
-        proposal_key(folder, ToyScenes()),
-        proposal_key(folder, ToyScenes(seed=1)),
-        proposal_key(folder, ToyScenes(), 3),
-    }
-    (folder / "network.safetensors").write_bytes(b"two")
-    keys.add(proposal_key(folder, ToyScenes()))
-    assert len(keys) == 4
+def test_unknown_and_half_filled_sources_are_named(tmp_path, monkeypatch):
+    record = {"network": "sam", "classes": 1, "config": {}}
+    save_file({"a": torch.ones(1)}, tmp_path / "sam.safetensors", {"record": json.dumps(record)})
+    with pytest.raises(
+        ValueError, match=r"sam\.safetensors is of the proposal network 'sam'; known are mask2former, mask_rcnn"
+    ):
+        load_source(tmp_path / "sam.safetensors")
+    with pytest.raises(ValueError, match="there is no proposal network 'TrainingConfig'; known are"):
+        load.build_network(TRAINING, 1)
+    with pytest.raises(FileNotFoundError, match="mask_rcnn has to be trained; give the folder or file"):
+        load_source("mask_rcnn")
+    monkeypatch.setitem(load.SOURCES, "sam", load.SourceKind(len, settings=TrainingConfig))
+    for way in (lambda: load_source(tmp_path / "sam.safetensors"), lambda: load.build_network(TRAINING, 1)):
+        with pytest.raises(ValueError, match=r"the entry 'sam' of maskclip\.proposals\.load\.SOURCES lacks build"):
+            way()
 
 
 def test_ground_truth_leaves_out_crowds_and_void():

@@ -12,7 +12,7 @@ from PIL import Image
 from maskclip.data import open_coco_panoptic, open_coco_sample
 from maskclip.evaluation.metrics import PanopticQuality, true_panoptic
 from maskclip.model.clip import Clip
-from maskclip.model.pipeline import encode_with_mask_tokens
+from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
 from study import sample
@@ -57,7 +57,7 @@ def tiny_run(tmp_path, monkeypatch):
         network, lambda names: torch.tensor([[len(n), ord(n[0]) % 32, 3, 39] for n in names]), 16,
         torch.zeros(3, 1, 1), torch.ones(3, 1, 1), "tiny",
     )  # fmt: skip
-    encode = encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(network, rma_layers=()))
+    model = MaskCLIP(clip, MaskCLIPVisualEncoder.from_open_clip(network, rma_layers=()))
     generator = torch.Generator().manual_seed(1)
 
     def random_proposals(images):
@@ -67,9 +67,11 @@ def tiny_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sample, "proposal_source", lambda run, network: random_proposals)
     evaluation = SimpleNamespace(object_mask_threshold=0.0, overlap_threshold=0.2, top_k=20)
-    named = SimpleNamespace(model="models/mini_clip")
-    study = SimpleNamespace(evaluation=evaluation, maskclip=SimpleNamespace(temperature=0.01), clip=named)
-    return SimpleNamespace(folder=tmp_path / "runs", clip=clip, encode=lambda method: encode, study=study, seed=0)
+    study = SimpleNamespace(evaluation=evaluation, clip=SimpleNamespace(model="models/mini_clip"))
+    thresholds = {"score_threshold": 0.0, "overlap_threshold": 0.2}
+    return SimpleNamespace(
+        folder=tmp_path / "runs", model=lambda method: model, study=study, seed=0, thresholds=thresholds
+    )
 
 
 def test_the_chain_end_to_end(tmp_path, tiny_run, capsys):
@@ -102,7 +104,7 @@ def test_the_chain_end_to_end(tmp_path, tiny_run, capsys):
 
 def test_things_become_instances(tmp_path):
     dataset = sample.things_as_instances(open_coco_sample(write_folder(tmp_path)))
-    annotations = dataset.annotations["annotations"]
+    annotations = dataset.instances["annotations"]
     assert [(a["category_id"], a["iscrowd"], a["area"]) for a in annotations[:2]] == [(1, 0, 120), (1, 1, 72)]
     assert len(annotations) == 4
     ids, segments = true_panoptic(dataset[0])
@@ -115,7 +117,10 @@ def test_things_become_instances(tmp_path):
         (None, "photos is no folder"),
         ({"annotations": []}, "panoptic_examples.json annotates no picture"),
         ({"images": [{"id": "../../escape", "file_name": "a.jpg"}]}, "without slashes"),
-        ({"annotations": [{"image_id": 142238, "file_name": "a", "segments_info": [{"id": 1}]}]}, "no category_id"),
+        (
+            {"annotations": [{"image_id": 142238, "file_name": "a", "segments_info": [{"id": 1}]}]},
+            "no category_id",
+        ),
     ],
 )
 def test_a_broken_folder_is_one_sentence(tmp_path, tiny_run, monkeypatch, change, message):

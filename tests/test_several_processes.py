@@ -3,6 +3,8 @@ in half precision nearly the same."""
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 from test_proposals import MASK2FORMER, MASK_RCNN, ToyScenes
 
+from maskclip import files
 from maskclip.files import load_checkpoint, save_checkpoint
 from maskclip.model.clip import load_clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import ground_truth_proposals, load_source
-from maskclip.training.losses import build_criterion
+from maskclip.training import finished
 from maskclip.training.mask_tokens import _Items, load_trained_weights, train_maskclip, trained_weights
 from maskclip.training.proposal_networks import train_proposals
 from study.params import load_study
@@ -111,6 +114,59 @@ def test_what_two_processes_trained_is_read_as_ever(folders):
     load_trained_weights(encoder_of(clip), folders[1] / "maskclip" / "encoder.pt")
 
 
+@pytest.mark.parametrize("stage", ["maskclip", "mask2former", "mask_rcnn"])
+def test_a_fresh_python_that_does_nothing_else_shares_the_training(stage, tmp_path):
+    """Each process reads half of every batch, and one of them alone writes."""
+    program = tmp_path / "fresh.py"
+    program.write_text(
+        "import sys, pathlib\n"
+        "import test_several_processes as t\n"
+        "if __name__ == '__main__':\n"
+        "    t.launch(t.watched, (sys.argv[1], pathlib.Path(sys.argv[2])), 2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TOP), str(TOP / "tests")]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(program), stage, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"{stage}.read{rank}").read_text().split() for rank in (0, 1))
+    assert len(first) == len(second) == 4 and sorted(first + second) == sorted(list("01234567"))
+    assert sorted(file.name for file in tmp_path.glob("*.wrote*")) == [f"{stage}.wrote0"]
+    assert (tmp_path / f"{stage}.wrote0").read_text().split()[0] == "checkpoint.pt"
+
+
+class Watched(ToyScenes):
+    """Scenes that write down which of them this process reads."""
+
+    def __getitem__(self, index: int):
+        with Path(f"{self.name}.read{os.environ['RANK']}").open("a") as file:
+            file.write(f"{index} ")
+        return super().__getitem__(index)
+
+
+def watched(stage: str, out: Path) -> None:
+    """Two steps of four of eight scenes, written down in `out`."""
+    os.chdir(out)
+    write = files.write_atomically
+
+    def wrote(path, function):
+        with Path(f"{stage}.wrote{os.environ['RANK']}").open("a") as file:
+            file.write(f"{Path(path).name} ")
+        write(path, function)
+
+    files.write_atomically = finished.write_atomically = wrote
+    dataset, two = Watched(count=8, name=stage), {"steps": 2, "batch": 4, "checkpoint_every": 1}
+    if stage == "maskclip":
+        clip = load_clip(str(TOP / "models" / "mini_clip"))
+        settings = dataclasses.replace(load_study("mini", configs=TOP / "configs").maskclip, **two)
+        proposals = {sample.image_id: ground_truth_proposals(sample) for sample in ToyScenes(count=8)}
+        train_maskclip(encoder_of(clip), clip, dataset, proposals, settings, out / stage, 0)
+    else:
+        config = {"mask2former": MASK2FORMER, "mask_rcnn": MASK_RCNN}[stage]
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, **two))
+        device = "cpu" if torch.cuda.is_available() else None  # without a GPU it must find the CPU itself
+        train_proposals(stage, dataset, config, out / stage, 0, device=device, progress=False)
+
+
 def test_a_failing_process_is_one_sentence():
     with pytest.raises(RuntimeError, match=r"process [01] of 2: ValueError: there is no sea"):
         launch(fail, (["sea"],), 2)
@@ -128,32 +184,8 @@ def test_pictures_are_read_on_the_cpu_wherever_clip_is():
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskclip.training.PartialState", lambda: SimpleNamespace(num_processes=3))
+    state = SimpleNamespace(num_processes=3)
+    monkeypatch.setattr("maskclip.training.fit.PartialState", lambda cpu: state)
     clip, settings = load_clip(str(TOP / "models" / "mini_clip")), load_study("mini", configs=TOP / "configs").maskclip
     with pytest.raises(ValueError, match=r"a batch of 8 does not divide among 3 processes; set maskclip\.batch"):
         train_maskclip(encoder_of(clip), clip, ToyScenes(count=1), {}, settings, tmp_path, 0)
-
-
-def test_a_finished_training_is_found_and_only_the_very_same(tmp_path, monkeypatch):
-    clip, dataset = load_clip(str(TOP / "models" / "mini_clip")), ToyScenes(count=2)
-    settings = load_study("mini", configs=TOP / "configs").maskclip
-    settings = dataclasses.replace(settings, steps=2, batch=2)
-    proposals = {sample.image_id: ground_truth_proposals(sample) for sample in dataset}
-
-    def train(settings) -> tuple[bool, pd.DataFrame, dict[str, torch.Tensor]]:
-        """Whether it trained, the curve and the weights."""
-        steps, encoder = [], encoder_of(clip)
-        monkeypatch.setattr("maskclip.training.build_criterion", lambda *a: steps.append(a) or build_criterion(*a))
-        curve = train_maskclip(encoder, clip, dataset, proposals, settings, tmp_path, 0)
-        return bool(steps), curve, trained_weights(encoder)
-
-    trained, curve, weights = train(settings)
-    assert trained
-    trained, again, found = train(dataclasses.replace(settings, checkpoint_every=1))
-    assert not trained
-    pd.testing.assert_frame_equal(again, curve)
-    assert all(torch.equal(found[name], value) for name, value in weights.items())
-    trained, _, others = train(dataclasses.replace(settings, learning_rate=1e-2))
-    assert trained and any(not torch.equal(others[name], value) for name, value in weights.items())
-    monkeypatch.setattr("maskclip.training.code_digest", lambda *names: "other code")
-    assert train(dataclasses.replace(settings, learning_rate=1e-2))[0]

@@ -1,22 +1,22 @@
-"""The whole study at smoke size, as its users run it: `dvc repro` in a fresh copy of the repository."""
+"""The whole study at smoke size, as its users run it: stages side by side, in a fresh copy of the repository."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
-OVERRIDES = {
+SMALL = {
     "data": {"world": {"coco_train": 24, "coco_val": 6, "ade": 6, "pascal": 6, "lvis": 6}},
     "proposals": {
         "mask2former": {"training": {"steps": 6, "checkpoint_every": 2}},
@@ -33,30 +33,56 @@ METHODS = {
 }  # fmt: skip
 
 
-def dvc(folder: Path, *arguments: str, **options) -> subprocess.Popen:  # type: ignore[no-untyped-def]
-    """A dvc command of this very environment, its threads and its analytics kept at home."""
+def start(folder: Path, module: str, *arguments: str) -> subprocess.Popen:
+    """`python -m module` of this very environment, found first, in a copy of the study."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "dvc", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def run(folder: Path, module: str, *arguments: str) -> str:
+    process = start(folder, module, *arguments)
+    output = process.communicate(timeout=1500)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def update(settings: dict, small: dict) -> None:
+    for name, value in small.items():
+        if isinstance(value, dict):
+            update(settings[name], value)
+        else:
+            settings[name] = value
+
+
+def working_in(folder: Path) -> list[Path]:
+    """The processes whose working folder this is."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended, or is another user's
+            if process.joinpath("cwd").resolve() == folder and process.joinpath("cmdline").read_bytes():
+                found.append(process)
+    return found
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what git tracks here, with params.yaml at smoke size."""
-    folder = tmp_path_factory.mktemp("study")
+    """A copy of what git tracks here, its profile at smoke size, in a folder whose name is no easy one."""
+    folder = tmp_path_factory.mktemp("a study") / "é x"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
         if (ROOT / name).is_file() and (not name.startswith("reports/") or name.endswith("reasons.yaml")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     (folder / "dvc.lock").unlink(missing_ok=True)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["seeds"] = [3]
-    params["overrides"].update(OVERRIDES)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    yaml = YAML()
+    for name, changes in (("params.yaml", {"seeds": [3]}), ("configs/mini.yaml", SMALL)):
+        settings = yaml.load(folder / name)
+        update(settings, changes)
+        yaml.dump(settings, folder / name)
     for command in (["init", "-q"], ["add", "-A"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
@@ -64,26 +90,25 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(repository: Path) -> Path:
-    """The study, run to its end, after its MaskCLIP training was killed once (kill -9)."""
-    process = dvc(repository, "repro", "data", "proposals@3-mask2former")
-    output = process.communicate(timeout=900)[0]
-    assert process.returncode == 0, output
-    process = dvc(repository, "repro", "maskclip@3-maskclip", start_new_session=True)
-    checkpoint = repository / "runs/3/maskclip/checkpoint.pt"
-    deadline = time.monotonic() + 300
-    while not checkpoint.is_file() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert checkpoint.is_file() and not (repository / "results/3/maskclip.csv").exists()
-    process = dvc(repository, "repro")
-    output = process.communicate(timeout=1500)[0]
-    assert process.returncode == 0, output
+    """The study, run to its end, after the pipeline was killed once (kill -9) in the midst of MaskCLIP's training."""
+    pipeline = start(repository, "study.pipeline")
+    checkpoint = repository / "runs/mini/3/maskclip/checkpoint.pt"
+    deadline = time.monotonic() + 900
+    while not checkpoint.is_file() and pipeline.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pipeline.kill()
+    output = pipeline.communicate()[0]
+    assert checkpoint.is_file() and not (repository / "results/mini/3/maskclip.csv").exists(), output
+    deadline = time.monotonic() + 30
+    while working_in(repository) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not working_in(repository), "a killed pipeline leaves nothing running"
+    run(repository, "study.pipeline")
     return repository
 
 
 def test_every_method_has_results(study: Path) -> None:
-    rows = pd.concat(pd.read_csv(path) for path in (study / "results/3").glob("*.csv") if _holds_scores(path))
+    rows = pd.concat(pd.read_csv(path) for path in (study / "results/mini/3").glob("*.csv") if _holds_scores(path))
     assert set(rows.method) == METHODS
     assert rows.seed.eq(3).all() and rows.profile.eq("mini").all()
     assert rows.value.dropna().between(0, 100).all()
@@ -107,41 +132,33 @@ def test_every_table_is_written_three_ways(study: Path) -> None:
     assert "C18" in page and "http-equiv" not in page
 
 
-def test_a_killed_training_resumes_to_the_undisturbed_runs_numbers(study: Path) -> None:
-    killed = pd.read_csv(study / "results/3/maskclip.csv")
-    log = subprocess.run(["git", "status"], cwd=study, capture_output=True, text=True, check=True)
-    assert log.returncode == 0
-    shutil.rmtree(study / "runs/3/maskclip")
-    (study / "results/3/maskclip.csv").rename(study / "killed.csv")
-    process = dvc(study, "repro", "--force", "--single-item", "maskclip@3-maskclip")
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output
-    pd.testing.assert_frame_equal(pd.read_csv(study / "results/3/maskclip.csv"), killed, check_exact=True)
-
-
-def test_a_second_repro_runs_nothing(study: Path) -> None:
-    process = dvc(study, "repro")
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
+def test_a_second_run_runs_nothing(study: Path) -> None:
+    assert "Running stage" not in run(study, "study.pipeline")
+    output = run(study, "dvc", "repro")
     assert "Running stage" not in output
     assert "Data and pipelines are up to date." in output
 
 
+def test_a_killed_training_resumes_to_the_undisturbed_runs_numbers(study: Path) -> None:
+    killed = pd.read_csv(study / "results/mini/3/maskclip.csv")
+    shutil.rmtree(study / "runs/mini/3/maskclip")
+    (study / "results/mini/3/maskclip.csv").rename(study / "killed.csv")
+    run(study, "dvc", "repro", "--force", "--single-item", "maskclip@3-maskclip")
+    pd.testing.assert_frame_equal(pd.read_csv(study / "results/mini/3/maskclip.csv"), killed, check_exact=True)
+
+
 def test_dvc_shows_dag_metrics_and_plots(study: Path) -> None:
-    process = dvc(study, "dag")
-    dag = process.communicate(timeout=120)[0]
+    dag = run(study, "dvc", "dag")
     assert "proposals@3-mask2former" in dag and "report" in dag
-    process = dvc(study, "metrics", "show")
-    metrics = process.communicate(timeout=120)[0]
-    assert "results/3/maskclip.json" in metrics.replace("\\", "/") and "a150.PQ" in metrics
+    metrics = run(study, "dvc", "metrics", "show")
+    assert "results/mini/3/maskclip.json" in metrics.replace("\\", "/") and "a150.PQ" in metrics
     assert max(map(len, metrics.splitlines())) < 600, "one screen or two, not a screen a metric"
     for name in ("maskclip", "baselines_clip_baseline", "ground_truth_masks_wo_rma"):
-        main = json.loads((study / f"results/3/{name}.json").read_text())
+        main = json.loads((study / f"results/mini/3/{name}.json").read_text())
         assert set(main["a150"]) == {"PQ"} and set(main["a150_semantic"]) == {"mIoU"}
-    process = dvc(study, "plots", "show", "--json")
-    shown = process.communicate(timeout=120)[0]
+    shown = run(study, "dvc", "plots", "show", "--json")
     plots = json.loads(shown[shown.index("{") :])["data"]
-    assert "results/3/maskclip.csv" in plots and any(name.startswith("Table 3") for name in plots)
+    assert "results/mini/3/maskclip.csv" in plots and any(name.startswith("Table 3") for name in plots)
     assert all(plots.values()), f"nothing to draw: {[name for name, drawn in plots.items() if not drawn]}"
     for name, (plot, *_) in plots.items():
         chart = json.loads(plot["content"]) if isinstance(plot["content"], str) else plot["content"]

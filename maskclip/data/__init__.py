@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from maskclip.data.datasets import DATASETS, open_dataset, read_split
+from maskclip.data.coco import open_coco_instances, open_coco_panoptic, open_coco_sample
+from maskclip.data.datasets import DATASETS, DatasetEntry, open_dataset, read_split, same_pictures, scored_on
 from maskclip.data.images import read_image, read_json, write_panoptic_ids
-from maskclip.data.instances import open_coco_instances
-from maskclip.data.panoptic import open_coco_panoptic, open_coco_sample
 from maskclip.data.semantic import open_categories, open_semantic_folder
-from maskclip.data.types import Category, Dataset, Sample, Segment
+from maskclip.data.types import Annotation, Category, Dataset, Sample, Segment
 
 __all__ = [
     "DATASETS",
+    "Annotation",
     "Category",
     "Dataset",
+    "DatasetEntry",
     "Sample",
     "Segment",
     "open_categories",
@@ -24,5 +25,7 @@ __all__ = [
     "read_image",
     "read_json",
     "read_split",
+    "same_pictures",
+    "scored_on",
     "write_panoptic_ids",
 ]

@@ -1,80 +1,173 @@
-"""The data sets of the study in the folder layout they are expected in (the one detectron2's users know)."""
+"""The one table of data sets. To add one, add an entry; a new format also needs a reader, a function that opens it."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from maskclip.data.images import read_json
-from maskclip.data.instances import open_coco_instances
-from maskclip.data.panoptic import open_coco_panoptic
+from maskclip.data.coco import open_coco_instances, open_coco_panoptic, read_split_file
 from maskclip.data.semantic import open_semantic_folder
 from maskclip.data.types import Dataset
 
-DATASETS = (
-    "coco_train", "coco_val", "coco_split_train", "coco_split_val", "a150", "a150_semantic", "a150_instances", "a847",
-    "p59", "p459", "lvis",
-)  # fmt: skip
+TASKS = ("panoptic", "semantic", "instances", "split")
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """All that is said of a data set.
+
+    Attributes:
+        name: for `open_dataset`, settings and results.
+        reader: the function that opens it.
+        folder: where it lies under the root of all data; docs/data.md shows the tree.
+        files: what lies there, in the order of the reader's parameters; of several places ("a | b") the first that is.
+        task: what tests score: "panoptic" (PQ), "semantic" (mIoU), "instances" (AP), "split" (AP50 of base and target
+            categories); empty: nothing.
+        pictures: the data set whose pictures it annotates; empty: its own.
+        words: the data set whose categories, of the same ids, name its own; empty: they keep their names.
+        results: its name in results; empty: the same.
+        training: whether it is learned from, so that limits of tests leave it whole.
+        options: the reader's other parameters.
+
+    Raises:
+        ValueError: an entry lacks something; the sentence names both.
+    """
+
+    name: str
+    reader: Callable[..., Dataset]
+    folder: str
+    files: tuple[str, ...]
+    task: str = ""
+    pictures: str = ""
+    words: str = ""
+    results: str = ""
+    training: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            inspect.signature(self.reader).bind(*self.files, **self.options, name=self.name)
+        except TypeError as error:
+            raise ValueError(f"data set {self.name!r}: {self.reader.__name__} is {error}; complete its entry") from None
+        if not self.name or not all(self.files) or self.task not in ("", *TASKS):
+            raise ValueError(f"data set {self.name!r} needs a name, files, and a task of {', '.join(TASKS)} or none")
+
+    def open(self, root: Path) -> Dataset:
+        """The data set under the root of all data."""
+        several = [[root / self.folder / place for place in places.split(" | ")] for places in self.files]
+        found = [next((path for path in paths if path.exists()), paths[0]) for paths in several]
+        return self.reader(*found, **self.options, name=self.name)
+
+
+COCO, ADE, ADE_FULL, PASCAL = "coco", "ADEChallengeData2016", "ADE20K_2021_17_01", "pascal_ctx_d2"
+SPLIT = "annotations/split.json"
+
+DATASETS = {
+    entry.name: entry
+    for entry in (
+        DatasetEntry(
+            "coco_train", open_coco_panoptic, COCO,  # masks as downloaded, or as detectron2 has them
+            ("annotations/panoptic_train2017.json", "annotations/panoptic_train2017 | panoptic_train2017", "train2017"),
+            training=True,
+        ),
+        DatasetEntry(
+            "coco_val", open_coco_panoptic, COCO,
+            ("annotations/panoptic_val2017.json", "annotations/panoptic_val2017 | panoptic_val2017", "val2017"),
+        ),
+        DatasetEntry(
+            "coco_split_train", open_coco_instances, COCO,
+            ("annotations/instances_train2017.json", "train2017", SPLIT),
+            training=True, options={"only": ["base"], "annotated": True},
+        ),
+        DatasetEntry(
+            "coco_split_val", open_coco_instances, COCO, ("annotations/instances_val2017.json", "val2017", SPLIT),
+            task="split", pictures="coco_val", results="coco_split",
+        ),
+        DatasetEntry(
+            "a150", open_coco_panoptic, ADE, ("ade20k_panoptic_val.json", "ade20k_panoptic_val", "images/validation"),
+            task="panoptic",
+        ),
+        DatasetEntry(
+            "a150_semantic", open_semantic_folder, ADE,
+            ("images/validation", "annotations_detectron2/validation", "categories.json | objectInfo150.txt"),
+            task="semantic", pictures="a150", words="a150",
+        ),
+        DatasetEntry(
+            "a150_instances", open_coco_instances, ADE, ("ade20k_instance_val.json", "images/validation"),
+            task="instances", pictures="a150", words="a150",
+        ),
+        DatasetEntry(
+            "a847", open_semantic_folder, ADE_FULL,
+            ("images_detectron2/validation", "annotations_detectron2/validation", "categories.json | categories.txt"),
+            task="semantic",
+        ),
+        DatasetEntry(
+            "p59", open_semantic_folder, PASCAL,
+            ("images/validation", "annotations_ctx59/validation", "categories_59.json | categories_59.txt"),
+            task="semantic",
+        ),
+        DatasetEntry(
+            "p459", open_semantic_folder, PASCAL,
+            ("images/validation", "annotations_ctx459/validation", "categories_459.json | categories_459.txt"),
+            task="semantic", pictures="p59",
+        ),
+        DatasetEntry(
+            "lvis", open_coco_instances, "", ("lvis/lvis_v1_val.json", "lvis/val2017 | coco/val2017"), task="instances"
+        ),
+    )
+}  # fmt: skip
+
+
+def find_entry(name: str) -> DatasetEntry:
+    """The table's entry of this name.
+
+    Raises:
+        ValueError: there is none, or it speaks of a data set that there is not.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"there is no data set {name!r}; it must be one of {', '.join(DATASETS)}.")
+    entry = DATASETS[name]
+    for other in (entry.pictures, entry.words):
+        if other and other not in DATASETS:
+            raise ValueError(f"the entry of data set {name!r} speaks of {other!r}, which is not in the table.")
+    return entry
+
+
+def scored_on(pictures: str) -> list[DatasetEntry]:
+    """The entries that score what is done with the pictures of this data set.
+
+    Raises:
+        ValueError: there is none.
+    """
+    entries = [find_entry(name) for name in DATASETS]
+    found = [entry for entry in entries if entry.task and (entry.pictures or entry.name) == pictures]
+    if not found:
+        some = sorted({entry.pictures or entry.name for entry in entries if entry.task})
+        raise ValueError(f"there are no test pictures {pictures!r}; there are {', '.join(some)}.")
+    return found
 
 
 def open_dataset(name: str, root: str | Path, *, limit: int | None = None) -> Dataset:
-    """One of the study's data sets under `root`, in the layout written down in docs/data.md; `limit` keeps the first
-    images only (`Dataset.first`).
-
-    coco_train, coco_val: COCO panoptic. coco_split_train: COCO instances, base categories, images that have any;
-    coco_split_val: base and target categories. a150: ADE20K panoptic; a150_semantic, a150_instances the same images
-    for mIoU and AP. a847, p59, p459: semantic. lvis: LVIS v1.
-    """
-    return _open(name, Path(root)).first(limit)
-
-
-def _open(name: str, root: Path) -> Dataset:
-    coco, ade, ade_full, pascal = (
-        root / part for part in ("coco", "ADEChallengeData2016", "ADE20K_2021_17_01", "pascal_ctx_d2")
-    )
-    match name:
-        case "coco_train" | "coco_val":
-            year = name.removeprefix("coco_") + "2017"
-            json_path = coco / "annotations" / f"panoptic_{year}.json"
-            masks = json_path.with_suffix("")  # beside the JSON as downloaded, or one up, as detectron2 wants it
-            masks = masks if masks.is_dir() else coco / masks.name
-            return open_coco_panoptic(json_path, masks, coco / year, name=name)
-        case "coco_split_train" | "coco_split_val":
-            year = name.removeprefix("coco_split_") + "2017"
-            split = read_split(root)
-            only = split["base"] + (split["target"] if year == "val2017" else [])
-            json_path = coco / "annotations" / f"instances_{year}.json"
-            return open_coco_instances(json_path, coco / year, only=only, annotated=True, name=name)
-        case "a150":
-            json_path, masks = ade / "ade20k_panoptic_val.json", ade / "ade20k_panoptic_val"
-            return open_coco_panoptic(json_path, masks, ade / "images" / "validation", name=name)
-        case "a150_instances":
-            return open_coco_instances(ade / "ade20k_instance_val.json", ade / "images" / "validation", name=name)
-        case "a150_semantic":
-            folders = ade / "images" / "validation", ade / "annotations_detectron2" / "validation"
-            return open_semantic_folder(*folders, _names(ade, "categories.json", "objectInfo150.txt"), name=name)
-        case "a847":
-            folders = ade_full / "images_detectron2" / "validation", ade_full / "annotations_detectron2" / "validation"
-            return open_semantic_folder(*folders, _names(ade_full, "categories.json", "categories.txt"), name=name)
-        case "p59" | "p459":
-            folders = pascal / "images" / "validation", pascal / f"annotations_ctx{name[1:]}" / "validation"
-            names = _names(pascal, f"categories_{name[1:]}.json", f"categories_{name[1:]}.txt")
-            return open_semantic_folder(*folders, names, name=name)
-        case "lvis":
-            images = root / "lvis" / "val2017" if (root / "lvis" / "val2017").is_dir() else coco / "val2017"
-            return open_coco_instances(root / "lvis" / "lvis_v1_val.json", images, name=name)
-    raise ValueError(f"there is no data set {name!r}; it must be one of {', '.join(DATASETS)}.")
+    """One of `DATASETS` under `root`, in the layout written down in docs/data.md; `limit` keeps the first images only
+    (`Dataset.first`)."""
+    return find_entry(name).open(Path(root)).first(limit)
 
 
 def read_split(root: str | Path) -> dict[str, list[str]]:
     """The COCO base/target split, {"base": names, "target": names}, from coco/annotations/split.json under `root`."""
-    path = Path(root) / "coco" / "annotations" / "split.json"
-    split = read_json(path)
-    lists = [split.get("base"), split.get("target")] if isinstance(split, dict) else []
-    whole = lists and all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in lists)
-    if not whole or set(split["base"]) & set(split["target"]):
-        raise ValueError(f'{path} must be {{"base": [names], "target": [names]}} with no name in both.')
-    return split
+    return read_split_file(Path(root) / COCO / SPLIT)
 
 
-def _names(folder: Path, *candidates: str) -> Path:
-    return next((folder / name for name in candidates if (folder / name).is_file()), folder / candidates[0])
+def same_pictures(datasets: Iterable[Dataset]) -> list[list[Dataset]]:
+    """Data sets, those together whose pictures are the same files, by name and length: the A-847 mirror annotates the
+    A-150 mirror's (ADE20K's own A-847 has its scenes in another size). What is made of pictures is made of each group's
+    first."""
+    groups: dict[tuple, list[Dataset]] = {}
+    for dataset in datasets:
+        files = [(dataset.picture_name(i), dataset.files(i)[0]) for i in dataset.image_ids]
+        key = tuple((name, file.is_file() and file.stat().st_size) for name, file in files)
+        groups.setdefault(key, []).append(dataset)
+    return list(groups.values())

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from maskclip.data.annotations import read_categories, same_size
+from maskclip.data.annotations import read_categories
 from maskclip.data.images import read_image, read_json, read_labels
-from maskclip.data.types import Category, Dataset, Sample
+from maskclip.data.types import Annotation, Category, Dataset
 
 PICTURES = {".jpg", ".jpeg", ".png"}
 LABELS = {".png", ".tif", ".tiff"}
+LARGEST = 65534  # id; 65535 is void
+UNKNOWN = -2  # in place of a class
 
 
 def open_semantic_folder(
@@ -29,41 +34,50 @@ def open_semantic_folder(
     """
     images, annotations = Path(images), Path(annotations)
     kinds = open_categories(categories)
-    lookup = np.full(65536, -2, np.int32)
+    lookup = np.full(LARGEST + 2, UNKNOWN, np.int32)
     for i, category in enumerate(kinds):
-        if not 0 <= category.id < 65535:  # 65535 is void
+        if not 0 <= category.id <= LARGEST:
             where = "the list of categories" if isinstance(categories, list) else categories
-            raise ValueError(f"{where}: {category.name!r} has the id {category.id}, but it must be from 0 to 65534.")
+            raise ValueError(
+                f"{where}: {category.name!r} has the id {category.id}, but it must be from 0 to {LARGEST}."
+            )
         lookup[category.id] = i
     pictures, labels = _by_stem(images, PICTURES), _by_stem(annotations, LABELS)
-    for stem in sorted(set(pictures) ^ set(labels)):
+    for stem in sorted(pictures.keys() ^ labels.keys()):
         here, there = (images, annotations) if stem in pictures else (annotations, images)
         raise FileNotFoundError(f"{stem} is in {here} but not in {there}; each picture needs its label map.")
 
-    def paths(image_id: int | str) -> list[Path]:
+    def files(image_id: int | str) -> list[Path]:
         return [pictures[str(image_id)], labels[str(image_id)]]
 
-    def read(image_id: int | str) -> Sample:
-        image_path, label_path = paths(image_id)
-        image = read_image(image_path)
-        values, void = read_labels(label_path)
-        same_size(image, values.shape, image_path, label_path)
-        unlabelled = values == void
-        if lookup[void] >= 0 and unlabelled.any():
-            raise ValueError(
-                f"{label_path} holds the value {void}, which in an 8-bit file means void but is also a category's id; "
-                "save the label maps with 16 bits, void as 65535."
-            )
-        known = lookup[np.minimum(values.view(np.uint32), 65535)]  # negative values are large ones here: unknown
-        semantic = np.where(unlabelled, -1, known)
-        if (semantic == -2).any():
-            raise ValueError(
-                f"{label_path} holds the value {values[semantic == -2][0]}, which is neither a category's id nor void "
-                f"({void}); use the label maps counted from 0 (annotations_detectron2) made for these categories."
-            )
-        return Sample(image_id, image_path.name, image, semantic=semantic.astype(np.int32))
+    @lru_cache(maxsize=1)  # true masks as proposals and mIoU ask for the same one
+    def annotation(image_id: int | str) -> Annotation:
+        semantic = _classes(labels[str(image_id)], lookup)
+        return Annotation(image_id, semantic.shape, semantic=semantic)
 
-    return Dataset(name or annotations.name, kinds, sorted(pictures), read, paths, annotations)
+    return Dataset(
+        name or annotations.name, kinds, sorted(pictures), lambda i: read_image(files(i)[0]), annotation, files,
+        annotations, images,
+    )  # fmt: skip
+
+
+def _classes(path: Path, lookup: np.ndarray) -> np.ndarray:
+    """A label map as class indices int32 [H, W], -1 where void. lookup: the class of each id."""
+    values, void = read_labels(path)
+    unlabelled = values == void
+    if lookup[void] >= 0 and unlabelled.any():
+        raise ValueError(
+            f"{path} holds the value {void}, which in an 8-bit file means void but is also a category's id; save the "
+            "label maps with 16 bits, void as 65535."
+        )
+    known = lookup[np.minimum(values.view(np.uint32), LARGEST + 1)]  # negative values are large ones here: unknown
+    semantic = np.where(unlabelled, -1, known).astype(np.int32)
+    if (semantic == UNKNOWN).any():
+        raise ValueError(
+            f"{path} holds the value {values[semantic == UNKNOWN][0]}, which is neither a category's id nor void "
+            f"({void}); use the label maps counted from 0 (annotations_detectron2) made for these categories."
+        )
+    return semantic
 
 
 def open_categories(source: str | Path | list[str] | list[Category]) -> list[Category]:
@@ -71,26 +85,30 @@ def open_categories(source: str | Path | list[str] | list[Category]) -> list[Cat
     if isinstance(source, list):
         return [c if isinstance(c, Category) else Category(i, str(c), True) for i, c in enumerate(source)]
     path = Path(source)
-    if path.suffix == ".json":
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise ValueError(f'{path} must be a JSON list of {{"id", "name", "isthing"}}, one for each category.')
-        return read_categories(entries, path)
+    entries = read_json(path) if path.suffix == ".json" else _listed(path)
+    if not isinstance(entries, list):
+        raise ValueError(f'{path} must be a JSON list of {{"id", "name", "isthing"}}, one for each category.')
+    return read_categories(entries, path)
+
+
+def _listed(path: Path) -> list[Any]:
+    """The entries of a text file: names, or Idx (from 1), Ratio, Train, Val, Stuff (0 or 1), Name in columns."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a JSON or text file with the category names.")
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text ({error}); save it as UTF-8.") from error
-    if lines and lines[0].split("\t")[0].strip() == "Idx":  # Idx Ratio Train Val Stuff Name, Idx from 1, Stuff 0 or 1
+    if lines and re.match(r"Idx\s*\t", lines[0]):
         rows = [[cell.strip() for cell in line.split("\t")] for line in lines[1:]]
         try:
-            entries = [{"id": int(r[0]) - 1, "name": r[5], "isthing": 1 - int(r[4])} for r in rows]
+            return [{"id": int(r[0]) - 1, "name": r[5], "isthing": 1 - int(r[4])} for r in rows]
         except (IndexError, ValueError) as error:
             raise ValueError(f"{path} has a line that is not Idx, Ratio, Train, Val, Stuff, Name ({error}).") from error
-    else:
-        entries = [{"id": i, "name": line.strip()} for i, line in enumerate(lines)]
-    return read_categories(entries, path)
+    for line in lines:
+        if re.match(r"\d+\s*[:;,\t]", line):
+            raise ValueError(f"{path}: the line {line!r} has a number; list names alone, in the order of their ids.")
+    return [{"id": i, "name": name} for i, name in enumerate(lines)]
 
 
 def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:

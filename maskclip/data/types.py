@@ -1,15 +1,15 @@
-"""What every data set of the study looks like from inside: categories, segments, samples."""
+"""What every data set of the study looks like from inside: categories, segments, annotations, samples."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-FINGERPRINT_TAIL = 1 << 14  # bytes read from the end of every picture and mask for the fingerprint
+FINGERPRINT_HEAD, FINGERPRINT_TAIL = 1 << 12, 1 << 14  # bytes of every picture and mask read for the fingerprint
 
 
 @dataclass(frozen=True)
@@ -32,46 +32,67 @@ class Segment:
     mask: np.ndarray
     iscrowd: bool = False
     isthing: bool = True
-    area: int | None = None
+    area: float | None = None
 
 
 @dataclass
-class Sample:
-    """One picture with its annotation.
+class Annotation:
+    """What is known of one picture, which need not be decoded for it.
 
-    image: uint8 [H, W, 3], RGB. segments: things and stuff (panoptic sets) or things that may overlap (instance sets);
-    empty for semantic sets. semantic: int32 [H, W] of class indices, -1 where void; None for instance sets. hidden: the
-    classes of segments that the annotation lists but no pixel shows; they count for PQ alone, as missed.
+    size: (height, width) in pixels. segments: things and stuff (panoptic sets) or things that may overlap (instance
+    sets); empty for semantic sets. semantic: int32 [H, W] of class indices, -1 where void; None for instance sets.
+    hidden: the classes of segments that the file lists but no pixel shows; they count for PQ alone, as missed.
     """
 
     image_id: int | str
-    file_name: str
-    image: np.ndarray
+    size: tuple[int, int]
     segments: list[Segment] = field(default_factory=list)
     semantic: np.ndarray | None = None
     hidden: list[int] = field(default_factory=list)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.image.shape[:2]
+
+@dataclass
+class Sample(Annotation):
+    """One picture with its annotation. image: uint8 [H, W, 3], RGB."""
+
+    image: np.ndarray = field(kw_only=True)
 
 
 @dataclass
 class Dataset:
-    """A sequence of `Sample`s read from disk one at a time.
+    """A sequence of `Sample`s read from disk one at a time; picture and annotation can be had apart.
 
-    `annotations` is the loaded COCO / LVIS JSON of instance sets (what AP is computed against), else None.
-    `files` lists what is read for one image: picture, and mask where there is one.
+    `files` lists what is read for one image: picture, and mask where there is one. `folder` is where the pictures lie.
+    `instances` is the COCO or LVIS JSON of instance sets (what AP is computed against). `split` are names of the base
+    and the target categories, where a set has such.
     """
 
     name: str
     categories: list[Category]
     image_ids: Sequence[int | str]
-    read: Callable[[int | str], Sample]
+    picture: Callable[[int | str], np.ndarray]
+    annotation: Callable[[int | str], Annotation]
     files: Callable[[int | str], list[Path]]
     source: Path
-    annotations: dict | None = None
+    folder: Path = Path()
+    instances: dict | None = None
+    split: dict[str, list[str]] | None = None
+
+    def read(self, image_id: int | str) -> Sample:
+        """One image with its annotation.
+
+        Raises:
+            ValueError: the picture has another size than its annotation.
+        """
+        annotation, image = self.annotation(image_id), self.picture(image_id)
+        if image.shape[:2] != annotation.size:
+            path, *masks = self.files(image_id)
+            raise ValueError(
+                f"{path} has {image.shape[0]} x {image.shape[1]} pixels (height x width), its annotation in "
+                f"{masks[0] if masks else self.source} {annotation.size[0]} x {annotation.size[1]}; use the picture "
+                "the annotation was made for."
+            )
+        return Sample(**vars(annotation), image=image)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -92,13 +113,18 @@ class Dataset:
         """Per category: thing (True) or stuff."""
         return [category.isthing for category in self.categories]
 
+    def picture_name(self, image_id: int | str) -> str:
+        """The picture's path below the folder of pictures, by which other annotations of it know it."""
+        path = self.files(image_id)[0]
+        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else path.name
+
     def subset(self, image_ids: Sequence[int | str]) -> Dataset:
         """The same data set with these images only."""
-        return Dataset(self.name, self.categories, image_ids, self.read, self.files, self.source, self.annotations)
+        return replace(self, image_ids=image_ids)
 
     def first(self, limit: int | None) -> Dataset:
-        """The first `limit` images by their pictures' file names, the same ones whichever file annotates them; None:
-        all, in the file's order.
+        """The first `limit` images by their pictures' names, the same ones whichever file annotates them; None: all,
+        in the file's order.
 
         Raises:
             ValueError: the limit is below 1.
@@ -107,22 +133,22 @@ class Dataset:
             return self
         if limit < 1:
             raise ValueError(f"limit is {limit} but must be at least 1, or None for all images.")
-        return self.subset(sorted(self.image_ids, key=lambda image_id: self.files(image_id)[0].name)[:limit])
+        return self.subset(sorted(self.image_ids, key=self.picture_name)[:limit])
 
     def fingerprint(self) -> str:
         """A short text that changes when the annotation file, the categories, the choice of images, or a picture or
-        mask changes. Of each picture and mask the size and the last 16 KiB count, so that 118,000 of them take
-        seconds; PNG and JPEG streams do not change elsewhere alone without changing there too."""
+        mask changes. Of each picture and mask the size, the first 4 KiB (where orientation stands) and the last 16
+        count, so that 118,000 of them take seconds; PNG and JPEG streams do not change between them alone."""
         digest = hashlib.sha256(repr((self.categories, list(self.image_ids))).encode())
         if self.source.is_file():
             digest.update(self.source.read_bytes())
-        for image_id in self.image_ids:
-            for path in self.files(image_id):
-                if not path.is_file():
-                    raise FileNotFoundError(f"{path} of data set {self.name} is missing; put it back.")
-                size = path.stat().st_size
-                digest.update(f"{path.name}:{size}:".encode())
-                with path.open("rb") as file:
-                    file.seek(max(0, size - FINGERPRINT_TAIL))
-                    digest.update(file.read())
+        for path in (path for image_id in self.image_ids for path in self.files(image_id)):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} of data set {self.name} is missing; put it back.")
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}:".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(FINGERPRINT_HEAD))
+                file.seek(max(0, size - FINGERPRINT_TAIL))
+                digest.update(file.read())
         return digest.hexdigest()[:16]

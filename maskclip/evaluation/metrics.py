@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskclip.data import Category, Dataset, Sample, write_panoptic_ids
+from maskclip.data import Annotation, Category, Dataset, write_panoptic_ids
+from maskclip.data.masks import run_length_code
 from maskclip.files import write_atomically
 
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}  # COCO's limit is per image and category, LVIS's per image
@@ -28,52 +29,48 @@ class PanopticQuality:
         self.categories = list(categories)
         self.iou, self.tp, self.fp, self.fn = (np.zeros(len(self.categories)) for _ in range(4))
 
-    def update(self, pred_ids: np.ndarray, pred_segments: list[dict], sample: Sample) -> None:
+    def update(self, pred_ids: np.ndarray, pred_segments: list[dict], truth: Annotation) -> None:
         """pred_ids: int [H, W] of segment ids, 0 void; pred_segments: {"id", "category" (class index)} for each id.
 
         A prediction matches a segment of its class when their IoU, void left out, is above 0.5. Crowd segments are
         matched by nothing and missed by nobody; an unmatched prediction that lies more than half in void and in its
         class's crowd region does not count. A true segment's area is the annotation's own, where it gives one.
         """
-        if pred_ids.shape != sample.size:
-            raise ValueError(f"image {sample.image_id}: the prediction is {pred_ids.shape}, the image {sample.size}.")
+        shared = self._overlaps(pred_ids, pred_segments, truth)
+        inside, in_void, segments = shared[1:, 1:], shared[0, 1:], truth.segments
+        pred_area, pred_class = shared[:, 1:].sum(0), np.array([s["category"] for s in pred_segments], int)
+        drawn_area, true_class = shared[1:].sum(1), np.array([s.category for s in segments], int)
+        true_area = np.array([a if s.area is None else s.area for a, s in zip(drawn_area, segments)], float)
+        crowd = np.array([s.iscrowd for s in segments], bool)
+
+        iou = inside / np.maximum(pred_area + true_area[:, None] - inside - in_void, 1)
+        match = (iou > 0.5) & (true_class[:, None] == pred_class) & ~crowd[:, None]
+        found = np.flatnonzero(match.any(1))
+        np.add.at(self.tp, true_class[found], 1)
+        np.add.at(self.iou, true_class[found], iou[found, match[found].argmax(1)])
+        np.add.at(self.fn, true_class[~crowd & ~match.any(1)], 1)
+        np.add.at(self.fn, np.array(truth.hidden, int), 1)
+        ignored = in_void.copy()
+        for category, t in {true_class[t]: t for t in np.flatnonzero(crowd)}.items():  # a class's last, as panopticapi
+            ignored[pred_class == category] += inside[t, pred_class == category]
+        unmatched = np.ones(len(pred_class), bool)
+        unmatched[match[found].argmax(1)] = False
+        np.add.at(self.fp, pred_class[unmatched & (ignored / pred_area <= 0.5)], 1)
+
+    def _overlaps(self, pred_ids: np.ndarray, pred_segments: list[dict], truth: Annotation) -> np.ndarray:
+        """Pixels that each true and each predicted segment share, [1 + true, 1 + predicted]; row and column 0: void."""
+        image = f"image {truth.image_id}"
+        if pred_ids.shape != truth.size:
+            raise ValueError(f"{image}: the prediction is {pred_ids.shape}, the image {truth.size}.")
         values, pred = np.unique(pred_ids, return_inverse=True)
         place = {0: 0} | {segment["id"]: i for i, segment in enumerate(pred_segments, 1)}
         if set(values.tolist()) | {0} != place.keys() or len(place) != len(pred_segments) + 1:
-            raise ValueError(f"image {sample.image_id}: the map and the segment list must have the same ids.")
+            raise ValueError(f"{image}: the map and the segment list must have the same ids.")
+        if any(not 0 <= segment["category"] < len(self.categories) for segment in pred_segments):
+            raise ValueError(f"{image}: a segment's category is no index below {len(self.categories)}.")
         pred = np.array([place[v] for v in values.tolist()])[pred.reshape(-1)]
-        pred_class = [segment["category"] for segment in pred_segments]
-        if any(not 0 <= c < len(self.categories) for c in pred_class):
-            raise ValueError(f"image {sample.image_id}: a segment's category is no index below {len(self.categories)}.")
-        truth = np.zeros(sample.size, np.int64)
-        for i, segment in enumerate(sample.segments, 1):
-            truth[segment.mask] = i
-        shared = np.bincount(truth.reshape(-1) * len(place) + pred, minlength=(len(sample.segments) + 1) * len(place))
-        shared = shared.reshape(-1, len(place))  # [1 + true segments, 1 + predicted segments], row and column 0: void
-        true_area, pred_area = shared.sum(1), shared.sum(0)
-        for t, segment in enumerate(sample.segments, 1):
-            true_area[t] = true_area[t] if segment.area is None else segment.area
-        for category in sample.hidden:
-            self.fn[category] += 1
-        matched: set[int] = set()
-        crowd: dict[int, int] = {}
-        for t, segment in enumerate(sample.segments, 1):
-            if segment.iscrowd:
-                crowd[segment.category] = t  # of several crowd regions of a class the last counts, as in panopticapi
-                continue
-            for p in (np.flatnonzero(shared[t, 1:]) + 1).tolist():
-                union = pred_area[p] + true_area[t] - shared[t, p] - shared[0, p]
-                if pred_class[p - 1] == segment.category and (iou := shared[t, p] / union) > 0.5:
-                    matched.add(p)
-                    self.tp[segment.category] += 1
-                    self.iou[segment.category] += iou
-                    break
-            else:
-                self.fn[segment.category] += 1
-        for p, category in enumerate(pred_class, 1):
-            ignored = shared[0, p] + (shared[crowd[category], p] if category in crowd else 0)
-            if p not in matched and ignored / pred_area[p] <= 0.5:
-                self.fp[category] += 1
+        pairs = true_panoptic(truth)[0].astype(np.int64).reshape(-1) * len(place) + pred
+        return np.bincount(pairs, minlength=(len(truth.segments) + 1) * len(place)).reshape(-1, len(place))
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """{name: {"PQ", "SQ", "RQ"}} of the categories that occurred, in truth or prediction."""
@@ -173,47 +170,44 @@ def average_precision(
     category that the image was not checked for are left out; unmatched ones of a category not exhaustively annotated
     there are ignored.
     """
-    if dataset.annotations is None:
+    if dataset.instances is None:
         raise ValueError(f"{dataset.name} has no instance annotations; AP needs a COCO or LVIS instance set.")
-    images = {i["id"]: i for i in dataset.annotations["images"]}
+    images = {image["id"]: image for image in dataset.instances["images"]}
+    if unknown := sorted({r["image_id"] for r in results} - images.keys(), key=str):
+        raise ValueError(f"results name image {unknown[0]!r}, which {dataset.source} does not have.")
     wanted = set(dataset.image_ids if image_ids is None else image_ids)
     ids = {c.id for c in dataset.categories if categories is None or c.name in set(categories)}
-    unknown = {r["image_id"] for r in results} - images.keys()
-    if unknown:
-        raise ValueError(f"results name image {sorted(unknown, key=str)[0]!r}, which {dataset.source} does not have.")
-    federated = bool(wanted) and all("neg_category_ids" in images[i] for i in wanted)
-    results = [r for r in results if r["image_id"] in wanted]
+    federated = _federated([images[i] for i in wanted], dataset.source)
     limit = MAX_DETECTIONS["lvis" if federated else "coco"]
+    results = [r for r in results if r["image_id"] in wanted]
     if federated:
         results = _best_per_image(results, limit)
     truth = [
         # ids from 1: pycocotools takes a match with annotation 0 for no match
         {"iscrowd": 0, **a, "id": n, "area": a["area"] if "area" in a else _area(a, images[a["image_id"]])}
-        for n, a in enumerate(dataset.annotations["annotations"], 1)
+        for n, a in enumerate(dataset.instances["annotations"], 1)
         if a["image_id"] in wanted and a["category_id"] in ids
     ]
     found = [
         r | {"id": n, "area": float(coco_mask.area(r["segmentation"])), "iscrowd": 0}
         for n, r in enumerate((r for r in results if r["category_id"] in ids), 1)
     ]
-    where: dict[int, set] = defaultdict(set)  # category id -> images where it was annotated
-    for annotation in truth:
-        where[annotation["category_id"]].add(annotation["image_id"])
+    annotated = _images_by_category(truth)
     if federated:
         found = [
             r for r in found
-            if r["image_id"] in where[r["category_id"]] or r["category_id"] in images[r["image_id"]]["neg_category_ids"]
+            if r["image_id"] in annotated.get(r["category_id"], ())
+            or r["category_id"] in images[r["image_id"]]["neg_category_ids"]
         ]  # fmt: skip
-    claimed: dict[int, set] = defaultdict(set)
-    for result in found:
-        claimed[result["category_id"]].add(result["image_id"])
-    rows = []
+    claimed = _images_by_category(found)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        api = [_coco(dataset.annotations, images, entries) for entries in (truth, found)]
-        for category, annotated in where.items():  # one at a time: only images that have it, or results for it
-            if annotated:
-                where_to_look = annotated | claimed[category]
-                rows.append(_precision(api[0], api[1], category, where_to_look, images if federated else {}, limit))
+        api = [_coco(dataset.instances, entries) for entries in (truth, found)]
+        rows = [  # one at a time: only images that have it, or results for it
+            _precision(
+                api[0], api[1], category, where | claimed.get(category, set()), images if federated else {}, limit
+            )
+            for category, where in annotated.items()
+        ]
     precision = np.array([row for row in rows if (row > -1).all()])  # [categories, 10 IoU thresholds, 101 recalls]
     pick: dict[str, Any] = {"AP": slice(None), "AP50": 0, "AP75": 5}
     return {k: _mean(100 * precision[:, at].ravel()) if len(precision) else float("nan") for k, at in pick.items()}
@@ -232,7 +226,7 @@ def split_average_precision(
     an object of the group, generalized those with one of either, as the split's own annotation files do."""
     groups = {"base": split["base"], "target": split["target"], "all": split["base"] + split["target"]}
     name_of = {c.id: c.name for c in dataset.categories}
-    truth = (dataset.annotations or {}).get("annotations", [])
+    truth = (dataset.instances or {}).get("annotations", [])
     have = {
         group: {a["image_id"] for a in truth if name_of.get(a["category_id"]) in set(names)}
         for group, names in groups.items()
@@ -262,14 +256,13 @@ def write_panoptic(
         write_panoptic_ids(folder / file_name, ids)
         infos = []
         for segment in segments:
-            rows, columns = np.nonzero(ids == segment["id"])
-            x, y = int(columns.min()), int(rows.min())
+            code = coco_mask.encode(np.asfortranarray(ids == segment["id"], np.uint8))
             infos.append({
                 "id": int(segment["id"]),
                 "category_id": categories[segment["category"]].id,
                 "iscrowd": int(segment.get("iscrowd", False)),
-                "area": len(rows),
-                "bbox": [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1],
+                "area": int(coco_mask.area(code)),
+                "bbox": coco_mask.toBbox(code).astype(int).tolist(),
             })  # fmt: skip
         images.append({"id": image_id, "file_name": file_name, "height": ids.shape[0], "width": ids.shape[1]})
         annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
@@ -278,15 +271,13 @@ def write_panoptic(
     write_atomically(json_path, lambda path: path.write_text(text))
 
 
-def true_panoptic(sample: Sample) -> tuple[np.ndarray, list[dict]]:
-    """The ground truth of a panoptic sample in the form of a prediction: ids int32 [H, W] and segments."""
-    ids = np.zeros(sample.size, np.int32)
-    for i, segment in enumerate(sample.segments, 1):
+def true_panoptic(truth: Annotation) -> tuple[np.ndarray, list[dict]]:
+    """A panoptic annotation in the form of a prediction: ids int32 [H, W], from 1 on, and segments."""
+    ids, segments = np.zeros(truth.size, np.int32), []
+    for i, segment in enumerate(truth.segments, 1):
         ids[segment.mask] = i
-    segments = [
-        {"id": i, "category": s.category, "isthing": s.isthing, "iscrowd": s.iscrowd}
-        for i, s in enumerate(sample.segments, 1)
-    ]
+        kind = {"category": segment.category, "isthing": segment.isthing, "iscrowd": segment.iscrowd}
+        segments.append({"id": i, **kind})
     return ids, segments
 
 
@@ -304,9 +295,27 @@ def _precision(truth: COCO, found: COCO, category: int, image_ids: set, federate
     return evaluation.eval["precision"][:, :, 0, 0, 0]
 
 
-def _coco(annotations: dict, images: dict, entries: list[dict]) -> COCO:
+def _federated(images: list[dict], source: Path) -> bool:
+    """Whether LVIS's rules hold: its images say which categories they were searched for in vain."""
+    said = ["neg_category_ids" in image for image in images]
+    if any(said) and not all(said):
+        lacking = images[said.index(False)]["id"]
+        raise ValueError(
+            f"{source}: image {lacking} lacks the neg_category_ids that others have; take LVIS's own file."
+        )
+    return any(said)
+
+
+def _images_by_category(entries: list[dict]) -> dict[int, set]:
+    images: dict[int, set] = {}
+    for entry in entries:
+        images.setdefault(entry["category_id"], set()).add(entry["image_id"])
+    return images
+
+
+def _coco(content: dict, entries: list[dict]) -> COCO:
     api = COCO()
-    api.dataset = {"images": list(images.values()), "categories": annotations["categories"], "annotations": entries}
+    api.dataset = {"images": content["images"], "categories": content["categories"], "annotations": entries}
     api.createIndex()
     return api
 
@@ -318,12 +327,8 @@ def _best_per_image(results: list[dict], limit: int) -> list[dict]:
     return [r for group in by_image.values() for r in sorted(group, key=lambda r: -r["score"])[:limit]]
 
 
-def _area(annotation: dict, info: dict) -> float:
-    code = annotation["segmentation"]
-    if isinstance(code, list) or isinstance(code["counts"], list):
-        code = coco_mask.frPyObjects(code, info["height"], info["width"])
-        code = coco_mask.merge(code) if isinstance(code, list) else code
-    return float(coco_mask.area(code))
+def _area(annotation: dict, image: dict) -> float:
+    return float(coco_mask.area(run_length_code(annotation["segmentation"], (image["height"], image["width"]))))
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -12,7 +12,6 @@ from torch import Tensor
 from maskclip.proposals.base import Proposals
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05).round(2)  # COCO's ten
-GROUPS = ("all", "things", "stuff", "trained", "novel")
 
 
 def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -67,16 +66,12 @@ class ProposalQuality:
 
     def compute(self) -> list[dict[str, Any]]:
         """Rows of group, metric ("AR100", "mean_best_iou"), value in [0, 1], segments; empty groups are left out."""
-        members = {
-            "all": lambda category: True,
-            "things": lambda category: category.isthing,
-            "stuff": lambda category: not category.isthing,
-            "trained": lambda category: category.name in self.trained,
-            "novel": lambda category: category.name not in self.trained,
-        }
+        kinds = [self.categories[index] for index in self.classes]
+        things = np.array([kind.isthing for kind in kinds], bool)
+        trained = np.array([kind.name in self.trained for kind in kinds], bool)
+        groups = {"all": things | True, "things": things, "stuff": ~things, "trained": trained, "novel": ~trained}
         rows = []
-        for group in GROUPS:
-            inside = np.array([members[group](self.categories[index]) for index in self.classes], dtype=bool)
+        for group, inside in groups.items():
             if not inside.any():
                 continue
             recall = float(np.array(self.found)[inside].mean())

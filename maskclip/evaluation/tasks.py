@@ -5,27 +5,33 @@ Masks are embedded once per picture; each task, a vocabulary with its annotation
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from tqdm import tqdm
 
-from maskclip.data import Category, Dataset
-from maskclip.evaluation.metrics import MeanIoU, PanopticQuality, average_precision, coco_results
+from maskclip.data import Category, Dataset, scored_on
+from maskclip.evaluation.metrics import (
+    MeanIoU,
+    PanopticQuality,
+    average_precision,
+    coco_results,
+    split_average_precision,
+)
 from maskclip.model.pipeline import MaskCLIP, NamedMasks
 from maskclip.proposals import Proposals
 from maskclip.settings import Evaluation
 
+Name = Callable[[Sequence[str]], NamedMasks]  # one picture's masks, classified among these words
+
 
 class Task(Protocol):
-    """What `evaluate` asks of a task: its pictures and words, a hand for every named picture, and the metrics."""
+    """What `evaluate` asks of a task: its data set, a hand for every picture, and the metrics."""
 
     dataset: Dataset
-    names: list[str]
 
-    def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:
-        """Count one picture's named masks against the annotation of that id."""
+    def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
+        """Name one picture's masks and count them against the annotation of that id."""
 
     def compute(self) -> dict[str, float]:
         """The metrics of all pictures so far, by name, in percent."""
@@ -36,16 +42,15 @@ class PanopticTask:
     """PQ, SQ, RQ on a panoptic set, in percent (Table 3)."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.dataset, self.names = dataset, dataset.names
-        self.quality = PanopticQuality(dataset.categories)
+        self.dataset, self.quality = dataset, PanopticQuality(dataset.categories)
 
-    def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:
-        ids, segments = masks.panoptic(
+    def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
+        ids, segments = name(self.dataset.names).panoptic(
             self.dataset.isthing,
             score_threshold=evaluation.object_mask_threshold,
             overlap_threshold=evaluation.overlap_threshold,
         )
-        self.quality.update(ids, segments, self.dataset.read(image_id))
+        self.quality.update(ids, segments, self.dataset.annotation(image_id))
 
     def compute(self) -> dict[str, float]:
         return self.quality.compute()
@@ -71,11 +76,11 @@ class SemanticTask:
             )
         self.iou = MeanIoU(len(dataset.categories))
 
-    def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:
-        annotated = self.dataset.read(image_id).semantic
+    def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
+        annotated = self.dataset.annotation(image_id).semantic
         if annotated is None:
             raise ValueError(f"{self.dataset.name} has no semantic annotation; mIoU takes a semantic set")
-        self.iou.update(masks.semantic(), annotated)
+        self.iou.update(name(self.names).semantic(), annotated)
 
     def compute(self) -> dict[str, float]:
         return {"mIoU": self.iou.compute()["mIoU"]}
@@ -85,39 +90,110 @@ class InstanceTask:
     """AP, AP50, AP75 on an instance set, in percent (Tables 4 and 5); `results` are COCO result entries.
 
     Args:
-        names: the words masks choose from, where those are not the set's own; the COCO split is asked in three ways.
-        categories: in place of `names`, another set's, which know the set's own by their ids. ADE20K's instances are
-            classified among all 150 classes, of which only the set's own, the things, are kept; its panoptic and its
-            instance file spell a third of those differently.
+        categories: those whose names masks choose from: some of the set's own, as the COCO split is asked, or another
+            set's, which know its own by their ids. ADE20K's instances are classified among all 150 classes, of which
+            only the set's own, the things, are kept; its panoptic and its instance file spell a third differently.
 
     Raises:
-        ValueError: a category of the set is none of `categories`, or stuff there.
+        ValueError: a category of the set is none of another set's, or stuff there.
     """
 
-    def __init__(
-        self, dataset: Dataset, names: Sequence[str] | None = None, categories: Sequence[Category] | None = None
-    ) -> None:
-        self.dataset, self.names = dataset, list(names or dataset.names)
-        own: dict[Any, int] = {name: place for place, name in enumerate(dataset.names)}
-        words: list[Any] = self.names
-        if categories is not None:
-            self.names, words = [category.name for category in categories], [category.id for category in categories]
-            own = {category.id: place for place, category in enumerate(dataset.categories)}
-            for lost in own.keys() - {category.id for category in categories if category.isthing}:
-                raise ValueError(
-                    f"{dataset.name}: {dataset.names[own[lost]]!r} has the id {lost}, which is no thing in the "
-                    "panoptic annotation; prepare both with the same scripts"
-                )
-        self.own_class = [own.get(word) for word in words]
+    def __init__(self, dataset: Dataset, categories: Sequence[Category] | None = None) -> None:
+        words = dataset.categories if categories is None else categories
+        own = {category.id: place for place, category in enumerate(dataset.categories)}
+        lost = sorted(own.keys() - {word.id for word in words if word.isthing})
+        if lost and not set(words) <= set(dataset.categories):
+            raise ValueError(
+                f"{dataset.name}: {dataset.names[own[lost[0]]]!r} has the id {lost[0]}, which is no thing in the "
+                "panoptic annotation; prepare both with the same scripts"
+            )
+        self.dataset, self.names = dataset, [word.name for word in words]
+        self.own_class = [own.get(word.id) for word in words]
         self.results: list[dict] = []
 
-    def update(self, masks: NamedMasks, image_id: int | str, evaluation: Evaluation) -> None:
-        found, classes, scores = masks.instances([own is not None for own in self.own_class], evaluation.top_k)
+    def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
+        kept = [own is not None for own in self.own_class]
+        found, classes, scores = name(self.names).instances(kept, evaluation.top_k)
         own = [place for place in (self.own_class[index] for index in classes) if place is not None]
         self.results += coco_results(image_id, found, own, scores.tolist(), self.dataset.categories)
 
     def compute(self) -> dict[str, float]:
         return average_precision(self.dataset, self.results)
+
+
+class SplitTask:
+    """AP50 of a split's base and target categories, in percent (Table 5), asked for apart and together.
+
+    Raises:
+        ValueError: the set has no split.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        if dataset.split is None:
+            raise ValueError(f"{dataset.name} has no base and target categories; give its reader the file of a split")
+        self.dataset, self.split = dataset, dataset.split
+        of_name = dict(zip(dataset.names, dataset.categories))
+        base, target = ([of_name[name] for name in self.split[group]] for group in ("base", "target"))
+        words = {"base_only": base, "target_only": target, "generalized": [*base, *target]}
+        self.asked = {way: InstanceTask(dataset, categories) for way, categories in words.items()}
+
+    def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
+        for task in self.asked.values():
+            task.update(name, image_id, evaluation)
+
+    def compute(self) -> dict[str, float]:
+        results = {way: task.results for way, task in self.asked.items()}
+        return split_average_precision(self.dataset, self.split, **results)
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "panoptic": PanopticTask,
+    "semantic": SemanticTask,
+    "instances": InstanceTask,
+    "split": SplitTask,
+}
+
+
+def tasks_of(pictures: str, open_set: Callable[[str], Dataset]) -> dict[str, Task]:
+    """The tasks, by their names in results, that the table of data sets knows for a collection of test pictures.
+
+    Args:
+        open_set: a data set by its name; what remembers them opens each of their files once.
+
+    Raises:
+        ValueError: the table has none.
+    """
+    tasks = {}
+    for entry in scored_on(pictures):
+        words = [open_set(entry.words).categories] if entry.words else []
+        tasks[entry.results or entry.name] = TASKS[entry.task](open_set(entry.name), *words)
+    return tasks
+
+
+def own_ids(dataset: Dataset, pictures: Dataset) -> dict[int | str, int | str]:
+    """Under which id a data set annotates each picture of another, by the id there. Of one and the same set ids are
+    alike; different annotations of the same pictures know them by their paths below the folders of pictures.
+
+    Raises:
+        ValueError: two images of one set have one picture; none is annotated.
+    """
+    if dataset.source == pictures.source:
+        ids = {image_id: image_id for image_id in dataset.image_ids}
+    else:
+        named = [_by_picture(one) for one in (pictures, dataset)]
+        ids = {image_id: named[1][path] for path, image_id in named[0].items() if path in named[1]}
+    if not ids.keys() & set(pictures.image_ids):
+        raise ValueError(f"{dataset.name} annotates none of the pictures of {pictures.name}; check the folders")
+    return ids
+
+
+def _by_picture(dataset: Dataset) -> dict[str, int | str]:
+    ids: dict[str, int | str] = {}
+    for image_id in dataset.image_ids:
+        path = dataset.picture_name(image_id)
+        if ids.setdefault(path, image_id) != image_id:
+            raise ValueError(f"{dataset.source}: images {ids[path]} and {image_id} are both of {path}; keep one")
+    return ids
 
 
 def evaluate(
@@ -137,18 +213,13 @@ def evaluate(
     Raises:
         ValueError: a task shares no picture with `pictures`.
     """
-    by_file = []
-    for task in tasks:
-        ids = {Path(task.dataset.files(image_id)[0]).stem: image_id for image_id in task.dataset.image_ids}
-        if not ids.keys() & {pictures.files(image_id)[0].stem for image_id in pictures.image_ids}:
-            raise ValueError(
-                f"{task.dataset.name} annotates none of the pictures of {pictures.name}; check the folders"
-            )
-        by_file.append(ids)
+    ids_of_tasks = [own_ids(task.dataset, pictures) for task in tasks]
     for image_id in tqdm(pictures.image_ids, desc=pictures.name, unit="image", mininterval=5):
-        sample = pictures.read(image_id)
-        masks = model.embed(sample.image, None if proposals is None else proposals[image_id])
-        for task, ids in zip(tasks, by_file):
-            own_id = ids.get(pictures.files(image_id)[0].stem)
-            if own_id is not None:
-                task.update(model.name(masks, task.names, templates, evaluation.objectness_power), own_id, evaluation)
+        masks = model.embed(pictures.picture(image_id), None if proposals is None else proposals[image_id])
+        for task, ids in zip(tasks, ids_of_tasks):
+            if image_id in ids:
+                task.update(
+                    lambda names: model.name(masks, names, templates, evaluation.objectness_power),  # noqa: B023
+                    ids[image_id],
+                    evaluation,
+                )

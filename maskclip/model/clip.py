@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +30,15 @@ class Clip:
     name: str
     interpolation: str = "bicubic"
 
+    @classmethod
+    def of(cls, model: Any, tokenizer: Callable[[list[str]], Tensor] = open_clip.tokenize, name: str = "") -> Clip:
+        """An open_clip CLIP as it is, with the preprocessing noted in it, or else OpenAI's."""
+        size, device = model.visual.image_size, model.visual.conv1.weight.device
+        noted = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD} | open_clip.get_model_preprocess_cfg(model)
+        mean, std = (torch.tensor(noted[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
+        side = size[0] if isinstance(size, tuple | list) else size
+        return cls(model, tokenizer, int(side), mean, std, name, noted.get("interpolation", "bicubic"))
+
     @property
     def device(self) -> torch.device:
         return self.mean.device
@@ -43,43 +53,38 @@ def load_clip(
     """A CLIP by folder or by open_clip's name.
 
     Args:
-        name_or_path: a folder with `open_clip_config.json`, `open_clip_model.safetensors` and, named in the first,
-            the tokenizer's merges, such as `models/mini_clip`; or a name of open_clip's, such as `ViT-L-14-336`.
-        pretrained: for a name, one of open_clip's tags (`openai`, downloaded) or a local weights file.  None: random
-            weights.
+        name_or_path: a folder such as `models/mini_clip`, with `open_clip_config.json`,
+            `open_clip_model.safetensors` and the tokenizer's merges, named in the first; or a name
+            of open_clip's, such as `ViT-L-14-336`.
+        pretrained: for a name, one of open_clip's tags (`openai`, downloaded) or a local weights
+            file. None: random weights.
         device, dtype: where and in what precision the weights shall lie.
 
     Raises:
-        FileNotFoundError: the folder lacks its configuration, weights or merges; the weights file is missing.
-        ValueError: an unknown name or tag, weights that do not fit the model or were trained with the other GELU.
+        FileNotFoundError: a file of the folder, or the weights file, is missing.
+        ValueError: an unknown name or tag, weights that do not fit the model or were trained with the
+            other GELU.
     """
     folder = Path(name_or_path)
-    tokenizer_options: dict[str, str] = {}
-    if folder.is_dir():
-        source = _check_folder(folder, tokenizer_options)
-        if pretrained is not None:
-            raise ValueError(f"{folder} brings its own weights; leave out pretrained={pretrained!r}")
-    else:
-        source = _check_name(str(name_or_path), pretrained)
+    if folder.is_dir() and pretrained is not None:
+        raise ValueError(f"{folder} brings its own weights; leave out pretrained={pretrained!r}")
+    words = _check_folder(folder) if folder.is_dir() else {}
+    source = f"local-dir:{folder}" if folder.is_dir() else _check_name(str(name_or_path), pretrained)
     was = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip reports every step of the look-up
     try:
         model = open_clip.create_model(source, pretrained=pretrained)
-        tokenizer = open_clip.get_tokenizer(source, **tokenizer_options)
+        tokenizer = open_clip.get_tokenizer(source, **words)
     except Exception as error:  # whatever open_clip or torch could not read
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"cannot load CLIP {name_or_path} (pretrained={pretrained!r}): {reason}") from error
     finally:
         logging.disable(was)
-    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    settings = open_clip.get_model_preprocess_cfg(model)
-    size = model.visual.image_size
-    mean, std = (torch.tensor(settings[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
-    side = size[0] if isinstance(size, tuple | list) else size
-    return Clip(model, tokenizer, int(side), mean, std, folder.name, settings.get("interpolation", "bicubic"))
+    return Clip.of(model.to(device=device, dtype=dtype).eval().requires_grad_(False), tokenizer, folder.name)
 
 
-def _check_folder(folder: Path, tokenizer_options: dict[str, str]) -> str:
+def _check_folder(folder: Path) -> dict[str, str]:
+    """What the tokenizer of a CLIP's folder needs to know."""
     for file in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} is no CLIP folder: {file} is missing")
@@ -88,11 +93,10 @@ def _check_folder(folder: Path, tokenizer_options: dict[str, str]) -> str:
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder / 'open_clip_config.json'} is not an open_clip configuration: {error!r}") from None
     merges = text.get("tokenizer_kwargs", {}).get("bpe_path")
-    if merges:  # open_clip resolves it against the working directory; we, against the folder
-        if not (folder / merges).is_file():
-            raise FileNotFoundError(f"the tokenizer's merges {folder / merges} are missing")
-        tokenizer_options["bpe_path"] = str(folder / merges)
-    return f"local-dir:{folder}"
+    if merges and not (folder / merges).is_file():
+        raise FileNotFoundError(f"the tokenizer's merges {folder / merges} are missing")
+    # open_clip resolves it against the working directory; we, against the folder
+    return {"bpe_path": str(folder / merges)} if merges else {}
 
 
 def _check_name(name: str, pretrained: str | None) -> str:
@@ -121,12 +125,12 @@ def _check_name(name: str, pretrained: str | None) -> str:
 def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
     """CLIP's text embeddings f_t(T) (Alg. 1) of category names: [K, C] in float32, L2-normalized.
 
-    With several templates (`"a photo of a {}"`) the normalized embeddings are averaged and normalized again.  The paper
-    (Sec. 4.2) takes the plain names.
+    With several templates (`"a photo of a {}"`) the normalized embeddings are averaged and normalized
+    again. The paper (Sec. 4.2) takes the plain names.
 
     Raises:
-        ValueError: no names, one text in place of a list, an empty name, a name longer than CLIP reads, or a template
-            without `{}`.
+        ValueError: no names, one text in place of a list, an empty name, a name longer than CLIP
+            reads, or a template without `{}`.
     """
     if isinstance(names, str) or any(not isinstance(name, str) for name in names):
         raise ValueError(f"names must be a list of texts, such as ['cat', 'dog'], not {names!r:.100}")
@@ -134,19 +138,23 @@ def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] =
         raise ValueError("text_embeddings needs at least one name, and no empty ones")
     if not templates or any("{}" not in template for template in templates):
         raise ValueError(f"each template needs a '{{}}' for the name, but templates are {list(templates)}")
-    total = torch.zeros(())
+    total = torch.zeros((), device=clip.device)
     for template in templates:
-        parts = []
-        for start in range(0, len(names), 256):
-            texts = [template.replace("{}", name) for name in names[start : start + 256]]
-            tokens = clip.tokenizer(texts)
-            if isinstance(clip.tokenizer, open_clip.SimpleTokenizer):  # it cuts off what is too long, and says nothing
-                for text in (text for text, row in zip(texts, tokens) if row[-1]):
-                    if len(clip.tokenizer.encode(text)) + 2 > tokens.shape[1]:  # with beginning and end
-                        raise ValueError(f"{text!r:.100} is longer than the {tokens.shape[1]} tokens CLIP reads")
-            parts.append(F.normalize(clip.model.encode_text(tokens.to(clip.device)).float(), dim=-1))
-        total = total.to(clip.device) + torch.cat(parts)
+        texts = [template.replace("{}", name) for name in names]
+        batches = (texts[start : start + 256] for start in range(0, len(texts), 256))
+        parts = [clip.model.encode_text(_tokens(clip, batch).to(clip.device)).float() for batch in batches]
+        total = total + F.normalize(torch.cat(parts), dim=-1)
     return F.normalize(total, dim=-1)
+
+
+def _tokens(clip: Clip, texts: list[str]) -> Tensor:
+    """The texts' tokens [n, L]; CLIP's tokenizer cuts off what is too long, we say so."""
+    tokens = clip.tokenizer(texts)
+    if isinstance(clip.tokenizer, open_clip.SimpleTokenizer):
+        for text in (text for text, row in zip(texts, tokens) if row[-1]):
+            if len(clip.tokenizer.encode(text)) + 2 > tokens.shape[1]:  # with beginning and end
+                raise ValueError(f"{text!r:.100} is longer than the {tokens.shape[1]} tokens CLIP reads")
+    return tokens
 
 
 def preprocess(clip: Clip, image: np.ndarray) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskclip.model.buffers import Buffers
+
 QUICK_GELU = 1.702  # QuickGELU(a) = a sigmoid(1.702 a) = silu(1.702 a) / 1.702
 CACHE_BYTES = {"cpu": 2**22, "cuda": 2**28}  # how much of an M x N x D tensor may exist at a time
 
@@ -73,6 +75,7 @@ class RelativeMaskAttention(nn.Module):
         super().__init__()
         self.width, self.heads, self.patch = width, heads, patch
         self.scale = (width // heads) ** -0.5
+        self.refined = Buffers()
         self.mask_embedding = nn.Conv2d(1, width, patch, patch)  # f2
         self.mask_query = nn.LayerNorm(width) if query_form == "layernorm" else nn.Linear(width, width)  # phi_Qm
         self.image_key = nn.Linear(width, width)  # phi_Km
@@ -173,7 +176,7 @@ class RelativeMaskAttention(nn.Module):
         queries = queries.transpose(1, 2).flatten(2) * (self.scale * QUICK_GELU)
         keys = keys[:, :, 1:].transpose(1, 2).flatten(2)
         weight = (self.residual.weight.flatten(1) / QUICK_GELU).to(queries.dtype)
-        return _StreamedResidual.apply(mask_logits, queries, keys, weight, self.residual.bias, self.patch)
+        return _StreamedResidual.apply(mask_logits, queries, keys, weight, self.residual.bias, self.patch, self.refined)
 
     @staticmethod
     def _per_head(keys: Tensor, vector: Tensor) -> Tensor:
@@ -208,11 +211,18 @@ class _StreamedResidual(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mask_logits: Tensor, queries: Tensor, keys: Tensor, weight: Tensor, bias: Tensor, patch: int
+        ctx: Any,
+        mask_logits: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        patch: int,
+        buffers: Buffers,
     ) -> Tensor:
         ctx.save_for_backward(queries, keys, weight)
         ctx.patch, ctx.bias_dtype = patch, bias.dtype
-        refined = torch.empty_like(mask_logits, memory_format=torch.contiguous_format)
+        refined = buffers.empty_like(mask_logits)
         with torch.autocast(keys.device.type, enabled=False):
             for i, m, product in _products(queries, keys):
                 residual = F.linear(F.silu(product, inplace=True), weight, bias.to(weight.dtype))
@@ -234,4 +244,4 @@ class _StreamedResidual(torch.autograd.Function):
                 grad_product = torch.ops.aten.silu_backward(grad @ weight, product)
                 grad_queries[i, m] = grad_product.mul_(keys[i, None]).sum(2)
                 grad_weight += grad.flatten(0, 2).T @ F.silu(product, inplace=True).flatten(0, 2)
-        return grad_refined, grad_queries, None, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), None
+        return grad_refined, grad_queries, None, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), None, None

@@ -1,10 +1,10 @@
-"""The MaskCLIP visual encoder (Sec. 3.2, Fig. 1 right, Fig. 2): CLIP's frozen ViT, mask class tokens, RMA.
+"""The MaskCLIP visual encoder (Sec. 3.2, Fig. 1 right, Fig. 2): CLIP's frozen ViT, mask tokens, RMA.
 
-Image and class tokens never look at mask tokens (Eq. 1), so CLIP runs once per image, untouched and without a graph;
-mask class tokens are cross-attention on each layer's keys and values. New masks on the same image reuse them.
+Image and class tokens never look at mask tokens (Eq. 1). So CLIP runs once per image, untouched and
+without a graph, and mask class tokens are cross-attention on each layer's keys and values.
 
-Shapes: B images, M masks, N image patches of p x p pixels, D channels in H heads, S pixels a side, C channels of CLIP's
-joint space.
+Shapes: B images, M masks, N image patches of p x p pixels, D channels in H heads, S pixels a side,
+C channels of CLIP's joint space.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from maskclip.model.inputs import check_images, check_masks, check_rma, plain_vit
 from maskclip.model.relative_mask_attention import RelativeMaskAttention, visible_tokens
 
-ViT = Any  # open_clip's vision transformer; Block, one of its layers: the parts of an nn.Module have no static types
+ViT = Any  # open_clip's vision transformer, and one of its layers: a module's parts have no types
 Block = Any
 
 
@@ -30,7 +31,7 @@ class LayerFeatures:
     """What one CLIP layer shows to mask class tokens.
 
     keys, values: [B, H, 1 + N, D / H], the class token first.
-    image_tokens: [B, N, D] T_IM, after the layer's first LayerNorm; only where the layer carries RMA, else None.
+    image_tokens: [B, N, D] T_IM, after the layer's first LayerNorm; None in layers without RMA.
     class_token: [B, 1, D] as it enters the layer.
     """
 
@@ -56,10 +57,11 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class MaskEncoding:
-    """embeddings: [B, M, C] in CLIP's joint space, not normalized.
-    mask_logits: one [B, M, S, S] per RMA layer in order, the last the refined masks (unrefined ones if the encoder was
-    built with refine_masks=False; empty without RMA layers).
-    masks: [B, M, S, S], the final mask logits: the last of `mask_logits`, or the given ones if there is none.
+    """What becomes of M masks.
+
+    embeddings: [B, M, C] in CLIP's joint space, not normalized.
+    mask_logits: one [B, M, S, S] per RMA layer in order, refined if the encoder refines.
+    masks: [B, M, S, S], the final logits: the last of `mask_logits`, or the given ones.
     """
 
     embeddings: Tensor
@@ -68,11 +70,12 @@ class MaskEncoding:
 
 
 class MaskCLIPVisualEncoder(nn.Module):
-    """CLIP's ViT with M mask class tokens and, in some layers, Relative Mask Attention. Build with `from_open_clip`.
+    """CLIP's ViT with M mask class tokens and, in some layers, RMA. Build with `from_open_clip`.
 
-    Only `encoder.rma` trains (5.8 M parameters for ViT-L/14@336 and four layers); `encoder.rma.state_dict()` is all
-    that a checkpoint needs. `encoder.visual` is the given CLIP's own image tower, frozen, in eval mode for good.
-    `encoder.checkpointing = True` trades memory for time in training: activations are computed again in backward.
+    Only `encoder.rma` trains (5.8 M parameters for ViT-L/14@336 and four layers); its state_dict is
+    all that a checkpoint needs. `encoder.visual` is the given CLIP's own image tower, frozen, in eval
+    mode for good. `encoder.checkpointing = True` trades memory for time in training: activations are
+    computed again in backward.
     """
 
     visual: ViT
@@ -98,26 +101,20 @@ class MaskCLIPVisualEncoder(nn.Module):
 
         Args:
             clip_model: an open_clip CLIP whose image tower is a ViT that answers with its class token.
-            rma_layers: layers with RMA, counted from 1 as in the paper; () is the "MaskCLIP w/o RMA" baseline.
+            rma_layers: layers with RMA, counted from 1 as in the paper; () is "MaskCLIP w/o RMA".
             refine_masks: False leaves out Eq. 5 (Table 8, "w/o MR").
             query_form: phi_Qm of Eq. 3, "layernorm" (released code) or "linear" (paper).
-            zero_init_refinement: begin with residuals of zero instead of the released code's random ones.
+            zero_init_refinement: begin with residuals of zero, not the released code's random ones.
             generator: randomness of RMA's initial weights (torch's global one if None).
         Raises:
-            ValueError: not such a CLIP, or layers it does not have, or an unknown query_form.
+            ValueError: not such a CLIP, layers that it lacks, or an unknown query_form.
         """
-        visual = _check_clip(clip_model)
+        visual = plain_vit(clip_model)
         blocks = visual.transformer.resblocks
-        layers = list(rma_layers)
-        if any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(blocks) for n in layers):
-            raise ValueError(f"rma_layers is {tuple(layers)}; it must hold the ViT's layers, 1 to {len(blocks)}")
-        if len(set(layers)) != len(layers):
-            raise ValueError(f"rma_layers is {tuple(layers)}; it must not name a layer twice")
-        if query_form not in ("layernorm", "linear"):
-            raise ValueError(f"query_form is {query_form!r}; it must be 'layernorm' (released) or 'linear' (paper)")
+        check_rma(rma_layers, len(blocks), query_form)
         width, heads, patch = visual.conv1.out_channels, blocks[0].attn.num_heads, visual.patch_size[0]
         rma = nn.ModuleDict()
-        for n in sorted(layers):
+        for n in sorted(rma_layers):
             rma[str(n)] = RelativeMaskAttention(
                 width, heads, patch, query_form, refine_masks, zero_init_refinement, generator
             )
@@ -144,38 +141,38 @@ class MaskCLIPVisualEncoder(nn.Module):
         """`encode(see(images), ...)`, keeping one layer's features at a time.
 
         Args:
-            images: [B, 3, S, S], CLIP-normalized; S a multiple of the patch (positions are interpolated to it).
-            mask_logits: [B, M, S, S], finite; a pixel belongs to its mask where the logit is at least 0.
-            valid: bool [B, M], False for padding where images have different numbers of masks. Whatever lies there
-                counts as 0; embeddings and logits are 0 there, and no gradient comes from it. None: all valid.
+            images: [B, 3, S, S], CLIP-normalized; S a multiple of the patch (positions are
+                interpolated to it).
+            mask_logits: [B, M, S, S], finite; a pixel is in its mask where the logit is at least 0.
+            valid: bool [B, M], False for padding where images have different numbers of masks: there
+                all results are 0, whatever is given, and no gradient comes from it. None: all valid.
         Raises:
             ValueError: a shape, type or value that does not fit, named.
         """
-        self._check_images(images)
-        mask_logits = self._check_masks(mask_logits, valid, len(images), images.shape[-1])
+        check_images(images, self.patch)
+        mask_logits = check_masks(mask_logits, valid, len(images), images.shape[-1])
         return self._mask_tokens(self._image_tokens(images), mask_logits, valid)
 
     @torch.no_grad()
     def see(self, images: Tensor) -> ImageFeatures:
         """CLIP's pass over `images` [B, 3, S, S], once for all masks to come. No graph: CLIP is frozen."""
-        self._check_images(images)
+        check_images(images, self.patch)
         layers = list(self._image_tokens(images))
         return ImageFeatures(layers, self._image_embedding(layers[-1]), images.shape[-1])
 
     @torch.no_grad()
     def embed_image(self, images: Tensor) -> Tensor:
-        """CLIP's own embeddings [B, C] of whole `images` [B, 3, S, S], for which its last layer need only see to the
-        class token; nothing is kept for masks."""
-        self._check_images(images)
+        """CLIP's own embeddings [B, C] of whole `images` [B, 3, S, S]; nothing is kept for masks."""
+        check_images(images, self.patch)
         return self._image_embedding(deque(self._image_tokens(images), maxlen=1).pop())
 
     def encode(self, features: ImageFeatures, mask_logits: Tensor, valid: Tensor | None = None) -> MaskEncoding:
-        """Embeddings and refined masks of `mask_logits` [B, M, S, S] on images already seen; arguments as in `forward`.
+        """Embeddings and refined masks on images already seen; arguments as in `forward`.
 
-        Masks never see one another, so any subset gives the same results: in training, match all masks under
-        `torch.no_grad()`, then build the graph for the matched ones alone.
+        Masks never see one another, so any subset gives the same results: in training, match all
+        masks under `torch.no_grad()`, then build the graph for the matched ones alone.
         """
-        mask_logits = self._check_masks(mask_logits, valid, len(features.image_embedding), features.size)
+        mask_logits = check_masks(mask_logits, valid, len(features.image_embedding), features.size)
         return self._mask_tokens(features.layers, mask_logits, valid)
 
     @torch.no_grad()
@@ -225,7 +222,7 @@ class MaskCLIPVisualEncoder(nn.Module):
         normed: Tensor | None = None,
         visible: Tensor | None = None,
     ) -> Tensor:
-        """One CLIP layer for `tokens` [B, T, D], which look at the image through `layer`, where `visible` lets them."""
+        """One CLIP layer for `tokens` [B, T, D]; they look at `layer` where `visible` lets them."""
         (queries,) = _project(block.attn, block.ln_1(tokens) if normed is None else normed, "q")
         attended = F.scaled_dot_product_attention(queries, layer.keys, layer.values, attn_mask=visible)
         return _finish(block, tokens, attended)
@@ -252,7 +249,7 @@ class MaskCLIPVisualEncoder(nn.Module):
         return tokens if self.visual.proj is None else tokens @ self.visual.proj
 
     def _positions(self, grid: int) -> Tensor:
-        """Positional embedding [1 + N, D] for grid x grid patches, interpolated if that is not CLIP's own grid."""
+        """Positional embedding [1 + N, D] for grid x grid patches, interpolated if CLIP's are others."""
         positions, own = self.visual.positional_embedding, self.visual.grid_size
         if own == (grid, grid):
             return positions
@@ -261,58 +258,14 @@ class MaskCLIPVisualEncoder(nn.Module):
         return torch.cat([positions[:1], pictures.flatten(2)[0].T])
 
     def _maybe_checkpoint(self, function: Callable, *arguments: Any) -> Any:
-        """With `encoder.checkpointing`, a layer keeps only its input for backward, and is computed again there."""
+        """With `encoder.checkpointing`, a layer keeps only its input, and backward computes it again."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
 
-    def _check_images(self, images: Tensor) -> None:
-        shape = tuple(images.shape)
-        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] % self.patch or not shape[2]:
-            raise ValueError(f"images is {shape}; it must be [B, 3, S, S] with S a multiple of the patch, {self.patch}")
-        if not images.is_floating_point():
-            raise ValueError(f"images is {images.dtype}; it must be floating point, normalized as CLIP's images are")
-
-    def _check_masks(self, mask_logits: Tensor, valid: Tensor | None, batch: int, size: int) -> Tensor:
-        """The mask logits, padding replaced by zeros so that nothing in it can matter."""
-        shape = tuple(mask_logits.shape)
-        if len(shape) != 4 or shape[0] != batch or shape[2:] != (size, size):
-            raise ValueError(f"mask_logits is {shape}; it must be [B, M, S, S], here ({batch}, M, {size}, {size})")
-        if not mask_logits.is_floating_point():
-            raise ValueError(f"mask_logits is {mask_logits.dtype}; it must be logits in floating point")
-        if valid is not None:
-            if valid.dtype != torch.bool or tuple(valid.shape) != shape[:2]:
-                raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}; it must be bool [B, M], {shape[:2]}")
-            if not valid.all():
-                mask_logits = mask_logits.masked_fill(~valid[..., None, None], 0)
-        if mask_logits.numel() and not torch.stack(torch.aminmax(mask_logits.detach())).isfinite().all():
-            raise ValueError("mask_logits holds values that are not finite; every valid mask must be finite logits")
-        return mask_logits
-
-
-def _check_clip(clip_model: nn.Module) -> ViT:
-    """The image tower of `clip_model`, if it is a plain ViT that answers with its class token."""
-    visual: ViT = getattr(clip_model, "visual", None)
-    missing = [n for n in ("conv1", "class_embedding", "positional_embedding", "ln_post") if not hasattr(visual, n)]
-    if missing or not hasattr(getattr(visual, "transformer", None), "resblocks"):
-        raise ValueError(
-            f"clip_model is a {type(clip_model).__name__} with image tower {type(visual).__name__}; it must be an "
-            "open_clip CLIP whose image tower is open_clip's ViT with a class token (no ResNet, no timm tower)"
-        )
-    if getattr(visual, "pool_type", "tok") != "tok" or getattr(visual, "attn_pool", None) is not None:
-        raise ValueError(
-            f"clip_model pools its image tokens (pool_type {visual.pool_type!r}, attention pool "
-            f"{visual.attn_pool is not None}); it must answer with its class token for mask class tokens to make sense"
-        )
-    if not all(isinstance(b.attn, nn.MultiheadAttention) and b.attn.batch_first for b in visual.transformer.resblocks):
-        raise ValueError("clip_model has attention other than plain batch-first multi-head attention; use a plain ViT")
-    if visual.patch_size[0] != visual.patch_size[1]:
-        raise ValueError(f"clip_model has patches of {visual.patch_size}; they must be square")
-    return visual
-
 
 def _project(attention: nn.MultiheadAttention, normed: Tensor, which: str) -> list[Tensor]:
-    """CLIP's frozen phi_Q ("q") or phi_K and phi_V ("kv"): [B, T, D] -> one [B, H, T, D / H] per letter."""
+    """CLIP's frozen phi_Q ("q") or phi_K and phi_V ("kv"): [B, T, D] -> a [B, H, T, D / H] each."""
     width = attention.embed_dim
     rows = slice(0, width) if which == "q" else slice(width, 3 * width)
     bias = None if attention.in_proj_bias is None else attention.in_proj_bias[rows]
@@ -322,6 +275,6 @@ def _project(attention: nn.MultiheadAttention, normed: Tensor, which: str) -> li
 
 
 def _finish(block: Block, tokens: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a CLIP layer after its attention [B, H, T, D / H]: output projection, MLP, both residual."""
+    """A CLIP layer after its attention [B, H, T, D / H]: output projection and MLP, both residual."""
     tokens = tokens + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))

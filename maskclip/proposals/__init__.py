@@ -12,7 +12,7 @@ _HOME = {  # imported when first asked for
     "Mask2FormerSource": "mask2former",
     "MaskRCNNSource": "mask_rcnn",
     "StoredProposals": "store",
-    "ground_truth_proposals": "ground_truth",
+    "ground_truth_proposals": "base",
     "load_source": "load",
     "proposal_key": "store",
     "store_proposals": "store",

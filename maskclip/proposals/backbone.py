@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import ops
-from transformers import ResNetConfig
+from transformers import AutoBackbone, ResNetConfig
 
+from maskclip.proposals.weights import fill, pretrained, read_weights
 from maskclip.settings import BackboneConfig
 
 
@@ -47,3 +50,18 @@ def set_normalization(module: nn.Module, kind: str, channels_per_group: int = 8)
                 else:
                     new = FrozenBatchNorm2d(channels, eps=child.eps)
                 setattr(parent, name, new)
+
+
+def load_backbone_weights(module: nn.Module, weights: str | None) -> None:
+    """Fill a backbone from a safetensors file or a hub name; None leaves it as it is.
+
+    Raises:
+        FileNotFoundError: neither a file nor reachable on the hub.
+        ValueError: the file's tensors are not this backbone's; the sentence names some.
+    """
+    if weights is not None:
+        if Path(weights).is_file():
+            state = read_weights(weights)
+        else:
+            state = pretrained(AutoBackbone, weights, "backbone weights", out_indices=[1, 2, 3, 4]).state_dict()
+        fill(module, state, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 MULTIPLE = 32  # networks take images whose sides are multiples of this
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, in RGB of 0 to 255, as in Mask2Former's and torchvision's settings
 PIXEL_STD = (58.395, 57.12, 57.375)
+CERTAIN = 10.0  # the logit of a ground-truth pixel: sigmoid and tanh are both saturated
 
 
 @dataclass
@@ -47,35 +49,22 @@ class Proposals:
 
     def masks(self, size: tuple[int, int]) -> Tensor:
         """Binary masks `[M, H, W]` at an image size (H, W): logits resized bilinearly, then thresholded at 0."""
-        return resize_logits(self.mask_logits, size) > 0
+        logits = self.mask_logits
+        if tuple(logits.shape[1:]) != tuple(size):
+            logits = functional.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        return logits > 0
 
 
 ProposalSource = Callable[[Sequence[np.ndarray]], list[Proposals]]
-
-
-def resize_logits(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mask logits `[M, h, w]` bilinearly at another size, `[M, H, W]`; M may be 0."""
-    if len(mask_logits) == 0 or tuple(mask_logits.shape[-2:]) == tuple(size):
-        return mask_logits.new_zeros(0, *size) if len(mask_logits) == 0 else mask_logits
-    return functional.interpolate(mask_logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def network_size(image: np.ndarray, short_side: int, long_side: int, multiple: int = 4) -> tuple[int, int]:
     """The size (h, w) at which a network sees an image: short side as given, the long one bounded, aspect ratio kept.
 
     Both are rounded to `multiple`, so that mask logits at that stride cover the image exactly.
-    """
-    height, width = image.shape[:2]
-    scale = min(short_side / min(height, width), long_side / max(height, width))
-    resized = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
-    return resized[0], resized[1]
-
-
-def check_image(image: np.ndarray) -> np.ndarray:
-    """An image as sources take it: uint8 `[H, W, 3]`, RGB.
 
     Raises:
-        ValueError: anything else; grey, CMYK, 16-bit and rotated files are for the readers of `maskclip.data`.
+        ValueError: no uint8 RGB image `[H, W, 3]`; grey, CMYK, 16-bit and rotated files are for `maskclip.data`.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -84,7 +73,10 @@ def check_image(image: np.ndarray) -> np.ndarray:
         )
     if 0 in image.shape:
         raise ValueError(f"an image of size {image.shape[0]} x {image.shape[1]} has no pixels")
-    return image
+    height, width = image.shape[:2]
+    scale = min(short_side / min(height, width), long_side / max(height, width))
+    resized = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
+    return resized[0], resized[1]
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int], device: str | torch.device = "cpu") -> Tensor:
@@ -95,12 +87,35 @@ def resize_image(image: np.ndarray, size: tuple[int, int], device: str | torch.d
     return pixels[0]
 
 
-def in_groups_of_size(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Indices of images whose network sizes (h, w) are one once padded to multiples of `MULTIPLE`.
+def in_groups_of_size(
+    images: Sequence[np.ndarray],
+    sizes: Sequence[tuple[int, int]],
+    propose: Callable[[list[np.ndarray], list[tuple[int, int]]], list[Proposals]],
+) -> list[Proposals]:
+    """Let a network propose for images together whose sizes (h, w) are one once padded to multiples of `MULTIPLE`.
 
-    An image alone is padded just so, and no image's result depends on its neighbours.
+    An image alone is padded just so, and no image's result depends on its neighbours. `propose` takes the images and
+    sizes of one group.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in enumerate(sizes):
         groups.setdefault((-(-height // MULTIPLE), -(-width // MULTIPLE)), []).append(index)
-    return list(groups.values())
+    found: dict[int, Proposals] = {}
+    for group in groups.values():
+        found |= zip(group, propose([images[index] for index in group], [sizes[index] for index in group]))
+    return [found[index] for index in range(len(images))]
+
+
+def ground_truth_proposals(sample: Any) -> Proposals:
+    """The segments of a `maskclip.data.Annotation` as proposals (Table 7) at the image's own size, every score 1.
+
+    Crowd regions are no objects and are left out. A sample of a semantic set, which has a map in place of segments,
+    gives one proposal per class present, void left out.
+    """
+    masks = [torch.from_numpy(segment.mask) for segment in sample.segments if not segment.iscrowd]
+    if not sample.segments and sample.semantic is not None:
+        semantic = torch.from_numpy(sample.semantic)
+        masks = [semantic == index for index in torch.unique(semantic).tolist() if index >= 0]
+    height, width = sample.size
+    stacked = torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool)
+    return Proposals(torch.where(stacked, CERTAIN, -CERTAIN), torch.ones(len(stacked)))

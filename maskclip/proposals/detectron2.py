@@ -6,25 +6,12 @@ torchvision (`maskclip.proposals.mask_rcnn`). Objects are one class, masks class
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
-from maskclip.proposals.base import (
-    Proposals,
-    check_image,
-    in_groups_of_size,
-    network_size,
-    resize_image,
-)
-from maskclip.proposals.mask_rcnn import boxes_of_masks, paste_masks
 from maskclip.settings import MaskRCNNConfig
-from maskclip.training.augmentation import Example, StepExamples
 
 DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
     ("basic", (2, 2, 2, 2)): 18,
@@ -86,6 +73,8 @@ def detectron2_config(config: MaskRCNNConfig, classes: int = 1) -> Any:
 
 def build_detectron2(config: MaskRCNNConfig, classes: int = 1) -> nn.Module:
     """detectron2's Mask R-CNN, its backbone pretrained where the config says so."""
+    if config.start is not None:
+        raise ValueError(f"start is {config.start}, but detectron2 begins with backbone.weights; make start null")
     cfg = detectron2_config(config, classes)
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.modeling import build_model
@@ -96,86 +85,7 @@ def build_detectron2(config: MaskRCNNConfig, classes: int = 1) -> nn.Module:
     return model
 
 
-def to_detectron2(example: Example, config: MaskRCNNConfig) -> dict[str, Any]:
-    """One training example as detectron2's models take it: BGR, resized by its own transform, `Instances`."""
-    from detectron2.data import transforms
-    from detectron2.structures import BitMasks, Boxes, Instances
-
-    short_side = config.train_short_sides[example.number % len(config.train_short_sides)]
-    image = transforms.AugInput(example.image.permute(1, 2, 0).numpy()[:, :, ::-1].copy())
-    resize = transforms.ResizeShortestEdge(short_side, config.long_side)(image)
-    size = image.image.shape[:2]
-    masks = [resize.apply_segmentation(mask) for mask in example.masks.numpy().astype(np.uint8)]
-    stacked = torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), np.uint8)).bool()
-    present = stacked.flatten(1).any(1)
-    stacked = stacked[present]
-    instances = Instances(size)
-    instances.gt_boxes = Boxes(boxes_of_masks(stacked))
-    instances.gt_classes = example.classes[present]
-    instances.gt_masks = BitMasks(stacked)
-    return {"image": torch.from_numpy(image.image.transpose(2, 0, 1).copy()), "instances": instances}
-
-
-class _Numbers(Sampler[int]):
-    """The example numbers of one process, step after step."""
-
-    def __init__(self, numbers: list[list[int]]) -> None:
-        self.numbers = [number for batch in numbers for number in batch]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-
-def detectron2_batches(
-    examples: StepExamples, config: MaskRCNNConfig, numbers: list[list[int]]
-) -> Iterator[list[dict[str, Any]]]:
-    """detectron2's own training loader, fed from our readers: the numbered examples, batch by batch."""
-    from detectron2.data import build_detection_train_loader
-
-    loader = build_detection_train_loader(
-        dataset=examples,
-        mapper=lambda example: to_detectron2(example, config),
-        sampler=_Numbers(numbers),
-        total_batch_size=config.training.batch,
-        aspect_ratio_grouping=False,
-        num_workers=config.training.workers,
-    )
-    yield from loader
-
-
-def detectron2_loss(model: nn.Module, batch: list[dict[str, Any]], class_aware: bool) -> dict[str, Tensor]:
-    """detectron2's five losses by name."""
-    from detectron2.utils.events import EventStorage
-
-    if not class_aware:
-        for item in batch:
-            item["instances"].gt_classes.zero_()
-    with EventStorage():  # its heads report counts into one
-        return model(batch)
-
-
-class Detectron2Source:
-    """detectron2's Mask R-CNN as a proposal source; as `MaskRCNNSource`."""
-
-    def __init__(self, model: nn.Module, short_side: int = 800, long_side: int = 1333, mask_stride: int = 4) -> None:
-        self.model = model.eval()
-        self.short_side, self.long_side, self.mask_stride = short_side, long_side, mask_stride
-
-    @torch.no_grad()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
-        """uint8 RGB images of any sizes -> their proposals, possibly none; an image's result is its own alone."""
-        sizes = [
-            network_size(check_image(image), self.short_side, self.long_side, self.mask_stride) for image in images
-        ]
-        proposals: dict[int, Proposals] = {}
-        for group in in_groups_of_size(sizes):
-            batch = [{"image": resize_image(images[index], sizes[index]).flip(0)} for index in group]  # BGR
-            for index, found in zip(group, self.model.inference(batch, do_postprocess=False)):  # type: ignore[operator]
-                grid = (sizes[index][0] // self.mask_stride, sizes[index][1] // self.mask_stride)
-                boxes = found.pred_boxes.tensor / self.mask_stride
-                pasted = paste_masks(found.pred_masks[:, 0].float(), boxes, grid)
-                proposals[index] = Proposals(torch.logit(pasted, eps=1e-3).cpu(), found.scores.cpu())
-        return [proposals[index] for index in range(len(images))]
+def detect(model: nn.Module, images: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """As `maskclip.proposals.mask_rcnn.detect`, which says what goes in and out."""
+    found = model.inference([{"image": image.flip(0)} for image in images], do_postprocess=False)  # type: ignore[operator]  # BGR
+    return [(one.pred_boxes.tensor, one.scores, one.pred_masks[:, 0]) for one in found]

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import Mask2FormerConfig as NetworkConfig
 from transformers import Mask2FormerForUniversalSegmentation
 
-from maskclip.proposals.backbone import resnet_config, set_normalization
+from maskclip.proposals.backbone import load_backbone_weights, resnet_config, set_normalization
 from maskclip.proposals.base import (
     MULTIPLE,
     PIXEL_MEAN,
     PIXEL_STD,
     Proposals,
-    check_image,
     in_groups_of_size,
     network_size,
     resize_image,
 )
-from maskclip.proposals.weights import load_backbone_weights, load_start
 from maskclip.settings import Mask2FormerConfig
-from maskclip.training.losses import masks_per_process
 
 # transformers doubts every backbone but Swin; the paper's is a ResNet, and the released weights give equal masks
 logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)
 
 
 def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2FormerForUniversalSegmentation:
-    """A network with fresh weights; `classes=1` is object / no object, the paper's class-agnostic head.
+    """A network with fresh weights, its backbone pretrained where the config says so.
+
+    `classes=1` is object / no object, the paper's class-agnostic head.
 
     Its forward takes `pixel_values [B, 3, H, W]` (ImageNet-normalized, H and W multiples of 32), and gives
     `masks_queries_logits [B, M, H/4, W/4]` and `class_queries_logits [B, M, classes + 1]`, the last "no object".
@@ -58,24 +58,9 @@ def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2Forme
         num_labels=classes,  # type: ignore[call-arg]  # every transformers config takes it
     )
     model = Mask2FormerForUniversalSegmentation(network)
-    model.criterion.get_num_masks = masks_per_process  # type: ignore[assignment]  # labels are a list, really
     set_normalization(model.model.pixel_level_module.encoder, backbone.normalization)
     load_backbone_weights(model.model.pixel_level_module.encoder, backbone.weights)
-    if config.start is not None:
-        load_start(model, config.start, classes)
     return model
-
-
-def mask2former_loss(model: nn.Module, images: list[Tensor], masks: list[Tensor], classes: list[Tensor]) -> Tensor:
-    """Mask2Former's loss: 2 CE + 5 dice + 5 BCE at sampled points, Hungarian matching, every decoder layer supervised.
-
-    Args:
-        images: per image `[3, H, W]`, 0 to 255, all of one size.
-        masks: per image float `[n, H, W]` of 0 and 1; n may be 0, or exceed the queries (the surplus stays unmatched).
-        classes: per image int64 `[n]`, all 0 without class supervision.
-    """
-    output = model(pixel_values=normalize(torch.stack(images)), mask_labels=masks, class_labels=classes)
-    return output.loss.squeeze()
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -85,46 +70,43 @@ def normalize(images: Tensor) -> Tensor:
 
 
 class Mask2FormerSource:
-    """A Mask2Former as a proposal source; the class head of a class-aware one serves as objectness only.
+    """A Mask2Former of transformers as a proposal source; a class-aware one's class head serves as objectness only.
 
     Mask logits come at a fourth of the size at which the network sees the image. Objectness is 1 - p(no object); of a
     network without a class head, as the authors', the mean probability inside the mask, 0 where there is no inside.
 
     The source takes the model over: into evaluation mode, its backbone's weights channels-last.
+
+    Args:
+        config: the sizes at which the network sees images.
+        classes: 0 for a network without a class head.
     """
 
-    def __init__(
-        self,
-        model: Mask2FormerForUniversalSegmentation,
-        short_side: int = 800,
-        long_side: int = 1333,
-        class_head: bool = True,
-    ) -> None:
+    def __init__(self, model: Any, config: Mask2FormerConfig, classes: int = 1) -> None:
         self.model = model.eval()
+        self.config, self.class_head = config, classes > 0
         # all channels of a pixel side by side: on a CPU the backbone takes a tenth less time
         self.model.model.pixel_level_module.encoder.to(memory_format=torch.channels_last)
-        self.short_side, self.long_side, self.class_head = short_side, long_side, class_head
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
         """uint8 RGB images of any sizes -> their proposals, one per query; an image's result is its own alone."""
-        device = next(self.model.parameters()).device
-        sizes = [network_size(check_image(image), self.short_side, self.long_side) for image in images]
-        proposals: dict[int, Proposals] = {}
-        for group in in_groups_of_size(sizes):
-            padded = []
-            for index in group:
-                height, width = sizes[index]
-                pixels = normalize(resize_image(images[index], (height, width), device))
-                padded.append(functional.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)))
-            output = self.model(pixel_values=torch.stack(padded))
-            for position, index in enumerate(group):
-                height, width = sizes[index]
-                logits = output.masks_queries_logits[position, :, : height // 4, : width // 4].float()
-                if self.class_head:
-                    objectness = 1 - output.class_queries_logits[position].float().softmax(-1)[:, -1]
-                else:
-                    inside = (logits > 0).float()
-                    objectness = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-                proposals[index] = Proposals(logits.cpu(), objectness.cpu())
-        return [proposals[index] for index in range(len(images))]
+        sizes = [network_size(image, self.config.short_side, self.config.long_side) for image in images]
+        return in_groups_of_size(images, sizes, self._propose)
+
+    def _propose(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Proposals]:
+        padded = []
+        for image, (height, width) in zip(images, sizes):
+            pixels = normalize(resize_image(image, (height, width), self.model.device))
+            padded.append(functional.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)))
+        output = self.model(pixel_values=torch.stack(padded))
+        proposals = []
+        for masks, classes, (height, width) in zip(output.masks_queries_logits, output.class_queries_logits, sizes):
+            logits = masks[:, : height // 4, : width // 4].float()
+            if self.class_head:
+                objectness = 1 - classes.float().softmax(-1)[:, -1]
+            else:
+                inside = (logits > 0).float()
+                objectness = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+            proposals.append(Proposals(logits.cpu(), objectness.cpu()))
+        return proposals

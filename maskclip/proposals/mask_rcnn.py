@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, masks_to_boxes
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from transformers import ResNetBackbone
 
-from maskclip.proposals.backbone import resnet_config, set_normalization
+from maskclip.proposals import detectron2
+from maskclip.proposals.backbone import load_backbone_weights, resnet_config, set_normalization
 from maskclip.proposals.base import (
     PIXEL_MEAN,
     PIXEL_STD,
     Proposals,
-    check_image,
     in_groups_of_size,
     network_size,
     resize_image,
 )
-from maskclip.proposals.weights import load_backbone_weights, load_start
 from maskclip.settings import MaskRCNNConfig
 
 
@@ -53,14 +53,16 @@ class ResNetPyramid(nn.Module):
         return self.pyramid(OrderedDict((str(level), feature) for level, feature in enumerate(features)))
 
 
-def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> MaskRCNN:
-    """torchvision's Mask R-CNN with fresh weights; `classes=1` is object / background, as in the paper."""
+def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> nn.Module:
+    """Mask R-CNN with fresh weights; `classes=1` is object / background, as in the paper."""
+    if config.implementation == "detectron2":
+        return detectron2.build_detectron2(config, classes)
     backbone = ResNetPyramid(config)
     levels = [str(stage) for stage in range(len(config.backbone.widths))]
     box_pool = MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2)
     mask_pool = MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2)
     width = config.fpn_dim
-    model = MaskRCNN(
+    return MaskRCNN(
         backbone,
         num_classes=None,
         min_size=config.train_short_sides,
@@ -78,7 +80,7 @@ def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> MaskRCNN:
         box_batch_size_per_image=config.box_samples,
         box_roi_pool=box_pool,
         box_head=TwoMLPHead(width * 49, config.head_dim),
-        box_predictor=_BoxPredictor(config.head_dim, classes),
+        box_predictor=FastRCNNPredictor(config.head_dim, classes + 1),
         box_score_thresh=config.score_threshold,
         box_nms_thresh=config.nms_threshold,
         box_detections_per_img=config.detections,
@@ -86,30 +88,11 @@ def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> MaskRCNN:
         mask_head=MaskRCNNHeads(width, (width,) * config.mask_head_layers, 1),
         mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
     )
-    if config.start is not None:
-        load_start(model, config.start, classes)
-    return model
-
-
-class _BoxPredictor(nn.Module):
-    """The box head's two outputs: class logits (background first) and box deltas per class."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.cls_score = nn.Linear(width, classes + 1)
-        self.bbox_pred = nn.Linear(width, (classes + 1) * 4)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cls_score(features), self.bbox_pred(features)
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
     """The tight boxes (x0, y0, x1, y1), upper ends exclusive, of non-empty masks `[n, H, W]` -> float `[n, 4]`."""
-    rows, columns = masks.any(2), masks.any(1)
-    height, width = masks.shape[1:]
-    top, left = rows.float().argmax(1), columns.float().argmax(1)
-    bottom, right = height - rows.flip(1).float().argmax(1), width - columns.flip(1).float().argmax(1)
-    return torch.stack([left, top, right, bottom], dim=1).float()
+    return masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1], device=masks.device)
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -123,56 +106,39 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
 
 
-def mask_rcnn_loss(
-    model: nn.Module, images: list[Tensor], masks: list[Tensor], classes: list[Tensor]
-) -> dict[str, Tensor]:
-    """Mask R-CNN's losses by name: objectness and boxes of the RPN, class, box and mask of the heads.
-
-    Args:
-        images: per image `[3, H, W]`, 0 to 255, any sizes.
-        masks: per image `[n, H, W]` of 0 and 1, each non-empty; n may be 0.
-        classes: per image int64 `[n]`, counted from 0 (background is torchvision's own 0 and is added here).
-    """
-    targets = [
-        {"boxes": boxes_of_masks(mask > 0), "labels": label + 1, "masks": mask.to(torch.uint8)}
-        for mask, label in zip(masks, classes)
-    ]
-    return model([image / 255 for image in images], targets)
-
-
 class MaskRCNNSource:
-    """A torchvision Mask R-CNN as a proposal source; objectness is the box score, the class is dropped.
+    """A Mask R-CNN as a proposal source; objectness is the box score, the class is dropped.
 
     Mask logits are the pasted 28 x 28 masks, at 1 / `mask_stride` of the size at which the network sees the image.
     """
 
-    def __init__(self, model: MaskRCNN, short_side: int = 800, long_side: int = 1333, mask_stride: int = 4) -> None:
-        self.model = model.eval()
-        self.short_side, self.long_side, self.mask_stride = short_side, long_side, mask_stride
+    def __init__(self, model: nn.Module, config: MaskRCNNConfig, classes: int = 1) -> None:
+        self.model, self.config = model.eval(), config
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
         """uint8 RGB images of any sizes -> their proposals, possibly none; an image's result is its own alone."""
-        device = next(self.model.parameters()).device
-        sizes = [
-            network_size(check_image(image), self.short_side, self.long_side, self.mask_stride) for image in images
-        ]
-        proposals: dict[int, Proposals] = {}
-        for group in in_groups_of_size(sizes):
-            pixels = [resize_image(images[index], sizes[index], device) / 255 for index in group]
-            for index, (boxes, scores, masks) in zip(group, self._detect(pixels)):
-                grid = (sizes[index][0] // self.mask_stride, sizes[index][1] // self.mask_stride)
-                pasted = paste_masks(masks[:, 0].float(), boxes.float() / self.mask_stride, grid)
-                proposals[index] = Proposals(torch.logit(pasted, eps=1e-3).cpu(), scores.float().cpu())
-        return [proposals[index] for index in range(len(images))]
+        config = self.config
+        sizes = [network_size(image, config.short_side, config.long_side, config.mask_stride) for image in images]
+        return in_groups_of_size(images, sizes, self._propose)
 
-    def _detect(self, pixels: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes `[n, 4]` in pixels of the images given, scores `[n]`, masks `[n, 1, 28, 28]` before pasting."""
-        model = self.model
-        normalized = [model.transform.normalize(image) for image in pixels]
-        batch = model.transform.batch_images(normalized, model.transform.size_divisible)
-        shapes = [tuple(image.shape[-2:]) for image in pixels]
-        features = model.backbone(batch)
-        boxes, _ = model.rpn(ImageList(batch, shapes), features)
-        detections, _ = model.roi_heads(features, boxes, shapes)
-        return [(found["boxes"], found["scores"], found["masks"]) for found in detections]
+    def _propose(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Proposals]:
+        device, stride = next(self.model.parameters()).device, self.config.mask_stride
+        detections = detectron2.detect if self.config.implementation == "detectron2" else detect
+        pixels = [resize_image(image, size, device) for image, size in zip(images, sizes)]
+        proposals = []
+        for (boxes, scores, masks), (height, width) in zip(detections(self.model, pixels), sizes):
+            pasted = paste_masks(masks.float(), boxes.float() / stride, (height // stride, width // stride))
+            proposals.append(Proposals(torch.logit(pasted, eps=1e-3).cpu(), scores.float().cpu()))
+        return proposals
+
+
+def detect(model: Any, images: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Images `[3, H, W]`, RGB of 0 to 255 -> boxes `[n, 4]` in their pixels, scores `[n]`, masks `[n, 28, 28]`."""
+    normalized = [model.transform.normalize(image / 255) for image in images]
+    batch = model.transform.batch_images(normalized, model.transform.size_divisible)
+    shapes = [tuple(image.shape[-2:]) for image in images]
+    features = model.backbone(batch)
+    boxes, _ = model.rpn(ImageList(batch, shapes), features)
+    detections, _ = model.roi_heads(features, boxes, shapes)
+    return [(found["boxes"], found["scores"], found["masks"][:, 0]) for found in detections]

@@ -1,21 +1,14 @@
-"""Weights into proposal networks: from files and from the hub, every key in its place or one sentence that says why."""
+"""Weights into modules, every key in its place or one sentence that says why."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Mask2FormerForUniversalSegmentation
-
-CLASS_HEADS = (  # of transformers' Mask2Former, and of torchvision's Mask R-CNN
-    "class_predictor.",
-    "criterion.",
-    "roi_heads.box_predictor.",
-    "roi_heads.mask_predictor.mask_fcn_logits.",
-)
-ENCODER = "maskclip.visual."  # a released file may hold MaskCLIP's encoder too, which is no part of a network
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -33,6 +26,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); train or fetch it again") from None
 
 
+def pretrained(architecture: Any, name: str, what: str, **options: Any) -> Any:
+    """A model of Hugging Face transformers by local folder or hub name; `what` says in errors what it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    try:
+        return architecture.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"no {what} at {name}, neither on this machine nor on the hub ({reason})") from None
+
+
 def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored: tuple[str, ...] = ()) -> None:
     """Load `state` into `model`; keys that begin with one of `ignored`, and counters of batches, are left as they are.
 
@@ -44,61 +50,21 @@ def fill(model: nn.Module, state: dict[str, Tensor], origin: str | Path, ignored
         left = [key for key in weights if key.startswith(ignored) or key.endswith("num_batches_tracked")]
         return {key: value for key, value in weights.items() if key not in left}
 
-    state, own = taken(state), taken(model.state_dict())
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    wrong += [key for key in state if key not in own]
-    if wrong:
-        named = ", ".join(wrong[:3])
+    state = taken(state)
+    if wrong := differences(state, taken(model.state_dict())):
+        named = "; ".join(wrong[:3])
         raise ValueError(f"{origin} is of another architecture: {len(wrong)} keys differ, such as {named}")
     model.load_state_dict(state, strict=False)
 
 
-def load_start(model: nn.Module, start: str, classes: int) -> None:
-    """Fill a network of `classes` classes from another, class-aware or not (`start` of its config).
-
-    The heads that know classes are taken over only from object / no object to object / no object.
-
-    Raises:
-        FileNotFoundError: there is neither a file nor a model of that name.
-        ValueError: the file is cut off, or the network is of another architecture; the sentence names some keys.
-    """
-    state = read_weights(start) if Path(start).is_file() else pretrained_mask2former(start).state_dict()
-    state = {key: value for key, value in state.items() if not key.startswith(ENCODER)}
-    heads = {key: value for key, value in model.state_dict().items() if key.startswith(CLASS_HEADS)}
-    alike = classes == 1 and all(key in state and state[key].shape == value.shape for key, value in heads.items())
-    fill(model, state, start, () if alike else CLASS_HEADS)
-
-
-def pretrained_mask2former(name: str) -> Mask2FormerForUniversalSegmentation:
-    """Any Mask2Former of Hugging Face transformers, by local folder or hub name.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    try:
-        return Mask2FormerForUniversalSegmentation.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"no proposal network at {name}, neither a folder nor on the hub ({reason})") from None
-
-
-def load_backbone_weights(module: nn.Module, weights: str | None) -> None:
-    """Fill a backbone from a safetensors file or a hub name; None leaves it as it is.
-
-    Raises:
-        FileNotFoundError: neither a file nor reachable on the hub.
-        ValueError: the file's tensors are not this backbone's; the sentence names some.
-    """
-    if weights is None:
-        return
-    if Path(weights).is_file():
-        state = read_weights(weights)
-    else:
-        from transformers import AutoBackbone
-
-        try:
-            state = AutoBackbone.from_pretrained(weights, out_indices=[1, 2, 3, 4]).state_dict()
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise FileNotFoundError(f"no backbone weights at {weights}, as a file or on the hub ({reason})") from None
-    fill(module, state, weights)
+def differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What keeps weights from their places, one phrase a key: missing, surplus or misshapen."""
+    return [
+        *(f"missing: {key}" for key in wanted if key not in given),
+        *(f"surplus: {key}" for key in given if key not in wanted),
+        *(
+            f"misshapen: {key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
+            for key, value in wanted.items()
+            if key in given and given[key].shape != value.shape
+        ),
+    ]

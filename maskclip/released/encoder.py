@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maskclip.files import load_checkpoint
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.proposals.weights import differences
 
 RMA_LAYERS = (6, 12, 18, 24)  # hard-coded there
 
@@ -66,13 +67,7 @@ def load_released_encoder(
     frozen = {key: value for key, value in given.items() if "added_params" not in key}
     wanted = {released: ours[0][name] for name, released in names.items()}
     wanted |= ours[1] if frozen else {}  # a checkpoint of the trained weights alone is fine, half of a CLIP is not
-    problems = [f"missing: {key}" for key in wanted if key not in given]
-    problems += [f"surplus: {key}" for key in given if key not in wanted]
-    problems += [
-        f"misshapen: {key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in given and given[key].shape != value.shape
-    ]
+    problems = differences(given, wanted)
     if problems:
         raise ValueError(
             f"the checkpoint does not fit {type(clip_model).__name__} with RMA layers {encoder.rma_layers}; "

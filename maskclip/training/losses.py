@@ -1,24 +1,23 @@
 """What MaskCLIP is trained for (Sec. 4.2): 2 L_ce + 5 L_dice + 5 L_bce over Hungarian-matched masks.
 
-Matching and point-sampled mask losses are Mask2Former's, taken from transformers; what is ours is an economy
-(docs/paper_and_released_code.md): masks do not see one another and the no-object class weighs nothing, so only matched
-masks can contribute a gradient. They are found first, without a graph, and the graph is built for them alone.
+Matching and point-sampled mask losses are Mask2Former's, taken from transformers. What is ours is an
+economy (docs/paper_and_released_code.md): masks do not see one another and the no-object class weighs
+nothing, so only matched masks can contribute a gradient. `match` finds them without a graph, `select`
+names them, and the losses are taken on what the encoder says of them alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
-from maskclip.model.clip import classify
 from maskclip.settings import MaskClipTraining
 
 Indices = list[tuple[Tensor, Tensor]]  # per image: matched masks and their targets
@@ -48,63 +47,18 @@ def build_criterion(training: MaskClipTraining, num_classes: int) -> Mask2Former
 def masks_per_process(labels: Sequence[Tensor], device: torch.device) -> Tensor:
     """How many segments a process has on average, at least 1: what the mask losses are divided by.
 
-    In place of transformers' `get_num_masks`, which divides a mean over the processes by their number once more, and
-    so weighs masks against classes by that number too much.
+    In place of transformers' `get_num_masks`, which divides a mean over the processes by their number
+    once more, and so weighs masks against classes by that number too much.
     """
     count = torch.tensor(float(sum(len(one) for one in labels)), device=device)
     return (reduce(count, "mean") if PartialState().num_processes > 1 else count).clamp(min=1)
 
 
-def losses_of_matched_masks(
-    encode: Callable[[Tensor, Tensor], tuple[Tensor, list[Tensor]]],
-    mask_logits: Tensor,
-    valid: Tensor,
-    text: Tensor,
-    targets: Targets,
-    criterion: Mask2FormerLoss,
-    training: MaskClipTraining,
-) -> dict[str, Tensor]:
-    """The weighted training losses of one batch, with the gradients of the full graph.
+def match(criterion: Mask2FormerLoss, masks: Tensor, logits: Tensor, valid: Tensor, targets: Targets) -> Indices:
+    """Hungarian matching of mask logits [B, M, S, S] and class logits [B, M, K + 1], image by image.
 
-    Args:
-        encode: (mask logits [B, M, S, S], valid [B, M]) -> (embeddings [B, M, C], masks after each RMA layer).
-        mask_logits: the proposals, [B, M, S, S]; `valid` [B, M] is False where a place is padding.
-        text: normalized embeddings of the training categories and, last, of "other", [K + 1, C].
-
-    Returns:
-        `loss_ce`, `loss_dice`, `loss_bce`: scalars. The mask losses are summed over the last masks and those after
-        every earlier RMA layer (each layer's own, as the paper means it); classes are supervised once.
+    Padding, where `valid` [B, M] is False, takes no part in it.
     """
-    with torch.no_grad():
-        embeddings, layers = encode(mask_logits, valid)
-        logits = classify(embeddings, text, training.temperature).float()
-        matches = [_match(criterion, masks, logits, valid, targets) for masks in layers or [mask_logits]]
-    if training.no_object_weight > 0:  # then every mask is supervised
-        chosen = [torch.arange(int(count)) for count in valid.sum(1)]
-    else:
-        chosen = [torch.cat([match[image][0] for match in matches]).unique() for image in range(len(valid))]
-    place = [torch.full((valid.shape[1],), -1).index_put((keep,), torch.arange(len(keep))) for keep in chosen]
-    matches = [[(place[image][masks], labels) for image, (masks, labels) in enumerate(match)] for match in matches]
-
-    matched = pad_sequence([mask_logits[image, keep] for image, keep in enumerate(chosen)], batch_first=True)
-    matched_valid = pad_sequence([torch.ones(len(keep), dtype=torch.bool) for keep in chosen], batch_first=True)
-    embeddings, layers = encode(matched, matched_valid.to(valid.device))
-    logits = classify(embeddings, text, training.temperature).float()
-    count = masks_per_process(targets.labels, mask_logits.device)
-
-    losses = {"loss_ce": training.class_weight * _class_loss(criterion, logits, matched_valid, targets, matches[-1])}
-    losses["loss_dice"] = losses["loss_bce"] = logits.new_zeros(())
-    for masks, match in zip(layers, matches):
-        if not masks.requires_grad:  # masks that are not refined have nothing to learn (Table 8, w/o MR)
-            continue
-        part = criterion.loss_masks(masks.float(), targets.masks, match, count)  # type: ignore[arg-type]  # as above
-        losses["loss_dice"] = losses["loss_dice"] + training.dice_weight * part["loss_dice"]
-        losses["loss_bce"] = losses["loss_bce"] + training.mask_weight * part["loss_mask"]
-    return losses
-
-
-def _match(criterion: Mask2FormerLoss, masks: Tensor, logits: Tensor, valid: Tensor, targets: Targets) -> Indices:
-    """Hungarian matching, image by image, so that padding takes no part in it."""
     matches: Indices = []
     for image, count in enumerate(valid.sum(1).tolist()):
         found = criterion.matcher(
@@ -117,12 +71,52 @@ def _match(criterion: Mask2FormerLoss, masks: Tensor, logits: Tensor, valid: Ten
     return matches
 
 
+def select(layers: list[Indices], valid: Tensor, everything: bool) -> tuple[list[Tensor], list[Indices]]:
+    """The masks of each image that any layer has matched, or `everything`; and the matches, counted among those."""
+    if everything:
+        chosen = [torch.arange(int(count)) for count in valid.sum(1)]
+    else:
+        chosen = [torch.cat([layer[image][0] for layer in layers]).unique() for image in range(len(valid))]
+    place = [torch.full((valid.shape[1],), -1).index_put((keep,), torch.arange(len(keep))) for keep in chosen]
+    return chosen, [[(place[image][masks], labels) for image, (masks, labels) in enumerate(one)] for one in layers]
+
+
+def maskclip_losses(
+    criterion: Mask2FormerLoss,
+    logits: Tensor,
+    layers: list[Tensor],
+    valid: Tensor,
+    targets: Targets,
+    matches: list[Indices],
+    training: MaskClipTraining,
+) -> dict[str, Tensor]:
+    """The weighted losses of one batch.
+
+    Args:
+        logits: class logits [B, M, K + 1] of the selected masks; padding where `valid` [B, M] is False.
+        layers: mask logits [B, M, S, S] after each RMA layer, and `matches` of each.
+
+    Returns:
+        `loss`, the sum of `loss_ce`, `loss_dice`, `loss_bce`: scalars. The mask losses are summed over
+        all layers (each layer's own, as the paper means it); classes are supervised once.
+    """
+    count = masks_per_process(targets.labels, logits.device)
+    ce = training.class_weight * _class_loss(criterion, logits, valid, targets, matches[-1])
+    dice, bce = logits.new_zeros(()), logits.new_zeros(())
+    for masks, matched in zip(layers, matches):
+        if masks.requires_grad:  # masks that are not refined have nothing to learn (Table 8, w/o MR)
+            part = criterion.loss_masks(masks.float(), targets.masks, matched, count)  # type: ignore[arg-type]
+            dice = dice + training.dice_weight * part["loss_dice"]
+            bce = bce + training.mask_weight * part["loss_mask"]
+    return {"loss": ce + dice + bce, "loss_ce": ce, "loss_dice": dice, "loss_bce": bce}
+
+
 def _class_loss(criterion: Mask2FormerLoss, logits: Tensor, valid: Tensor, targets: Targets, match: Indices) -> Tensor:
     """Cross entropy over [B, M, K + 1]; masks matched to nothing count as "other", padding counts not at all."""
     wanted = torch.full(logits.shape[:2], int(criterion.empty_weight.numel()) - 1)
     for image, (masks, labels) in enumerate(match):
         wanted[image, masks] = targets.labels[image].cpu()[labels]
-    wanted[~valid] = -100
+    wanted[~valid.cpu()] = -100
     weight = criterion.empty_weight.to(logits.device)
     wanted = wanted.to(logits.device)
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, weight, reduction="sum")

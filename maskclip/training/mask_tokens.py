@@ -5,42 +5,33 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from maskclip.data import Dataset
-from maskclip.files import (
-    check_as_written,
-    code_digest,
-    file_digests,
-    finished,
-    load_checkpoint,
-    save_checkpoint,
-    write_atomically,
-)
-from maskclip.model.clip import Clip, preprocess, text_embeddings
+from maskclip.files import check_as_written, load_checkpoint, settings_hash, write_tensors
+from maskclip.model.clip import Clip, classify, preprocess, text_embeddings
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
 from maskclip.settings import MaskClipTraining
-from maskclip.training.losses import Targets, build_criterion, losses_of_matched_masks
+from maskclip.training.finished import CHECKPOINT, finish, holds_finished
+from maskclip.training.fit import Training, fit, join_processes
+from maskclip.training.losses import Targets, build_criterion, maskclip_losses, match, select
 
-ENCODER_CODE = ("model/clip.py", "model/visual_encoder.py", "model/relative_mask_attention.py")
-TRAINING_CODE = ("training", *ENCODER_CODE, "data", "proposals")
-FILES = ("encoder.pt", "curve.csv")  # of a finished training, beside its record
+FILES = ("curve.csv", "encoder.pt")  # of a finished training, beside its record
 CURVE = ("step", "loss", "loss_ce", "loss_dice", "loss_bce")
 TARGET_SIZE_RATIO = 2  # ground truth is sampled on a grid this much finer than CLIP's input
+# What does not change the trained weights; the encoder knows its own RMA layers.
+UNRELATED = ("checkpoint_every", "workers", "activation_checkpointing", "rma_layers")
 
 
 @dataclasses.dataclass
@@ -141,7 +132,7 @@ def load_trained_weights(encoder: MaskCLIPVisualEncoder, path: str | Path) -> Ma
     return encoder
 
 
-def _decayed(encoder: MaskCLIPVisualEncoder, weight_decay: float) -> list[dict[str, Any]]:
+def decayed(encoder: MaskCLIPVisualEncoder, weight_decay: float) -> list[dict[str, Any]]:
     """What trains, in two groups: norms are not decayed, as released."""
     norms = {
         id(value) for part in encoder.modules() if isinstance(part, torch.nn.LayerNorm) for value in part.parameters()
@@ -153,17 +144,58 @@ def _decayed(encoder: MaskCLIPVisualEncoder, weight_decay: float) -> list[dict[s
     ]
 
 
-def _batch_losses(
+def batch_losses(
     encoder: MaskCLIPVisualEncoder, batch: Batch, text: Tensor, criterion: Mask2FormerLoss, training: MaskClipTraining
 ) -> dict[str, Tensor]:
-    """CLIP once without a graph, mask tokens twice: all of them to be matched, the matched ones to be trained."""
+    """The losses of one batch, with the gradients of the full graph.
+
+    CLIP runs once without a graph, mask tokens twice: all of them to be matched, those selected to be trained.
+
+    Args:
+        text: normalized embeddings of the training categories and, last, of "other", [K + 1, C].
+    """
     features = encoder.see(batch.images)
+    with torch.no_grad():
+        seen = encoder.encode(features, batch.mask_logits, batch.valid)
+        logits = classify(seen.embeddings, text, training.temperature).float()
+        matches = [match(criterion, masks, logits, batch.valid, batch.targets) for masks in seen.mask_logits]
+    chosen, matches = select(matches, batch.valid, everything=training.no_object_weight > 0)
 
-    def encode(mask_logits: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
-        output = encoder.encode(features, mask_logits, valid)
-        return output.embeddings, output.mask_logits
+    masks = pad_sequence([batch.mask_logits[image, keep] for image, keep in enumerate(chosen)], batch_first=True)
+    valid = pad_sequence([torch.ones(len(keep), dtype=torch.bool) for keep in chosen], batch_first=True)
+    seen = encoder.encode(features, masks, valid.to(masks.device))
+    logits = classify(seen.embeddings, text, training.temperature).float()
+    return maskclip_losses(criterion, logits, seen.mask_logits, valid, batch.targets, matches, training)
 
-    return losses_of_matched_masks(encode, batch.mask_logits, batch.valid, text, batch.targets, criterion, training)
+
+def training_record(
+    encoder: MaskCLIPVisualEncoder,
+    clip: Clip,
+    dataset: Dataset,
+    proposals: Mapping[int | str, Proposals],
+    training: MaskClipTraining,
+    seed: int,
+) -> dict[str, Any]:
+    """What `record.json` says; its hash changes with all that changes the trained weights, code and versions aside."""
+    first = proposals[dataset.image_ids[0]].mask_logits  # stands for the proposal network's weights
+    identity = {
+        "settings": {name: value for name, value in dataclasses.asdict(training).items() if name not in UNRELATED},
+        "rma_layers": list(encoder.rma_layers),
+        "trained": sorted(trained_weights(encoder)),
+        "clip": _digest(clip.model.state_dict()),
+        "proposals": _digest({"first": first}),
+        "dataset": dataset.fingerprint(),
+        "names": [category.name for category in dataset.categories],
+        "seed": seed,
+    }
+    return {"hash": settings_hash(identity), **identity}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def train_maskclip(
@@ -174,126 +206,71 @@ def train_maskclip(
     training: MaskClipTraining,
     out: str | Path,
     seed: int,
+    *,
+    retrain: bool = False,
 ) -> pd.DataFrame:
     """Train the encoder's RMA parameters in place; AdamW, constant rate, CLIP frozen, the class "other" for no object.
 
-    Checkpoints go to `out`/checkpoint.pt every `training.checkpoint_every` steps; called again after a kill, the
-    function goes on from there with the pictures, mirrorings and sampled points of an undisturbed run. A checkpoint
-    of other parameters, data, words or code is not resumed. At the end `out` holds encoder.pt, the trained weights,
-    curve.csv and record.json, with digests of both: called again for the very same training, by the same code, the
-    function finds it finished, unless one of them has changed since.
+    `out` ends with encoder.pt (the trained weights), curve.csv and record.json. Called again for the same settings,
+    data and seed, the function goes on where it was killed, with the pictures, mirrorings and sampled points of an
+    undisturbed run, or finds the training finished and keeps it. Another training that was there is put beside
+    (`maskclip.training.finished`).
 
     Args:
         proposals: stored proposals by image id.
+        retrain: put a finished training beside, too, and train again.
 
     Returns:
         The training curve, one row per step: step, loss, loss_ce, loss_dice, loss_bce (weighted).
 
     Raises:
-        ValueError: the encoder has nothing to train, a batch does not divide among the processes, or a loss is not
-            finite.
+        ValueError: the encoder has nothing to train, or a batch does not divide among the processes.
+        FloatingPointError: the loss is no longer finite.
     """
-    parameters = [value for value in encoder.parameters() if value.requires_grad]
-    if not parameters:
+    if not trained_weights(encoder):
         raise ValueError("this encoder has no RMA layers, so nothing to train; it is the w/o RMA baseline as it is")
-    out = Path(out)
-    processes = PartialState().num_processes
-    if training.batch % processes:
-        raise ValueError(
-            f"a batch of {training.batch} does not divide among {processes} processes; set maskclip.batch to a multiple"
-        )
-    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=clip.device.type == "cpu")
-    device = accelerator.device
-    encoder.to(device).train()
-    with torch.no_grad():
-        for value in parameters:  # every process begins where the first one does
-            value.copy_(broadcast(value))
-    encoder.checkpointing = training.activation_checkpointing
-    names = [category.name for category in dataset.categories]
-    text = text_embeddings(clip, [*names, "other"]).to(device)
-    relevant = {**dataclasses.asdict(training), "checkpoint_every": None, "workers": None}
-    first = proposals[dataset.image_ids[0]].mask_logits
-    identity = [relevant, encoder.rma_layers, sorted(trained_weights(encoder)), dataset.fingerprint(), names, seed]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    for content in (text, first):  # stands for CLIP's weights, and for the proposal network's
-        digest.update(content.float().cpu().numpy().tobytes())
-    record = {"fingerprint": digest.hexdigest(), "code": code_digest(*TRAINING_CODE)}
-    if finished(out, record, FILES):
-        accelerator.print(f"{out} holds this training, finished")
+    out, on_cpu = Path(out), clip.device.type == "cpu"
+    join_processes(on_cpu, "maskclip", training.batch)
+    record = training_record(encoder, clip, dataset, proposals, training, seed)
+    if holds_finished(out, record["hash"], FILES, retrain):
         load_trained_weights(encoder, out / "encoder.pt")
         return pd.read_csv(out / "curve.csv")
 
-    criterion = build_criterion(training, len(names)).to(device)
-    optimizer = accelerator.prepare(
-        torch.optim.AdamW(_decayed(encoder, training.weight_decay), lr=training.learning_rate)
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / max(1, training.warmup_steps))
-    )
+    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
+    device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
+    encoder.to(device)
+    encoder.checkpointing = training.activation_checkpointing
+    text = text_embeddings(clip, [*record["names"], "other"]).to(device)
+    criterion = build_criterion(training, len(record["names"])).to(device)
+    items = _Items(clip, dataset, proposals)
 
-    curve: list[dict[str, float]] = []
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.is_file():
-        state = load_checkpoint(checkpoint, device)
-        if all(state.get(key) == value for key, value in record.items()):
-            encoder.load_state_dict(state["encoder"], strict=False)
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            if accelerator.scaler is not None and "scaler" in state:
-                accelerator.scaler.load_state_dict(state["scaler"])
-            curve = state["curve"]
-            accelerator.print(f"resuming at step {len(curve)} of {training.steps}")
-        else:
-            accelerator.print(f"{checkpoint} belongs to other parameters, data or code; starting anew")
+    def batches(first: int) -> torch.utils.data.DataLoader:
+        order = _order(len(dataset), training.batch, seed, first, rank, ranks)
+        return torch.utils.data.DataLoader(
+            items, batch_sampler=order, collate_fn=_collate, num_workers=training.workers
+        )
 
-    def save() -> None:
-        if accelerator.is_main_process:
-            state = {**record, "encoder": trained_weights(encoder), "curve": curve}
-            state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-            if accelerator.scaler is not None:
-                state["scaler"] = accelerator.scaler.state_dict()
-            save_checkpoint(checkpoint, state)
-
-    order = _order(len(dataset), training.batch, seed, len(curve), accelerator.process_index, accelerator.num_processes)
-    loader = torch.utils.data.DataLoader(
-        _Items(clip, dataset, proposals), batch_sampler=order, collate_fn=_collate, num_workers=training.workers
+    stage = Training(
+        name="MaskCLIP",
+        hash=record["hash"],
+        model=encoder,
+        optimizer=torch.optim.AdamW(decayed(encoder, training.weight_decay), lr=training.learning_rate),
+        learning_rate=lambda step: training.learning_rate * min(1, (step + 1) / max(1, training.warmup_steps)),
+        batches=batches,
+        losses=lambda read: batch_losses(encoder, _to_batch(read, clip.image_size, device), text, criterion, training),
+        random_seed=lambda step: seed * 1_000_003 + step,
+        settings=training,
     )
-    steps = range(len(curve), training.steps)
-    bar = tqdm(
-        zip(steps, loader), total=training.steps, initial=len(curve), desc="MaskCLIP", unit="step", mininterval=5,
-        disable=not accelerator.is_main_process,
-    )  # fmt: skip
-    for step, collated in bar:
-        torch.manual_seed(seed * 1_000_003 + step)  # the sampled points of this step, resumed or not
-        batch = _to_batch(collated, clip.image_size, device)
-        with accelerator.autocast():
-            losses = _batch_losses(encoder, batch, text, criterion, training)
-        loss = sum(losses.values(), torch.zeros((), device=device))
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {loss.item()} at step {step}; lower maskclip.learning_rate or use float32")
-        optimizer.zero_grad()
-        if loss.requires_grad:  # not where no picture of the batch has a segment
-            accelerator.backward(loss)
-        if accelerator.num_processes > 1:
-            for value in parameters:
-                gradient = torch.zeros_like(value) if value.grad is None else value.grad
-                value.grad = accelerator.reduce(gradient, "mean")
-        accelerator.clip_grad_norm_(parameters, training.gradient_norm)
-        optimizer.step()
-        scheduler.step()
-        shown = accelerator.reduce({"loss": loss.detach(), **{k: v.detach() for k, v in losses.items()}}, "mean")
-        row = {"step": step, **{name: value.item() for name, value in shown.items()}}
-        curve.append(row)
-        bar.set_postfix(loss=f"{row['loss']:.2f}", refresh=False)
-        if (step + 1) % training.checkpoint_every == 0 and step + 1 < training.steps:
-            save()
+    curve = pd.DataFrame(fit(stage, out / CHECKPOINT, accelerator), columns=CURVE)
     if accelerator.is_main_process:
-        frame = pd.DataFrame(curve, columns=CURVE)
-        (out / "record.json").unlink(missing_ok=True)  # of another training; the new one comes last, when all is there
-        write_atomically(out / "curve.csv", lambda path: frame.to_csv(path, index=False))
-        save_checkpoint(out / "encoder.pt", trained_weights(encoder))
-        said = json.dumps({**record, "files": file_digests(out, FILES)}, indent=2) + "\n"
-        write_atomically(out / "record.json", lambda path: path.write_text(said))
-        checkpoint.unlink(missing_ok=True)  # a finished training is not gone on with
+        weights = trained_weights(encoder)
+        finish(
+            out,
+            record,
+            {
+                "curve.csv": lambda path: curve.to_csv(path, index=False),
+                "encoder.pt": lambda path: write_tensors(path, weights),
+            },
+        )
     accelerator.wait_for_everyone()
-    return pd.DataFrame(curve, columns=CURVE)
+    return curve

@@ -1,10 +1,12 @@
-"""The charts of the report: one style, one colour per method everywhere, titles that say what came out."""
+"""The charts of the report: one style, a colour a method, titles that say what came out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -13,7 +15,6 @@ matplotlib.use("Agg")  # a report is written to files, also where there is no sc
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,151 +23,65 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from maskclip.files import write_atomically
+from study.methods import METHODS, NETWORKS, Method, ProposalNetwork
 from study.report.claims import Judgement
-from study.report.results import METHODS, Results, interval
-from study.report.tables import TABLES, paper_numbers, study_values
+from study.report.results import Results, interval
+from study.report.tables import TABLES, paper_number, study_mean, study_values, table_rows
 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
-# Okabe and Ito's palette, told apart by colour-blind eyes as well; grey for the baseline, blue for the paper's method.
-PALETTE = {
-    "CLIP Baseline": "#a3a8b0",
-    "MaskCLIP w/o RMA": "#e69f00",
-    "MaskCLIP (Mask R-CNN)": "#56b4e9",
-    "MaskCLIP": "#0072b2",
-    "MaskCLIP + GT masks": "#009e73",
-    "MaskCLIP w/o MR": "#cc79a7",
-    "MaskCLIP (COCO split)": "#009e73",
-    "1, 7, 13, 19": "#f4c9a8",
-    "3, 9, 15, 21": "#e89a5c",
-    "21, 22, 23, 24": "#d55e00",
-    "6, 12, 18, 24": "#0072b2",
-    "RegionCLIP": "#d7dade",
-    "ZegFormer": "#d7dade",
-    "SimSeg": "#d7dade",
-    "mask2former": "#0072b2",
-    "mask_rcnn": "#56b4e9",
-    "mask2former_base": "#009e73",
-    "class_agnostic": "#e69f00",
-    "class_aware": "#cc79a7",
-}
-_SPARE = ("#cc79a7", "#e69f00", "#d55e00", "#a3a8b0", "#f0e442")  # for what has no colour of its own yet
-_PALE = "#80b8d8"  # MaskCLIP's blue, for classes never trained on
+_CHANCE = "#d55e00"
+_PALE = "\ntarget"  # ending of the groups of classes never trained on, which are drawn lighter
 _STATES = {"holds": "#009e73", "fails": "#d55e00", "open": "#a3a8b0"}
-_FOUR = ["CLIP Baseline", "MaskCLIP w/o RMA", "MaskCLIP (Mask R-CNN)", "MaskCLIP"]
-_GROUPS = ["all", "things", "stuff"]
-_TWINS = ("class_agnostic", "class_aware")  # networks of the study that differ in class supervision alone
+_GROUPS = ("all", "things", "stuff", "trained", "novel")  # of annotated segments
+_TWINS = ("class_agnostic", "class_aware")  # they differ in class supervision alone
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
 
-def set_style() -> None:
-    """The report's look: white ground, light horizontal grid, type large enough for a slide."""
-    sns.set_theme(
-        context="notebook",
-        style="whitegrid",
-        rc={
-            "figure.facecolor": "white",
-            "figure.dpi": 100,
-            "savefig.dpi": 160,
-            "savefig.bbox": "tight",
-            "figure.constrained_layout.use": True,
-            "font.size": 12,
-            "axes.titlesize": 13,
-            "axes.titlelocation": "left",
-            "axes.titlecolor": MUTED,
-            "axes.labelsize": 12,
-            "xtick.labelsize": 11.5,
-            "ytick.labelsize": 11,
-            "legend.fontsize": 11,
-            "legend.frameon": False,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "xtick.color": INK,
-            "ytick.color": MUTED,
-            "axes.edgecolor": MUTED,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.spines.left": False,
-            "axes.grid.axis": "y",
-            "grid.color": GRID,
-            "axes.axisbelow": True,
-        },
-    )
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), squeeze=False)
+    return figure, list(axes[0])
 
 
-def _title(figure: Figure, message: str, detail: str) -> None:
-    """The message above, in words one can quote; what is drawn below it, small and grey. Both in fixed inches."""
+def _title(figure: Figure, message: str, detail: str, handles: Sequence[Artist] | None = None) -> Figure:
+    """The message above, in words one can quote; below it, small and grey, what is drawn.
+
+    `handles` (None: no legend) stand below the chart, with the paper's diamond.
+    """
     height = figure.get_size_inches()[1]
     figure.text(0.01, 1 + 0.42 / height, message, ha="left", va="bottom", fontsize=16, fontweight="bold")
     figure.text(0.01, 1 + 0.12 / height, detail, ha="left", va="bottom", fontsize=11.5, color=MUTED)
+    if handles is not None:
+        diamond = Line2D([], [], linestyle="", marker="D", markersize=7, label="the paper (real data)")
+        diamond.set(markerfacecolor="white", markeredgecolor=INK)
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": min(len(handles) + 1, 6)}
+        figure.legend(handles=[*handles, diamond], columnspacing=1.5, handlelength=1.2, **place)
+    return figure
 
 
-def _mean(results: Results, table: int, row: str, column: str) -> float:
-    return interval(study_values(results, table, row, column))[0]
+def _diamond(axes: Axes, x: float, y: float, zorder: int = 5) -> None:
+    """A number of the paper."""
+    axes.scatter([x], [y], s=46, marker="D", facecolor="white", edgecolor=INK, zorder=zorder)
 
 
-def _measured(results: Results, need: int | str) -> bool:
-    """Whether there is anything of a table (its number) or of one of Results' frames (its name)."""
-    if isinstance(need, str):
-        return not getattr(results, need).empty
-    cells = ((row, column) for row in TABLES[need].rows for column in TABLES[need].columns)
-    return any(len(study_values(results, need, *cell)) for cell in cells)
+def _bars(axes: Axes, values: pd.DataFrame, colours: Mapping[str, str]) -> None:
+    """Grouped bars with 95 % intervals and every seed as a dot; the paper's numbers as diamonds.
 
-
-def _versus(results: Results, table: int, column: str) -> str:
-    """`MaskCLIP 15.1, CLIP Baseline 8.2`: a message that is true however it comes out."""
-    rows = [row for row in ("MaskCLIP", "CLIP Baseline") if len(study_values(results, table, row, column))]
-    return ", ".join(f"{row} {_mean(results, table, row, column):.1f}" for row in rows) or "not measured"
-
-
-def _bars(
-    axes: Axes,
-    results: Results,
-    table: int,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    labels: Sequence[str] | None = None,
-) -> None:
-    """Grouped bars of the study with 95 % intervals and every seed as a dot; the paper's numbers as diamonds."""
-    width = 0.8 / len(rows)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            x = j + (i - (len(rows) - 1) / 2) * width
-            values = study_values(results, table, row, column)
-            if len(values):
-                mean, half = interval(values)
-                pale = table == 5 and "target" in column
-                axes.bar(x, mean, width * 0.9, color=_PALE if pale else PALETTE[row], zorder=2)
-                if half == half:
-                    axes.errorbar(x, mean, half, color=INK, elinewidth=1.3, capsize=3, zorder=4)
-                    axes.scatter([x] * len(values), values, s=9, color=INK, alpha=0.45, linewidths=0, zorder=3)
-            if printed := paper_numbers().get((table, row, column)):
-                axes.scatter([x], [float(printed)], s=46, marker="D", facecolor="white", edgecolor=INK, zorder=5)
-    axes.set_xticks(range(len(columns)), labels or columns)
+    `values` has `group`, `row`, `value` (NaN: not measured) and, where there are any, the
+    `paper`'s numbers, a line a seed; `colours` has the rows in order.
+    """
+    groups, rows, width = list(values.group.unique()), list(colours), 0.8 / len(colours)
+    for bar, of_bar in values.groupby(["group", "row"], sort=False):
+        group, row = map(str, bar)
+        x = groups.index(group) + (rows.index(row) - (len(rows) - 1) / 2) * width
+        mean, half = interval(seeds := of_bar.value.dropna())
+        axes.bar(x, mean, width * 0.9, color=colours[row], alpha=0.45 if group.endswith(_PALE) else 1, zorder=2)
+        if half == half:
+            axes.errorbar(x, mean, half, color=INK, elinewidth=1.3, capsize=3, zorder=4)
+            axes.scatter([x] * len(seeds), seeds, s=9, color=INK, alpha=0.45, linewidths=0, zorder=3)
+        if "paper" in of_bar:
+            _diamond(axes, x, of_bar.paper.iloc[0])
+    axes.set_xticks(range(len(groups)), groups)
     axes.set_ylim(bottom=0)
-    axes.tick_params(axis="x", length=0)
-
-
-def _legend(figure: Figure, rows: Sequence[str], *more: Artist) -> None:
-    """Below the chart: a patch per row, and the paper's diamond."""
-    paper = Line2D(
-        [],
-        [],
-        marker="D",
-        linestyle="",
-        markersize=7,
-        markerfacecolor="white",
-        markeredgecolor=INK,
-        label="the paper (real data)",
-    )
-    handles = [*more, *(Patch(color=PALETTE[row], label=row) for row in rows), paper]
-    figure.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        ncols=len(handles),
-        columnspacing=1.5,
-        handlelength=1.2,
-    )
 
 
 def _horizontal(axes: Axes, names: Sequence[str]) -> None:
@@ -174,395 +89,288 @@ def _horizontal(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
-    axes.grid(visible=True, axis="x", color=GRID)
+    axes.grid(visible=True, axis="x")
 
 
-def _table_chart(
-    results: Results,
-    panels: Sequence[tuple[str, int, Sequence[str], Sequence[str], Sequence[str]]],
-    message: str,
-    source: str,
-    legend: Sequence[str],
-) -> Figure:
-    """Panels of grouped bars, each (title, table, rows, columns, labels), side by side."""
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(WIDTH, 4.3), squeeze=False)
-    for axes, (title, table, rows, columns, labels) in zip(all_axes[0], panels):
-        _bars(axes, results, table, rows, columns, labels)
+def _methods(number: int) -> list[Method]:
+    """The study's own rows of a table, in its order."""
+    return [method for method in table_rows(number).values() if method]
+
+
+def _measured(results: Results, number: int) -> bool:
+    """Whether anything of a table was measured."""
+    cells = [(number, method.id, column) for method in _methods(number) for column in TABLES[number].columns]
+    return any(len(study_values(results, *cell)) for cell in cells)
+
+
+def _table_chart(numbers: Sequence[int], message: str, results: Results) -> Figure:
+    """The panels of one table or more side by side."""
+    panels = [(number, *panel) for number in numbers for panel in TABLES[number].panels.items()]
+    figure, all_axes = _panels(len(panels), 4.3)
+    for axes, (number, title, columns) in zip(all_axes, panels):
+        values = pd.DataFrame(
+            [
+                (name, method.id, paper_number(number, method.id, column), value)
+                for column, name in columns.items()
+                for method in _methods(number)
+                for value in [*study_values(results, number, method.id, column)] or [np.nan]
+            ],
+            columns=["group", "row", "paper", "value"],
+        )
+        _bars(axes, values.astype({"paper": float}), {method.id: method.colour for method in _methods(number)})
         axes.set_title(title)
-    n = len(results.seeds)
+    n, shown = len(results.seeds), {method.id: method for number in numbers for method in _methods(number)}
     seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
-    _title(figure, message, f"{source}; study ({results.profile} profile): {seeds}")
-    _legend(figure, legend)
-    return figure
+    handles = [Patch(color=method.colour, label=method.label) for method in shown.values()]
+    tables = f"Table{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"
+    return _title(figure, message, f"{tables}; study ({results.profile} profile): {seeds}", handles)
 
 
-def semantic(results: Results) -> Figure:
-    """Table 2: mIoU on the four semantic sets."""
-    columns = list(TABLES[2].columns)
-    means = pd.DataFrame({c: {row: _mean(results, 2, row, c) for row in _FOUR} for c in columns})
+def _versus(results: Results, number: int, column: str) -> str:
+    """`MaskCLIP 15.1, CLIP Baseline 8.2`: a message that is true however it comes out."""
+    means = {METHODS[m].label: study_mean(results, number, m, column) for m in ("maskclip", "clip_baseline")}
+    return ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean) or "not measured"
+
+
+def _semantic(results: Results) -> str:
+    means = pd.DataFrame({c: {m.id: study_mean(results, 2, m.id, c) for m in _methods(2)} for c in TABLES[2].columns})
     means = means.dropna(axis=1, how="all")
-    first = int((means.idxmax() == "MaskCLIP").sum())
-    return _table_chart(
-        results,
-        [("mIoU (%)", 2, _FOUR, columns, columns)],
-        f"MaskCLIP comes first on {first} of {len(means.columns)} semantic sets",
-        "Table 2",
-        _FOUR,
-    )
+    return f"MaskCLIP comes first on {(means.idxmax() == 'maskclip').sum()} of {len(means.columns)} semantic sets"
 
 
-def panoptic(results: Results) -> Figure:
-    """Table 3: PQ, SQ and RQ, all classes, things, stuff."""
-    panels = [
-        (f"{q}: {name} quality (%)", 3, _FOUR, [q, f"{q}th", f"{q}st"], _GROUPS)
-        for q, name in (("PQ", "panoptic"), ("SQ", "segmentation"), ("RQ", "recognition"))
-    ]
-    return _table_chart(results, panels, f"Panoptic quality: {_versus(results, 3, 'PQ')}", "Table 3, A-150", _FOUR)
-
-
-def instance(results: Results) -> Figure:
-    """Table 4: AP, AP50, AP75 on ADE20K and LVIS."""
-    metrics = ["AP", "AP50", "AP75"]
-    panels = [(f"{name} (%)", 4, _FOUR, [f"{name} {m}" for m in metrics], metrics) for name in ("ADE20K", "LVIS")]
-    return _table_chart(results, panels, f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}", "Table 4", _FOUR)
-
-
-def split(results: Results) -> Figure:
-    """Table 5: AP50 of trained-on (base) and never trained-on (target) classes."""
-    columns = list(TABLES[5].columns)
-    target, base = (_mean(results, 5, "MaskCLIP", f"generalized {group}") for group in ("target", "base"))
+def _split(results: Results) -> str:
+    target, base = (study_mean(results, 5, "maskclip_split", f"generalized {group}") for group in ("target", "base"))
     reached = f"{target / base:.0%} of the trained ones' AP50" if base > 0 else "no measured share of the others' AP50"
-    panel = ("AP50 (%)", 5, ["MaskCLIP"], columns, [column.replace(" ", "\n") for column in columns])
-    return _table_chart(
-        results,
-        [panel],
-        f"Classes never trained on reach {reached}",
-        "Table 5, message: generalized; pale: target classes",
-        ["MaskCLIP"],
-    )
+    return f"Classes never trained on reach {reached} (generalized)"
 
 
-def ground_truth(results: Results) -> Figure | None:
-    """Table 7: what perfect masks would give."""
-    rows = ["MaskCLIP", "MaskCLIP + GT masks"]
-    own, given = (_mean(results, 7, row, "PQ") for row in rows)
-    if not given > 0:
+def _ground_truth(results: Results) -> str | None:
+    own, given = (study_mean(results, 7, method, "PQ") for method in ("maskclip", "maskclip_gt"))
+    times = f"Ground-truth masks give {given / own:.1f} times the PQ" if own > 0 else "Ground-truth masks"
+    return times if given > 0 else None
+
+
+def _ablations(results: Results) -> str | None:
+    gain = study_mean(results, 8, "maskclip", "PQ") - study_mean(results, 8, "wo_refinement", "PQ")
+    layers = {m.label_in(9): mean for m in _methods(9) if (mean := study_mean(results, 9, m.id, "PQ")) > 0}
+    if gain != gain and len(layers) < 2:
         return None
-    message = f"Ground-truth masks give {given / own:.1f} times the PQ" if own > 0 else "Ground-truth masks"
-    return _table_chart(results, [("%", 7, rows, ["PQ", "mIoU"], ["PQ", "mIoU"])], message, "Table 7, A-150", rows)
-
-
-def ablations(results: Results) -> Figure | None:
-    """Tables 8 and 9: mask refinement, and the layers that carry RMA."""
-    refinement, layers = list(TABLES[8].rows), list(TABLES[9].rows)
-    gain = _mean(results, 8, "MaskCLIP", "PQ") - _mean(results, 8, "MaskCLIP w/o MR", "PQ")
-    measured = {row: mean for row in layers if (mean := _mean(results, 9, row, "PQ")) > 0}
-    if gain != gain and len(measured) < 2:
-        return None
-    panels = [(f"Mask refinement, {q} (%)", 8, refinement, [q, f"{q}th", f"{q}st"], _GROUPS) for q in ("PQ", "SQ")]
-    panels.append(("Layers that carry RMA, PQ (%)", 9, layers, ["PQ", "PQth", "PQst"], _GROUPS))
-    best = max(measured, key=lambda row: measured[row]) if measured else "none"
+    best = max(layers, key=lambda label: layers[label], default="none")
     change = f"changes PQ by {gain:+.1f}" if abs(gain) >= 0.05 else "leaves PQ as it is"
-    message = f"Refinement {change}; of the layer sets, {best} comes first"
-    return _table_chart(results, panels, message, "Tables 8 and 9, A-150", [refinement[0], *layers[:-1], "MaskCLIP"])
+    return f"Refinement {change}; of the layer sets, {best} comes first"
 
 
-def efficiency(results: Results) -> Figure:
+def efficiency(results: Results) -> Figure | None:
     """Table 6: FLOPs and time on a logarithmic scale."""
-    rows = list(TABLES[6].rows)
-    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.8), sharey=True)
-    for axes, (column, metric) in zip(panels, (("TFLOPs", "tflops"), ("seconds", "time_s"))):
-        for y, row in enumerate(rows):
-            value, printed = _mean(results, 6, row, column), paper_numbers().get((6, row, column))
+    if results.efficiency.empty:
+        return None
+    methods = _methods(6)
+    figure, panels = _panels(2, 3.8)
+    for axes, column in zip(panels, ("TFLOPs", "seconds")):
+        for y, method in enumerate(methods):
+            value, printed = study_mean(results, 6, method.id, column), paper_number(6, method.id, column)
             if value == value:
-                axes.barh(y, value, 0.62, color=PALETTE[row], zorder=2)
+                axes.barh(y, value, 0.62, color=method.colour, zorder=2)
                 axes.annotate(f"{value:.3g}", (value, y), (6, 0), textcoords="offset points", va="center", fontsize=11)
             if printed:
-                axes.scatter([float(printed)], [y], s=46, marker="D", facecolor="white", edgecolor=INK, zorder=5)
+                _diamond(axes, printed, y)
         axes.set_xscale("log")
         left, right = axes.get_xlim()
         axes.set_xlim(left / 2, right * 2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_title(f"{column}, {results.cost_model(metric)} (logarithmic)")
-        _horizontal(axes, rows)
-    ratio = _mean(results, 6, "CLIP Baseline", "seconds") / _mean(results, 6, "MaskCLIP w/o RMA", "seconds")
+        axes.set_title(f"{column}, {results.cost_model(TABLES[6].columns[column][1])} (logarithmic)")
+        _horizontal(axes, [method.label if axes is panels[0] else "" for method in methods])
+    ratio = study_mean(results, 6, "clip_baseline", "seconds") / study_mean(results, 6, "wo_rma", "seconds")
     message = f"Mask tokens: {ratio:.3g} times the speed of one CLIP pass per mask"
-    _title(figure, message if ratio > 0 else "What 100 masks cost", "Table 6; the features of 100 masks of one image")
-    _legend(figure, [])
-    return figure
+    detail = "Table 6; the features of 100 masks of one image"
+    return _title(figure, message if ratio > 0 else "What 100 masks cost", detail, [])
 
 
 def seed_spread(results: Results) -> Figure | None:
     """Every seed's PQ and mIoU, one line a seed: is the order of the methods the same each time?"""
-    if len(results.seeds) < 2:
+    if len(results.seeds) < 2 or not _measured(results, 3):
         return None
-    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 4.2))
+    figure, panels = _panels(2, 4.2)
     same = 0
-    for axes, (table, column, name) in zip(panels, ((3, "PQ", "PQ, A-150 (%)"), (2, "A-150", "mIoU, A-150 (%)"))):
-        frame = pd.DataFrame({row: study_values(results, table, row, column) for row in _FOUR})
+    for axes, (number, column, title) in zip(panels, ((3, "PQ", "PQ, A-150 (%)"), (2, "A-150", "mIoU, A-150 (%)"))):
+        frame = pd.DataFrame({m.id: study_values(results, number, m.id, column) for m in _methods(number)})
         frame = frame.dropna(axis=1, how="all")
         axes.plot(range(frame.shape[1]), frame.to_numpy().T, color=MUTED, linewidth=1.2, alpha=0.7, zorder=2)
-        for x, row in enumerate(map(str, frame)):
-            axes.scatter([x] * len(frame), frame[row], s=70, color=PALETTE[row], edgecolor="white", zorder=3)
-        axes.set_xticks(range(frame.shape[1]), [row.replace("MaskCLIP ", "MaskCLIP\n") for row in map(str, frame)])
-        axes.set_title(name)
+        for x, method in enumerate(METHODS[str(name)] for name in frame):
+            axes.scatter([x] * len(frame), frame[method.id], s=70, color=method.colour, edgecolor="white", zorder=3)
+        labels = [METHODS[str(name)].label.replace("MaskCLIP ", "MaskCLIP\n") for name in frame]
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_title(title)
         axes.margins(x=0.08, y=0.12)
         same += len(frame.rank(axis=1).drop_duplicates()) == 1
-    _title(
-        figure,
-        f"The order of the methods is the same in every seed on {same} of 2 measures",
-        f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2",
-    )
-    return figure
+    message = f"The order of the methods is the same in every seed on {same} of 2 measures"
+    detail = f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2"
+    return _title(figure, message, detail)
 
 
-def attributes(results: Results) -> Figure:
+def attributes(results: Results) -> Figure | None:
     """C18: words that differ in one attribute, told apart without having been trained on."""
-    table = results.attributes.assign(seed=results.attributes.get("seed", 0))
-    accuracy = table.groupby(["pair", "word", "seed"], sort=False, as_index=False).accuracy.mean()
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.0))
-    sns.barplot(
-        accuracy,
-        x="word",
-        y="accuracy",
-        color=PALETTE["MaskCLIP"],
-        saturation=1,
-        errorbar=_limits,
-        capsize=0.15,
-        err_kws={"color": INK, "linewidth": 1.3},
-        ax=axes,
-    )
-    start = 0
-    for words in accuracy.groupby("pair", sort=False).word.nunique():
-        axes.hlines(100 / words, start - 0.5, start + words - 0.5, color="#d55e00", linestyle="--", zorder=4)
+    if results.attributes.empty:
+        return None
+    table = results.attributes.rename(columns={"word": "group", "accuracy": "value"}).assign(row="maskclip")
+    table = table.groupby(["pair", "group", "row", "seed"], sort=False, as_index=False).mean(numeric_only=True)
+    figure, (axes,) = _panels(1, 4.0)
+    _bars(axes, table, {"maskclip": METHODS["maskclip"].colour})
+    start, pairs = 0, table.groupby("pair", sort=False)
+    for words in pairs.group.nunique():
+        axes.hlines(100 / words, start - 0.5, start + words - 0.5, color=_CHANCE, linestyle="--", zorder=4)
         start += words
-    axes.set(ylim=(0, 100), xlabel="", ylabel="accuracy (%)")
-    _title(
-        figure,
-        f"{', '.join(accuracy.pair.unique())}, never taught to MaskCLIP: "
-        f"{accuracy.groupby('pair').accuracy.mean().mean():.0f} % right",
-        "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)",
-    )
-    return figure
+    axes.set(ylim=(0, 100), ylabel="accuracy (%)")
+    message = f"{', '.join(table.pair.unique())}, never taught to MaskCLIP: {pairs.value.mean().mean():.0f} % right"
+    detail = "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)"
+    return _title(figure, message, detail)
 
 
-def _limits(values: pd.Series) -> tuple[float, float]:
-    """Where seaborn's error bars end."""
-    mean, half = interval(values)
-    return mean - np.nan_to_num(half), mean + np.nan_to_num(half)
-
-
-def training_curves(results: Results) -> Figure:
-    """The training loss of every trained network, smoothed: the visual encoders left, the proposal networks right."""
-    curves = results.curves.assign(seed=results.curves.get("seed", 0))
-    encoders = [m for m in METHODS if m in set(curves.method)]
-    groups = {"visual encoder": encoders, "proposal network": sorted(set(curves.method) - set(encoders))}
-    groups = {name: methods for name, methods in groups.items() if methods}
-    figure, panels = plt.subplots(1, len(groups), figsize=(WIDTH, 4.3), squeeze=False)
-    spare, parts = iter(_SPARE * 9), {}
-    for axes, (group, methods) in zip(panels[0], groups.items()):
-        for method in methods:
-            runs = curves[curves.method == method].pivot_table(index="step", columns="seed", values="loss").dropna()
-            smooth = runs.ewm(halflife=max(1, len(runs) / 40)).mean()
-            color = PALETTE.get(METHODS.get(method, method)) or next(spare)
-            axes.fill_between(smooth.index, smooth.min(axis=1), smooth.max(axis=1), color=color, alpha=0.15, lw=0)
-            axes.plot(smooth.index, smooth.mean(axis=1), color=color, linewidth=2, label=METHODS.get(method, method))
+def training_curves(results: Results) -> Figure | None:
+    """The smoothed training losses: visual encoders left, proposal networks right."""
+    if results.curves.empty:
+        return None
+    curves, quarters = results.curves, {}
+    groups: dict[str, Mapping[str, Method | ProposalNetwork]] = {
+        title: {name: entry for name, entry in table.items() if name in set(curves.method)}
+        for title, table in (("visual encoder", METHODS), ("proposal network", NETWORKS))
+    }
+    figure, panels = _panels(len(shown := {title: table for title, table in groups.items() if table}), 4.3)
+    for axes, (title, table) in zip(panels, shown.items()):
+        for name, entry in table.items():
+            runs = curves[curves.method == name].pivot_table(index="step", columns="seed", values="loss").dropna()
+            smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), getattr(entry, "label", name)
+            lowest, highest = smooth.min(axis=1), smooth.max(axis=1)
+            axes.fill_between(smooth.index, lowest, highest, color=entry.colour, alpha=0.15, lw=0)
+            axes.plot(smooth.index, smooth.mean(axis=1), color=entry.colour, linewidth=2, label=label)
             quarter = math.ceil(len(runs) / 4)  # single steps are too noisy to compare
-            parts[method] = runs.iloc[:quarter].mean(axis=None), runs.iloc[-quarter:].mean(axis=None)
-        axes.set(xlabel="step", ylabel="loss", title=group, ylim=(0, None))
+            quarters[label] = runs.iloc[:quarter].mean(axis=None), runs.iloc[-quarter:].mean(axis=None)
+        axes.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
         axes.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    shown = "maskclip" if "maskclip" in parts else next(iter(parts))
-    seeds = len(curves.seed.unique())
-    _title(
-        figure,
-        "Training {}: mean loss {:.1f} in the first quarter, {:.1f} in the last".format(
-            METHODS.get(shown, shown), *parts[shown]
-        ),
-        "encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed"
-        + (f"; mean of {seeds} seeds, band: their range" if seeds > 1 else ""),
-    )
-    return figure
+    of = "MaskCLIP" if "MaskCLIP" in quarters else next(iter(quarters))
+    message = "Training {}: mean loss {:.1f} in the first quarter, {:.1f} in the last".format(of, *quarters[of])
+    several = f"; mean of {n} seeds, band: their range" if (n := curves.seed.nunique()) > 1 else ""
+    return _title(figure, message, f"encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed{several}")
 
 
-def _group_bars(axes: Axes, table: pd.DataFrame, groups: Sequence[str], legend: bool) -> None:
-    """One bar a source and group of segments, with the 95 % interval over seeds where there are several."""
-    sources, spare = list(table.source.unique()), iter(_SPARE * 9)
-    sns.barplot(
-        table,
-        x="group",
-        y="value",
-        hue="source",
-        order=groups,
-        hue_order=sources,
-        palette={s: PALETTE.get(s) or next(spare) for s in sources},
-        saturation=1,
-        errorbar=_limits,
-        err_kws={"linewidth": 1.3, "color": INK},
-        gap=0.08,
-        ax=axes,
-        legend=legend,
-    )
-    axes.set(xlabel="", ylabel="", ylim=(0, 1))
-    if legend:
-        sns.move_legend(axes, "upper left", bbox_to_anchor=(1.01, 1), title="proposals", alignment="left")
+def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -> Figure:
+    """The proposals' quality (0 to 1) by group of segments; a panel a value of one column."""
+    panels = list(table[panel].unique())
+    figure, all_axes = _panels(len(panels), 4.0)
+    colours = {name: network.colour for name, network in NETWORKS.items() if name in set(table.source)}
+    ordered = table.rename(columns={"source": "row"}).sort_values("group", key=lambda group: group.map(_GROUPS.index))
+    for axes, title in zip(all_axes, panels):
+        _bars(axes, ordered[ordered[panel] == title], colours)
+        axes.set(title=title, ylim=(0, 1))
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    all_axes[-1].legend(handles=handles, title="proposals", loc="upper left", bbox_to_anchor=(1.01, 1))
+    return _title(figure, message, detail)
 
 
-def proposal_quality(results: Results) -> Figure:
+def proposal_quality(results: Results) -> Figure | None:
     """AR@100 and mean best IoU of the proposals for every group of ground-truth segments."""
-    table = results.proposal_quality[~results.proposal_quality.source.isin(_TWINS)]
-    dataset = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0]
-    table, names = table[table.dataset == dataset], {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}
-    metrics, source = list(table.metric.unique()), table.source.iloc[0]
-    groups = [g for g in (*_GROUPS, "trained", "novel") if g in set(table.group)]
-    figure, panels = plt.subplots(1, len(metrics), figsize=(WIDTH, 4.0), squeeze=False)
-    for axes, metric in zip(panels[0], metrics):
-        _group_bars(axes, table[table.metric == metric], groups, legend=axes is panels[0][-1])
-        axes.set(title=names.get(metric, metric))
-    of_first = table[(table.metric == metrics[0]) & (table.source == source)].groupby("group").value.mean()
-    message = (
-        "How good the proposals are"
-        if not {"novel", "trained"} <= set(of_first.index)
-        else (
-            f"Proposals, {names.get(metrics[0], metrics[0])}: {of_first.novel:.2f} on categories never trained on, "
-            f"{of_first.trained:.2f} on trained ones"
-        )
-    )
-    _title(figure, message, f"{source}; data set {dataset}; by group of annotated segments")
-    return figure
+    table = results.proposal_quality
+    if table.empty or (table := table[~table.source.isin(_TWINS)]).empty:
+        return None
+    dataset, source = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0], table.source.iloc[0]
+    table = table[table.dataset == dataset].replace({"metric": {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}})
+    message, metric = "How good the proposals are", table.metric.iloc[0]
+    means = table[(table.metric == metric) & (table.source == source)].groupby("group").value.mean()
+    if {"novel", "trained"} <= set(means.index):
+        novel, trained = (f"{means[group]:.2f}" for group in ("novel", "trained"))
+        message = f"Proposals, {metric}: {novel} on categories never trained on, {trained} on trained ones"
+    return _quality_chart(table, "metric", message, f"{source}; data set {dataset}; by group of annotated segments")
 
 
 def class_supervision(results: Results) -> Figure | None:
-    """AR@100 of one network trained with class supervision and without, from the same random weights."""
-    table = results.proposal_quality[results.proposal_quality.metric == "AR100"]
-    table = table[table.source.isin(_TWINS)].assign(seed=lambda t: t.get("seed", 0))
-    if set(table.source) != set(_TWINS):
+    """AR@100 of one network, trained with class supervision and without, from the same start."""
+    table = results.proposal_quality
+    if table.empty or not {*_TWINS} <= {*table.source}:
         return None
-    datasets = list(table.dataset.unique())
-    figure, panels = plt.subplots(1, len(datasets), figsize=(WIDTH, 4.0), squeeze=False)
+    table = table[(table.metric == "AR100") & table.source.isin(_TWINS)].assign(panel="AR@100, " + table.dataset)
     differences = []
-    for axes, dataset in zip(panels[0], datasets):
-        shown = table[table.dataset == dataset]
-        groups = [g for g in (*_GROUPS, "trained", "novel") if g in set(shown.group)]
-        _group_bars(axes, shown, groups, legend=axes is panels[0][-1])
-        axes.set(title=f"AR@100, {dataset}")
-        for group in ("all", "novel"):
-            values = shown[shown.group == group].pivot_table(index="seed", columns="source", values="value")
-            if len(values):
-                mean, half = interval(values.class_agnostic - values.class_aware)
-                spread = f" ± {half:.3f}" if half == half else ""
-                differences.append(f"{dataset} {group} {mean:+.3f}{spread}")
-    _title(
-        figure,
-        "Masks learned without classes and with them",
-        f"class-agnostic minus class-aware, seed by seed: {', '.join(differences)}",
-    )
-    return figure
+    for (dataset, group), values in table.groupby(["dataset", "group"], sort=False):
+        if group in ("all", "novel"):
+            seeds = values.pivot_table(index="seed", columns="source", values="value")
+            mean, half = interval(seeds.class_agnostic - seeds.class_aware)
+            differences.append(f"{dataset} {group} {mean:+.3f}" + (f" ± {half:.3f}" if half == half else ""))
+    detail = f"class-agnostic minus class-aware, seed by seed: {', '.join(differences)}"
+    return _quality_chart(table, "panel", "Masks learned without classes and with them", detail)
 
 
 def comparisons(judgements: list[Judgement]) -> Figure | None:
-    """Every difference the claims speak of, relative to its second side: the study's interval, the paper's diamond."""
-    shown = [
-        (j.claim, o)
-        for j in judgements
-        for o in j.outcomes
-        if o.kind == "difference" and o.state != "missing" and o.study.b.mean() > 0
-    ]
+    """Every difference the claims speak of, relative to its second side."""
+    pairs = [(judged.claim, outcome) for judged in judgements for outcome in judged.outcomes]
+    shown = [(claim, outcome, outcome.b) for claim, outcome in pairs if outcome.kind == "difference" and outcome.b]
     if not shown:
         return None
     figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.3 * len(shown)), layout="none")
     figure.subplots_adjust(left=0.3, right=0.99, top=0.995, bottom=0.8 / figure.get_size_inches()[1])
     beside, before = axes.get_yaxis_transform(), None
-    for y, (claim, outcome) in enumerate(shown):
+    for y, (claim, outcome, base) in enumerate(shown):
         if claim is not before:
-            measures = sorted({comparison.a[1] for comparison in claim.comparisons})
-            axes.text(
-                -0.42,
-                y,
-                f"{claim.name}  {measures[0] if len(measures) == 1 else 'mIoU'}",
-                transform=beside,
-                va="center",
-                fontsize=11.5,
-                fontweight="bold",
-            )
+            name = f"{claim.name}  {claim.columns[0] if len(claim.columns) == 1 else 'mIoU'}"
+            axes.text(-0.42, y, name, transform=beside, va="center", fontsize=11.5, fontweight="bold")
             axes.plot([-0.42, 1], [y - 0.5] * 2, transform=beside, color=GRID, clip_on=False)
             before = claim
-        scale = 100 / outcome.study.b.mean()
-        axes.errorbar(
-            outcome.mean * scale,
-            y,
-            xerr=np.nan_to_num(outcome.half) * scale,
-            fmt="o",
-            markersize=7,
-            color=_STATES[outcome.state],
-            elinewidth=2.4,
-            zorder=4,
-        )
-        if outcome.paper:
-            axes.scatter(
-                (outcome.paper[0] / outcome.paper[1] - 1) * 100,
-                y,
-                s=40,
-                marker="D",
-                facecolor="white",
-                edgecolor=INK,
-                zorder=3,
-            )
-    _horizontal(axes, [outcome.label for _, outcome in shown])
+        mean, half = 100 * outcome.value / base, np.nan_to_num(100 * (outcome.high - outcome.value) / base)
+        axes.errorbar(mean, y, xerr=half, fmt="o", markersize=7, elinewidth=2.4, color=_STATES[outcome.state], zorder=4)
+        if outcome.paper_a and outcome.paper_b:
+            _diamond(axes, (outcome.paper_a / outcome.paper_b - 1) * 100, y, zorder=3)
+    _horizontal(axes, [outcome.label for _, outcome, _ in shown])
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("symlog", linthresh=20)
     left, right = axes.get_xlim()
     ticks = [t for t in (-100, -50, -20, -10, 0, 10, 20, 50, 200, 1000) if left <= t <= right]
     axes.set_xticks(ticks, [f"{tick:+d} %" if tick else "0" for tick in ticks])
     axes.set_xlabel("first over second, relative (linear within ±20 %, logarithmic beyond)")
-    holds = sum(outcome.state == "holds" for _, outcome in shown)
-    _legend(figure, [], *(Line2D([], [], marker="o", linestyle="", color=c, label=s) for s, c in _STATES.items()))
-    several = ", with its 95 % interval over seeds" if max(outcome.seeds for _, outcome in shown) > 1 else "; one seed"
-    _title(
-        figure,
-        f"{holds} of {len(shown)} comparisons come out as the paper says",
-        f"every difference behind C1 to C8 and C14 to C17{several}",
-    )
-    return figure
+    message = f"{sum(o.state == 'holds' for _, o, _ in shown)} of {len(shown)} comparisons come out as the paper says"
+    several = ", with its 95 % interval over seeds" if max(o.seeds for _, o, _ in shown) > 1 else "; one seed"
+    handles = [Line2D([], [], marker="o", linestyle="", color=c, label=state) for state, c in _STATES.items()]
+    return _title(figure, message, f"every difference behind C1 to C8 and C14 to C17{several}", handles)
 
 
-# name -> how to draw it, what it needs (a table's number or a frame of Results), its caption
-FIGURES: dict[str, tuple[Callable[[Results], Figure | None], int | str, str]] = {
-    "table2_semantic": (semantic, 2, "Semantic segmentation (Table 2)."),
-    "table3_panoptic": (panoptic, 3, "Panoptic, segmentation and recognition quality (Table 3)."),
-    "table4_instance": (instance, 4, "Instance segmentation across data sets (Table 4)."),
-    "table5_split": (split, 5, "Instance segmentation on the COCO split (Table 5)."),
-    "table6_efficiency": (efficiency, 6, "What the features of 100 masks cost (Table 6)."),
-    "table7_ground_truth": (ground_truth, 7, "Ground-truth masks as proposals (Table 7)."),
-    "tables8_9_ablations": (ablations, 8, "Mask refinement (Table 8) and RMA layers (Table 9)."),
-    "seeds": (seed_spread, 3, "The spread over seeds."),
-    "attributes": (attributes, "attributes", "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
-    "training_curves": (training_curves, "curves", "Training of both stages."),
-    "proposal_quality": (proposal_quality, "proposal_quality", "Quality of the class-agnostic proposals."),
-    "class_supervision": (
-        class_supervision,
-        "proposal_quality",
-        "What class supervision does to the masks (Sec. 3.1).",
-    ),
+# name -> the tables it draws, and its message (None: there is nothing to see)
+TABLE_CHARTS: dict[str, tuple[tuple[int, ...], Callable[[Results], str | None]]] = {
+    "table2_semantic": ((2,), _semantic),
+    "table3_panoptic": ((3,), lambda results: f"Panoptic quality: {_versus(results, 3, 'PQ')}"),
+    "table4_instance": ((4,), lambda results: f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}"),
+    "table5_split": ((5,), _split),
+    "table7_ground_truth": ((7,), _ground_truth),
+    "tables8_9_ablations": ((8, 9), _ablations),
 }
+# name -> how to draw it (None: its results are missing), its caption
+CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
+    "table6_efficiency": (efficiency, f"Table 6. {TABLES[6].title}."),
+    "seeds": (seed_spread, "The spread over seeds."),
+    "attributes": (attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
+    "training_curves": (training_curves, "Training of both stages."),
+    "proposal_quality": (proposal_quality, "Quality of the proposals."),
+    "class_supervision": (class_supervision, "What class labels do to the masks (Sec. 3.1)."),
+}
+
+
+def _draw(results: Results, judgements: list[Judgement]) -> Iterator[tuple[str, Figure | None, str]]:
+    """Name, chart and caption."""
+    yield "claims", comparisons(judgements), "The comparisons behind the claims."
+    for name, (numbers, say) in TABLE_CHARTS.items():
+        message = say(results) if any(_measured(results, number) for number in numbers) else None
+        caption = " ".join(f"Table {number}. {TABLES[number].title}." for number in numbers)
+        yield name, _table_chart(numbers, message, results) if message else None, caption
+    for name, (draw, caption) in CHARTS.items():
+        yield name, draw(results), caption
 
 
 def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
     """Draw every chart there are results for into `folder`; name -> (file, caption)."""
-    with plt.rc_context():  # the report's look is the report's alone
-        set_style()
-        return _draw(results, judgements, folder)
-
-
-def _draw(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
-    drawn = {"claims": (comparisons(judgements), "The comparisons behind the claims.")}
-    drawn |= {
-        name: (draw(results) if _measured(results, need) else None, caption)
-        for name, (draw, need, caption) in FIGURES.items()
-    }
-    for name, (figure, _) in drawn.items():
-        if figure is None:  # a chart of former results would be shown as if it were of these
-            (folder / f"{name}.png").unlink(missing_ok=True)
-            continue
-        write_atomically(folder / f"{name}.png", figure.savefig)
-        plt.close(figure)
-    return {name: (folder / f"{name}.png", caption) for name, (figure, caption) in drawn.items() if figure is not None}
+    drawn = {}
+    with as_file(files(__package__) / "report.mplstyle") as style, plt.style.context(["default", style]):
+        for name, figure, caption in _draw(results, judgements):
+            path = folder / f"{name}.png"
+            if figure is None:  # a chart of former results would be shown as if it were of these
+                path.unlink(missing_ok=True)
+                continue
+            write_atomically(path, figure.savefig)
+            plt.close(figure)
+            drawn[name] = path, caption
+    return drawn

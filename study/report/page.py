@@ -7,22 +7,25 @@ import io
 import os
 import platform
 import subprocess
-from collections.abc import Hashable
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import torch
 from PIL import Image
 
 from study.report import claims
-from study.report.results import Results, interval
-from study.report.tables import Table, footnote, paper_numbers, study_values
+from study.report.results import Results
+from study.report.tables import Table, paper_number, read_data, study_mean
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "accelerate", "pycocotools", "numpy", "pandas")
-_LARGE = 700_000  # bytes; larger pictures are re-encoded, so that the report stays small enough to be mailed
+_LARGE = 700_000  # bytes; larger pictures are re-encoded: the report must be small enough to mail
+# The few numbers to remember: scores, and ratios of two methods' scores, with their names.
+_SCORES = ((3, "PQ", "PQ, A-150"), (2, "A-150", "mIoU, A-150"))
+_RATIOS = (
+    (6, "TFLOPs", "clip_baseline", "maskclip", "fewer FLOPs for 100 masks", "than one CLIP pass per mask"),
+    (7, "PQ", "maskclip_gt", "maskclip", "PQ with ground-truth masks", "over MaskCLIP on its own proposals"),
+)
 
 
 def render_page(
@@ -30,29 +33,20 @@ def render_page(
 ) -> str:
     """The whole report as one HTML text without a single outside address to load from."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.globals |= {"footnote": footnote, "embed": embed_picture}
-    verdicts = [j.verdict for j in judgements]
-    return environment.get_template("report.html").render(
+    return environment.from_string(read_data("report.html")).render(
         results=results,
         tables=tables,
         judgements=judgements,
         figures=figures,
+        embed=embed_picture,
         rule=claims.RULE,
-        counts={v: verdicts.count(v) for v in (claims.AGREES, claims.UNDECIDED, claims.DISAGREES)},
+        counts=claims.count_verdicts(judgements),
         headlines=headlines(results),
         facts=run_facts(results),
-        times=stage_times(results),
+        times=results.times.to_dict("records"),
     )
-
-
-def _template(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def embed_picture(path: Path) -> str:
@@ -70,52 +64,25 @@ def embed_picture(path: Path) -> str:
 
 def headlines(results: Results) -> list[dict[str, str]]:
     """The few numbers to remember; those that were not measured are left out."""
-
-    def mean(table: int, row: str, column: str) -> float:
-        return interval(study_values(results, table, row, column))[0]
-
-    def paper(table: int, row: str, column: str) -> float:
-        return float(paper_numbers()[table, row, column])
-
     found = []
-    for table, column, name in ((3, "PQ", "PQ, A-150"), (2, "A-150", "mIoU, A-150")):
-        best, base = mean(table, "MaskCLIP", column), mean(table, "CLIP Baseline", column)
+    for table, column, name in _SCORES:
+        best, base = (study_mean(results, table, method, column) for method in ("maskclip", "clip_baseline"))
+        paper = ", ".join(f"{paper_number(table, method, column):.1f}" for method in ("maskclip", "clip_baseline"))
         if best == best and base == base:
-            found.append(
-                {
-                    "value": f"{best:.1f}",
-                    "name": name,
-                    "detail": f"MaskCLIP; CLIP Baseline {base:.1f} (paper: {paper(table, 'MaskCLIP', column):.1f}, "
-                    f"{paper(table, 'CLIP Baseline', column):.1f})",
-                }
-            )
-    ratios = (
-        (
-            6,
-            ("CLIP Baseline", "TFLOPs"),
-            ("MaskCLIP", "TFLOPs"),
-            "fewer FLOPs for 100 masks",
-            "than one CLIP pass per mask",
-        ),
-        (
-            7,
-            ("MaskCLIP + GT masks", "PQ"),
-            ("MaskCLIP", "PQ"),
-            "PQ with ground-truth masks",
-            "over MaskCLIP on its own proposals",
-        ),
-    )
-    for table, a, b, name, detail in ratios:
-        value = mean(table, *a) / mean(table, *b) if mean(table, *b) else float("nan")
-        if value == value:
-            printed = paper(table, *a) / paper(table, *b)
-            found.append({"value": f"{value:.3g}×", "name": name, "detail": f"{detail} (paper: {printed:.3g}×)"})
+            detail = f"MaskCLIP; CLIP Baseline {base:.1f} (paper: {paper})"
+            found.append({"value": f"{best:.1f}", "name": name, "detail": detail})
+    for table, column, a, b, name, detail in _RATIOS:
+        above, below = (study_mean(results, table, method, column) for method in (a, b))
+        printed = [paper_number(table, method, column) or float("nan") for method in (a, b)]
+        if above == above and below > 0:
+            detail = f"{detail} (paper: {printed[0] / printed[1]:.3g}×)"
+            found.append({"value": f"{above / below:.3g}×", "name": name, "detail": detail})
     return found
 
 
 def run_facts(results: Results) -> dict[str, str]:
     """What ran: profile, seeds, versions, machine, commit."""
-    versions = {"python": platform.python_version()} | {p: v for p in _PACKAGES if (v := _version(p))}
+    versions = {"python": platform.python_version()} | {package: metadata.version(package) for package in _PACKAGES}
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     facts = {
         "profile": results.profile,
@@ -123,21 +90,7 @@ def run_facts(results: Results) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{gpu}",
     }
-    if commit := _commit():
-        facts["commit"] = commit
-    return facts
-
-
-def stage_times(results: Results) -> list[dict[Hashable, Any]]:
-    """Stage, seconds (mean over seeds) and peak memory in GB."""
-    return results.times.to_dict("records")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return facts | ({"commit": commit} if (commit := _commit()) else {})
 
 
 def _commit() -> str | None:

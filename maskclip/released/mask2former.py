@@ -1,4 +1,4 @@
-"""Released weights into ours: `python -m maskclip.released.convert RELEASED.pth OUT.safetensors`.
+"""Released weights of Mask2Former into ours: `maskclip convert RELEASED.pth OUT.safetensors`.
 
 Reads detectron2 checkpoints (`.pth`, or the model zoo's `.pkl`) without running any code in them:
 
@@ -12,12 +12,10 @@ OUT holds the record that `maskclip.proposals.load_source(OUT)` needs; the encod
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import pickle
 import re
-import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,63 +28,50 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskclip.files import load_checkpoint, write_atomically
+from maskclip.proposals.load import ENCODER
 from maskclip.proposals.mask2former import build_mask2former
+from maskclip.proposals.weights import differences
 from maskclip.settings import BackboneConfig, Mask2FormerConfig
 
-BACKBONE, PIXELS, QUERIES = (
-    "model.pixel_level_module.encoder.",
-    "model.pixel_level_module.decoder.",
-    "model.transformer_module.",
-)
-# (released, ours), tried in order; `#` stands for a number kept, `*` for the rest of the key
-RENAMED = [
-    ("backbone.stem.conv1.weight", BACKBONE + "embedder.embedder.convolution.weight"),
-    ("backbone.stem.conv1.norm.*", BACKBONE + "embedder.embedder.normalization.*"),
-    ("backbone.res#.#.shortcut.weight", BACKBONE + "encoder.stages.#-2.layers.#.shortcut.convolution.weight"),
-    ("backbone.res#.#.shortcut.norm.*", BACKBONE + "encoder.stages.#-2.layers.#.shortcut.normalization.*"),
-    ("backbone.res#.#.conv#.weight", BACKBONE + "encoder.stages.#-2.layers.#.layer.#-1.convolution.weight"),
-    ("backbone.res#.#.conv#.norm.*", BACKBONE + "encoder.stages.#-2.layers.#.layer.#-1.normalization.*"),
-    ("sem_seg_head.pixel_decoder.input_proj.#.*", PIXELS + "input_projections.#.*"),
-    ("sem_seg_head.pixel_decoder.transformer.level_embed", PIXELS + "level_embed"),
-    ("sem_seg_head.pixel_decoder.transformer.encoder.layers.#.self_attn.*", PIXELS + "encoder.layers.#.self_attn.*"),
-    ("sem_seg_head.pixel_decoder.transformer.encoder.layers.#.linear#.*", PIXELS + "encoder.layers.#.fc#.*"),
-    (
-        "sem_seg_head.pixel_decoder.transformer.encoder.layers.#.norm1.*",
-        PIXELS + "encoder.layers.#.self_attn_layer_norm.*",
-    ),
-    ("sem_seg_head.pixel_decoder.transformer.encoder.layers.#.norm2.*", PIXELS + "encoder.layers.#.final_layer_norm.*"),
-    ("sem_seg_head.pixel_decoder.adapter_#.weight", PIXELS + "adapter_#.0.weight"),
-    ("sem_seg_head.pixel_decoder.adapter_#.norm.*", PIXELS + "adapter_#.1.*"),
-    ("sem_seg_head.pixel_decoder.layer_#.weight", PIXELS + "layer_#.0.weight"),
-    ("sem_seg_head.pixel_decoder.layer_#.norm.*", PIXELS + "layer_#.1.*"),
-    ("sem_seg_head.pixel_decoder.mask_features.*", PIXELS + "mask_projection.*"),
-    ("sem_seg_head.predictor.query_feat.weight", QUERIES + "queries_features.weight"),
-    ("sem_seg_head.predictor.static_query.weight", QUERIES + "queries_features.weight"),  # checkpoints of version 1
-    ("sem_seg_head.predictor.query_embed.weight", QUERIES + "queries_embedder.weight"),
-    ("sem_seg_head.predictor.level_embed.weight", QUERIES + "level_embed.weight"),
-    ("sem_seg_head.predictor.decoder_norm.*", QUERIES + "decoder.layernorm.*"),
-    (
-        "sem_seg_head.predictor.transformer_self_attention_layers.#.norm.*",
-        QUERIES + "decoder.layers.#.self_attn_layer_norm.*",
-    ),
-    (
-        "sem_seg_head.predictor.transformer_self_attention_layers.#.self_attn.*",
-        QUERIES + "decoder.layers.#.self_attn.*",
-    ),
-    (
-        "sem_seg_head.predictor.transformer_cross_attention_layers.#.norm.*",
-        QUERIES + "decoder.layers.#.cross_attn_layer_norm.*",
-    ),
-    (
-        "sem_seg_head.predictor.transformer_cross_attention_layers.#.multihead_attn.*",
-        QUERIES + "decoder.layers.#.cross_attn.*",
-    ),
-    ("sem_seg_head.predictor.transformer_ffn_layers.#.norm.*", QUERIES + "decoder.layers.#.final_layer_norm.*"),
-    ("sem_seg_head.predictor.transformer_ffn_layers.#.linear#.*", QUERIES + "decoder.layers.#.fc#.*"),
-    ("sem_seg_head.predictor.mask_embed.layers.#.*", QUERIES + "decoder.mask_predictor.mask_embedder.#.0.*"),
-    ("sem_seg_head.predictor.class_embed.*", "class_predictor.*"),
-]
-ENCODER = "maskclip.visual."
+# (released beginning, ours): {released rest: ours}; `#` stands for a number, kept or lowered, `*` for all that is left
+RENAMED = {
+    ("backbone.", "model.pixel_level_module.encoder."): {
+        "stem.conv1.weight": "embedder.embedder.convolution.weight",
+        "stem.conv1.norm.*": "embedder.embedder.normalization.*",
+        "res#.#.shortcut.weight": "encoder.stages.#-2.layers.#.shortcut.convolution.weight",
+        "res#.#.shortcut.norm.*": "encoder.stages.#-2.layers.#.shortcut.normalization.*",
+        "res#.#.conv#.weight": "encoder.stages.#-2.layers.#.layer.#-1.convolution.weight",
+        "res#.#.conv#.norm.*": "encoder.stages.#-2.layers.#.layer.#-1.normalization.*",
+    },
+    ("sem_seg_head.pixel_decoder.", "model.pixel_level_module.decoder."): {
+        "input_proj.#.*": "input_projections.#.*",
+        "transformer.level_embed": "level_embed",
+        "transformer.encoder.layers.#.self_attn.*": "encoder.layers.#.self_attn.*",
+        "transformer.encoder.layers.#.linear#.*": "encoder.layers.#.fc#.*",
+        "transformer.encoder.layers.#.norm1.*": "encoder.layers.#.self_attn_layer_norm.*",
+        "transformer.encoder.layers.#.norm2.*": "encoder.layers.#.final_layer_norm.*",
+        "adapter_#.weight": "adapter_#.0.weight",
+        "adapter_#.norm.*": "adapter_#.1.*",
+        "layer_#.weight": "layer_#.0.weight",
+        "layer_#.norm.*": "layer_#.1.*",
+        "mask_features.*": "mask_projection.*",
+    },
+    ("sem_seg_head.predictor.", "model.transformer_module."): {
+        "query_feat.weight": "queries_features.weight",
+        "static_query.weight": "queries_features.weight",  # checkpoints of version 1
+        "query_embed.weight": "queries_embedder.weight",
+        "level_embed.weight": "level_embed.weight",
+        "decoder_norm.*": "decoder.layernorm.*",
+        "transformer_self_attention_layers.#.norm.*": "decoder.layers.#.self_attn_layer_norm.*",
+        "transformer_self_attention_layers.#.self_attn.*": "decoder.layers.#.self_attn.*",
+        "transformer_cross_attention_layers.#.norm.*": "decoder.layers.#.cross_attn_layer_norm.*",
+        "transformer_cross_attention_layers.#.multihead_attn.*": "decoder.layers.#.cross_attn.*",
+        "transformer_ffn_layers.#.norm.*": "decoder.layers.#.final_layer_norm.*",
+        "transformer_ffn_layers.#.linear#.*": "decoder.layers.#.fc#.*",
+        "mask_embed.layers.#.*": "decoder.mask_predictor.mask_embedder.#.0.*",
+    },
+    ("sem_seg_head.predictor.class_embed.", "class_predictor."): {"*": "*"},
+}
 NO_WEIGHTS = ("criterion.empty_weight", "pixel_mean", "pixel_std")  # constants of the loss and of normalization
 
 
@@ -145,16 +130,14 @@ def read_detectron2(path: str | Path) -> dict[str, Tensor]:
 
 def our_name(key: str) -> str | None:
     """Our name of a released Mask2Former key, or None where there is none."""
-    for released, ours in RENAMED:
-        pattern = "".join(
-            {"#": r"(\d+)", "*": "(?P<rest>.+)"}.get(part, re.escape(part)) for part in re.split("([#*])", released)
-        )
-        found = re.fullmatch(pattern, key)
-        if found:
-            rest = found.groupdict().get("rest", "")
-            numbers = iter([int(number) for number in found.groups() if number.isdigit() and number != rest])
-            renamed = re.sub(r"#(-\d)?", lambda place: str(next(numbers) + int(place.group(1) or 0)), ours)  # noqa: B023
-            return renamed.replace("*", rest)
+    for (released, ours), names in RENAMED.items():
+        for theirs, new in names.items():
+            pattern = re.escape(released + theirs).replace(r"\#", r"(\d+)").replace(r"\*", "(?P<rest>.+)")
+            if found := re.fullmatch(pattern, key):
+                *numbers, rest = (*found.groups(), "") if "*" not in theirs else found.groups()
+                digits = map(int, numbers)
+                new = re.sub(r"#(-\d)?", lambda place: str(next(digits) + int(place[1] or 0)), new)  # noqa: B023
+                return ours + new.replace("*", rest)
     return None
 
 
@@ -168,32 +151,29 @@ def convert_state(released: dict[str, Tensor], keep_class_head: bool = False) ->
     Raises:
         ValueError: another architecture (no Mask2Former with a ResNet), or tensors missing or misshapen, named.
     """
-    proposal_keys = [key for key in released if not key.startswith(ENCODER) and not key.startswith(NO_WEIGHTS)]
     config = read_config(released)
     state: dict[str, Tensor] = {}
-    dropped, unmapped = [key for key in released if key.startswith(NO_WEIGHTS)], []
-    for key in proposal_keys:
+    dropped, unmapped = [], []
+    for key, value in released.items():
         name = our_name(key)
-        if name is None:
+        if key.startswith(NO_WEIGHTS) or key.endswith("num_batches_tracked"):
+            dropped.append(key)
+        elif key.startswith(ENCODER):
+            continue
+        elif name is None:
             unmapped.append(key)
-        elif key.endswith("num_batches_tracked") or (name.startswith("class_predictor") and not keep_class_head):
+        elif name.startswith("class_predictor") and not keep_class_head:
             dropped.append(key)
         elif ".self_attn.in_proj_" in name:
-            for part, value in zip("qkv", released[key].chunk(3)):
-                state[name.replace("in_proj_", f"{part}_proj.")] = value
+            for part, third in zip("qkv", value.chunk(3)):
+                state[name.replace("in_proj_", f"{part}_proj.")] = third
         else:
-            state[name] = released[key]
+            state[name] = value
     classes = len(state["class_predictor.bias"]) - 1 if "class_predictor.bias" in state else 0
     wanted = build_mask2former(config, max(classes, 1)).state_dict()
-    problems = [
-        f"missing: {key}" for key in wanted if key not in state and not key.startswith(("criterion", "class_pr"))
-    ]
-    problems += [
-        f"misshapen: {key} is {tuple(value.shape)}, not {tuple(wanted[key].shape)}"
-        for key, value in state.items()
-        if key in wanted and wanted[key].shape != value.shape
-    ]
-    problems += [f"surplus: {key}" for key in state if key not in wanted]
+    optional = ("criterion", "class_predictor")
+    needed = {key: value for key, value in wanted.items() if key in state or not key.startswith(optional)}
+    problems = differences(state, needed)
     if problems:
         raise ValueError(
             f"the checkpoint is no Mask2Former as known here; {len(problems)} keys: {'; '.join(problems[:8])}"
@@ -246,24 +226,3 @@ def convert(released: str | Path, out: str | Path, keep_class_head: bool = False
     tensors = {key: value.contiguous().clone() for key, value in converted.state.items()}
     write_atomically(out, lambda path: save_file(tensors, path, metadata={"record": json.dumps(converted.record)}))
     return converted
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("released", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--keep-class-head", action="store_true", help="keep the class head, for objectness only")
-    arguments = parser.parse_args()
-    try:
-        converted = convert(arguments.released, arguments.out, arguments.keep_class_head)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    for title, keys in (("dropped", converted.dropped), ("unmapped", converted.unmapped)):
-        if keys:
-            print(f"{title}: {', '.join(keys)}")
-    encoder = any(key.startswith(ENCODER) for key in converted.state)
-    print(f"{arguments.out}: {len(converted.state)} tensors, proposal network{' and encoder' if encoder else ''}")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskclip.training.losses import Targets, build_criterion, losses_of_matched_masks
+from maskclip.model.visual_encoder import MaskEncoding
+from maskclip.training.losses import Targets, build_criterion
+from maskclip.training.mask_tokens import Batch, batch_losses
 from study.params import load_study
 
 TRAINING = load_study("mini", configs=Path(__file__).parent.parent / "configs").maskclip
@@ -26,13 +28,16 @@ class Encoder(torch.nn.Module):
         self.refine = torch.nn.ModuleList(torch.nn.Linear(S * S, S * S) for _ in range(2))
         self.seen: list[int] = []
 
-    def forward(self, mask_logits: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def see(self, images: Tensor) -> None:
+        assert len(images) == B
+
+    def encode(self, features: None, mask_logits: Tensor, valid: Tensor) -> MaskEncoding:
         self.seen.append(mask_logits.shape[1])
         flat, layers = mask_logits.flatten(2), []
         for layer in self.refine:
             flat = flat + 0.1 * layer(flat.tanh())
             layers.append(flat.view(mask_logits.shape))
-        return self.embed(flat.tanh()), layers
+        return MaskEncoding(self.embed(flat.tanh()), layers, layers[-1])
 
 
 def batch(seed: int) -> tuple[Tensor, Tensor, Tensor, Targets]:
@@ -49,10 +54,17 @@ def batch(seed: int) -> tuple[Tensor, Tensor, Tensor, Targets]:
     return masks, valid, text, targets
 
 
+def losses(encoder: Encoder, masks: Tensor, valid: Tensor, text: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """What training takes: matched masks alone."""
+    given = Batch(torch.zeros(B, 3, S, S), masks, valid, targets)
+    return batch_losses(encoder, given, text, build_criterion(TRAINING, K), TRAINING)
+
+
 def full_graph(encoder: Encoder, masks: Tensor, valid: Tensor, text: Tensor, targets: Targets) -> dict[str, Tensor]:
     """The plain form: every mask in the graph, losses by transformers' own criterion, image by image where ragged."""
     criterion = build_criterion(TRAINING, K)
-    embeddings, layers = encoder(masks, valid)
+    seen = encoder.encode(None, masks, valid)
+    embeddings, layers = seen.embeddings, seen.mask_logits
     logits = torch.nn.functional.normalize(embeddings, dim=-1) @ text.T / TRAINING.temperature
     cut = [[layer[i : i + 1, : valid[i].sum()] for i in range(B)] for layer in layers]
     with torch.no_grad():
@@ -67,11 +79,11 @@ def full_graph(encoder: Encoder, masks: Tensor, valid: Tensor, text: Tensor, tar
         ]
     count = criterion.get_num_masks(targets.labels, device=masks.device)
     classes = criterion.loss_labels(logits, targets.labels, matches[-1])["loss_cross_entropy"]
-    losses = {"loss_ce": TRAINING.class_weight * classes}
+    found = {"loss_ce": TRAINING.class_weight * classes}
     parts = [criterion.loss_masks(layer, targets.masks, match, count) for layer, match in zip(layers, matches)]
-    losses["loss_dice"] = TRAINING.dice_weight * torch.stack([part["loss_dice"] for part in parts]).sum()
-    losses["loss_bce"] = TRAINING.mask_weight * torch.stack([part["loss_mask"] for part in parts]).sum()
-    return losses
+    found["loss_dice"] = TRAINING.dice_weight * torch.stack([part["loss_dice"] for part in parts]).sum()
+    found["loss_bce"] = TRAINING.mask_weight * torch.stack([part["loss_mask"] for part in parts]).sum()
+    return {"loss": sum(found.values()), **found}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -81,15 +93,12 @@ def test_losses_and_gradients_equal_the_full_graphs(seed: int) -> None:
     inputs = batch(seed)
     gradients = []
     values = []
-    for losses_of in (
-        lambda: full_graph(encoder, *inputs),
-        lambda: losses_of_matched_masks(encoder, *inputs, build_criterion(TRAINING, K), TRAINING),
-    ):
+    for form in (full_graph, losses):
         encoder.zero_grad()
         torch.manual_seed(7)  # both draw the same points, in the same order
-        losses = losses_of()
-        sum(losses.values()).backward()
-        values.append({name: loss.item() for name, loss in losses.items()})
+        found = form(encoder, *inputs)
+        found["loss"].backward()
+        values.append({name: loss.item() for name, loss in found.items()})
         gradients.append([value.grad.clone() for value in encoder.parameters()])
     assert values[1] == pytest.approx(values[0], rel=1e-5)
     for plain, fast in zip(*gradients):
@@ -99,7 +108,7 @@ def test_losses_and_gradients_equal_the_full_graphs(seed: int) -> None:
 
 def test_only_matched_masks_get_a_graph() -> None:
     encoder = Encoder()
-    losses_of_matched_masks(encoder, *batch(0), build_criterion(TRAINING, K), TRAINING)
+    losses(encoder, *batch(0))
     everything, graph = encoder.seen
     assert everything == M and graph < M
 
@@ -108,19 +117,21 @@ def test_each_layers_masks_have_a_loss_of_their_own() -> None:
     encoder = Encoder()
     masks, valid, text, targets = batch(1)
     torch.manual_seed(0)
-    both = losses_of_matched_masks(encoder, masks, valid, text, targets, build_criterion(TRAINING, K), TRAINING)
+    both = losses(encoder, masks, valid, text, targets)
 
-    def last_only(mask_logits: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
-        embeddings, layers = encoder(mask_logits, valid)
-        return embeddings, layers[-1:]
+    whole = encoder.encode
 
+    def last_only(features: None, mask_logits: Tensor, valid: Tensor) -> MaskEncoding:
+        seen = whole(features, mask_logits, valid)
+        return MaskEncoding(seen.embeddings, seen.mask_logits[-1:], seen.masks)
+
+    encoder.encode = last_only  # type: ignore[method-assign]
     torch.manual_seed(0)
-    last = losses_of_matched_masks(last_only, masks, valid, text, targets, build_criterion(TRAINING, K), TRAINING)
+    last = losses(encoder, masks, valid, text, targets)
     assert both["loss_dice"] > 1.5 * last["loss_dice"]
 
 
 def test_a_batch_without_segments_is_survived() -> None:
     masks, valid, text, _ = batch(2)
     none = Targets([torch.zeros(0, dtype=torch.long)] * B, [torch.zeros(0, S, S)] * B)
-    losses = losses_of_matched_masks(Encoder(), masks, valid, text, none, build_criterion(TRAINING, K), TRAINING)
-    assert sum(losses.values()).item() == 0
+    assert losses(Encoder(), masks, valid, text, none)["loss"].item() == 0

@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import maskclip.files as checkpoint
-from maskclip.files import code_digest, load_checkpoint, save_checkpoint, write_atomically
+from maskclip.files import load_checkpoint, save_checkpoint, settings_hash, write_atomically
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -90,15 +89,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "a.pt")
 
 
-def test_a_digest_of_code_minds_code_and_not_words_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "loss.py").write_text('"""Losses."""\n\ndef dice(a):\n    """Eq. 9."""\n    return 2 * a  # twice\n')
-    (tmp_path / "data" / "coco.py").write_text("size = 3\n")
-    before = code_digest("loss.py", "data")
-    (tmp_path / "loss.py").write_text('# of\ndef dice(a):\n    """The loss."""\n\n    return 2 * a\n')
-    assert code_digest("loss.py", "data") == before
-    (tmp_path / "loss.py").write_text("def dice(a):\n    return 3 * a\n")
-    changed = code_digest("loss.py", "data")
-    (tmp_path / "data" / "coco.py").write_text("size = 4\n")
-    assert len({before, changed, code_digest("loss.py", "data")}) == 3
+def test_a_hash_of_settings_minds_values_and_not_their_order() -> None:
+    assert settings_hash({"a": 1, "b": [2.0]}) == settings_hash({"b": [2.0], "a": 1})
+    hashes = [settings_hash(settings) for settings in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]})]
+    assert len(set(hashes)) == 5 and {len(one) for one in hashes} == {16}

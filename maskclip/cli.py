@@ -1,0 +1,115 @@
+"""The command line: `maskclip --help`. A command is a function here; what is slow to import is imported inside it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of `app` whose errors are one sentence and exit code 1."""
+
+    @functools.wraps(function)
+    def told(*args: Any, **options: Any) -> None:
+        try:
+            function(*args, **options)
+        except (ValueError, OSError, ImportError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+    return app.command()(told)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"maskclip {version('maskclip-study')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it.")] = False,
+) -> None:
+    """Open-vocabulary segmentation with mask class tokens in a frozen CLIP."""
+
+
+@command
+def convert(
+    released: Annotated[Path, typer.Argument(help="A checkpoint of the authors or of Mask2Former: .pth or .pkl")],
+    out: Annotated[Path, typer.Argument(help="A safetensors file to write")],
+    keep_class_head: Annotated[bool, typer.Option(help="Keep the class head, for objectness only")] = False,
+) -> None:
+    """Convert released weights into a file for maskclip.proposals.load_source."""
+    from maskclip.released import mask2former
+
+    converted = mask2former.convert(released, out, keep_class_head)
+    for title, keys in (("dropped", converted.dropped), ("unmapped", converted.unmapped)):
+        if keys:
+            typer.echo(f"{title}: {', '.join(keys)}")
+    encoder = any(key.startswith(mask2former.ENCODER) for key in converted.state)
+    typer.echo(f"{out}: {len(converted.state)} tensors, proposal network{' and encoder' if encoder else ''}")
+
+
+Model = Annotated[str, typer.Option(help="An open_clip name (random weights) or a folder")]
+Masks = Annotated[int, typer.Option(help="Masks of the picture")]
+Resolution = Annotated[int | None, typer.Option(help="Pixels a side  [default: the model's own]")]
+Rows = Annotated[str, typer.Option(help="Of the table, separated by commas  [default: all]")]
+Csv = Annotated[Path | None, typer.Option(help="Also write the rows to this file")]
+
+
+@command
+def cost(
+    model: Model = "ViT-L-14-336", masks: Masks = 100, resolution: Resolution = None, rows: Rows = "", csv: Csv = None
+) -> None:
+    """Count the TFLOPs of one picture (Table 6), without running the model at its size."""
+    _measure(rows, csv, model=model, masks=masks, resolution=resolution, device="cpu", metrics=["tflops"])
+
+
+@command
+def benchmark(
+    model: Model = "ViT-L-14-336",
+    masks: Masks = 100,
+    resolution: Resolution = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda  [default: cuda where there is a GPU]")] = "",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    rows: Rows = "",
+    metrics: Annotated[str, typer.Option(help="Of them, separated by commas")] = "time_s,tflops,peak_gb",
+    repeats: Annotated[int, typer.Option(help="Rounds, of which the median counts")] = 3,
+    matched: Annotated[int, typer.Option(help="Masks in the training step's loss")] = 15,
+    threads: Annotated[int | None, typer.Option(help="CPU threads  [default: torch's]", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, image and masks")] = 0,
+    csv: Csv = None,
+) -> None:
+    """Measure time, TFLOPs and peak memory of one picture (Table 6) on this machine."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    picture = dict(model=model, masks=masks, resolution=resolution, matched=matched, seed=seed)
+    place = dict(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
+    _measure(rows, csv, metrics=_list(metrics), repeats=repeats, **picture, **place)
+
+
+def _measure(rows: str, csv: Path | None, **options: Any) -> None:
+    from maskclip import cost
+    from maskclip.files import write_atomically
+
+    frame = cost.benchmark(rows=_list(rows) or list(cost.ROWS), own_process=False, **options)  # it is one
+    typer.echo(cost.as_table(frame))
+    if csv:
+        write_atomically(csv, lambda temporary: frame.to_csv(temporary, index=False))
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,101 @@
+"""Which training a folder holds: kept if it is the wanted one, else put beside, never overwritten.
+
+A training is known by the hash of its settings, data and seed; code and versions have no part in it.
+A finished one has a `record.json` that names its files' digests; an unfinished one has a `checkpoint.pt`.
+Each move is one step: killed between two of them, the next call goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from maskclip.files import file_digests, load_checkpoint, write_atomically, written_record
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def holds_finished(folder: Path, wanted: str, files: Sequence[str], retrain: bool) -> bool:
+    """Whether `folder` holds the training of the hash `wanted`, finished; if not, it is made ready for it.
+
+    Of several processes the first one looks and moves; the others hear its answer.
+
+    Args:
+        files: what a finished training left, beside its record.
+        retrain: put the finished training beside, to do it again.
+
+    Raises:
+        ValueError: the folder has a damaged checkpoint.
+    """
+    state = PartialState()
+    answer = [_make_ready(folder, wanted, files, retrain) if state.is_main_process else False]
+    return bool(broadcast_object_list(answer)[0] if state.num_processes > 1 else answer[0])
+
+
+def _make_ready(folder: Path, wanted: str, files: Sequence[str], retrain: bool) -> bool:
+    found, record = _held(folder, files), written_record(folder)
+    if found == wanted:
+        if "files" not in record:
+            return False  # unfinished: its checkpoint is gone on with
+        whole = record.get("files") == file_digests(folder, files)
+        if whole and not retrain:
+            print(f"{folder} holds this training, finished; it is kept, whatever the code is now (or retrain)")
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+            return True
+        found = wanted if whole else "damaged"
+    former = [] if retrain else list(takewhile(Path.exists, _beside(folder, wanted)))
+    if found is None and former and folder.exists() and any(folder.iterdir()):
+        found = "unknown"
+    if found is not None:
+        aside = next(place for place in _beside(folder, found) if not place.exists())
+        folder.rename(aside)
+        why = "to be trained again" if found == wanted else "other settings, data or seed"
+        if found == "damaged":
+            why = f"{' or '.join(files)} is missing, damaged or of another training"
+        print(f"{folder}: {why}; what was there is kept as {aside.name}")
+    if not former:
+        return False
+    former[-1].rename(folder)
+    print(f"{folder}: {former[-1].name} is of these settings and taken back")
+    return _make_ready(folder, wanted, files, retrain)
+
+
+def _held(folder: Path, files: Sequence[str]) -> str | None:
+    """The hash of the training in a folder, "damaged" if it cannot be known, None where there is none."""
+    if found := written_record(folder).get("hash"):
+        return str(found)
+    if (folder / CHECKPOINT).is_file():
+        return str(load_checkpoint(folder / CHECKPOINT).get("hash", "unknown"))
+    return "damaged" if any((folder / name).exists() for name in (*files, "record.json")) else None
+
+
+def _beside(folder: Path, name: str) -> Iterator[Path]:
+    """The places of a former training: <folder>.<name>, then <folder>.<name>.2 and so on."""
+    return (folder.with_name(f"{folder.name}.{name}" + (f".{number}" if number > 1 else "")) for number in count(1))
+
+
+def finish(folder: Path, record: Mapping[str, Any], files: Mapping[str, Callable[[Path], object]]) -> None:
+    """Write a training's files, and to its record, first whose they are, and last that they are all there."""
+    _write_record(folder, record)
+    for name, write in files.items():
+        write_atomically(folder / name, write)
+    _write_record(folder, {**record, "files": file_digests(folder, list(files))})
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def tell(folder: Path, **said: Any) -> None:
+    """Let a finished training's record say what has changed without changing the training."""
+    record = written_record(folder)
+    if PartialState().is_main_process and any(record.get(name) != value for name, value in said.items()):
+        _write_record(folder, {**record, **said})
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(folder / "record.json", lambda path: path.write_text(text, encoding="utf-8"))

@@ -1,0 +1,205 @@
+"""The one table of what the study compares: proposal networks, and methods (rows of tables).
+
+Everything else takes its names, colours, orders and settings from here. To add a row to a table,
+add one entry to METHODS. A trained method also needs its name in a stage of dvc.yaml;
+`check_stages` names a forgotten one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from ruamel.yaml import YAML
+
+TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `Run.tasks` knows their tasks
+TRAINING_PICTURES = ("coco_train", "coco_split_train")
+TABLES = range(2, 10)  # of the paper
+GROUND_TRUTH = "ground_truth"  # in place of a network: the annotated segments themselves (Table 7)
+
+
+@dataclass(frozen=True)
+class ProposalNetwork:
+    """One network of stage one."""
+
+    id: str  # its name in files and on the command line
+    colour: str = ""  # in charts, #rrggbb
+    settings: str = "mask2former"  # its entry under `proposals` in the profile
+    training_set: str = "coco_train"
+    pictures: tuple[str, ...] = ("coco_train", "coco_val", "a150", "a847", "p59", "lvis")  # it proposes for
+    class_aware: bool = False  # it learns with class labels; all others learn object or no object
+
+    def __post_init__(self) -> None:
+        _require(self, "network", "colour", "settings", "training_set", "pictures")
+        for name in (self.training_set, *self.pictures):
+            _known(self, "network", "pictures", name, TEST_PICTURES + TRAINING_PICTURES)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the paper's Tables 2 to 9."""
+
+    id: str  # its name in files and on the command line
+    label: str = ""  # its name in tables and charts
+    colour: str = ""  # in charts, #rrggbb
+    tables: tuple[int, ...] = ()  # the paper's tables it is a row of
+    network: str = ""  # whose proposals it names; empty: only its cost is measured
+    training_set: str | None = None  # None: nothing to train
+    tests: tuple[str, ...] = ()  # the collections of test pictures it is scored on
+    rma_layers: tuple[int, ...] | None = None  # with RMA, of 24; None: the profile's
+    refine_masks: bool = True  # it moves the proposals' masks (Table 8)
+    mask_tokens: bool = True  # False: one CLIP pass a mask (CLIP Baseline, Alg. 1)
+    weights: str = ""  # the method whose trained weights it uses; empty: its own
+    labels: dict[int, str] = field(default_factory=dict)  # where a table calls it otherwise
+
+    def __post_init__(self) -> None:
+        costs_only = self.tables == (6,)
+        _require(self, "method", "label", "colour", "tables", *(() if costs_only else ("network", "tests")))
+        for number in (*self.tables, *self.labels):
+            _known(self, "method", "tables", number, TABLES)
+        if costs_only:
+            return
+        _known(self, "method", "network", self.network, (*NETWORKS, GROUND_TRUTH))
+        if self.network != GROUND_TRUTH:
+            proposed = NETWORKS[self.network].pictures
+            for name in filter(None, (self.training_set, *self.tests)):
+                _known(self, "method", f"pictures with {self.network}'s proposals", name, proposed)
+        if self.mask_tokens and self.rma_layers != () and not (self.training_set or self.weights):
+            raise ValueError(f"method {self.id!r} of study/methods.py has layers to train: give it a training_set")
+
+    @property
+    def trained_as(self) -> str:
+        """The method whose weights it uses, under whose name its results stand: mostly itself."""
+        return self.weights or self.id
+
+    @property
+    def short(self) -> str:
+        """Its label where every row is a MaskCLIP."""
+        return self.label.removeprefix("MaskCLIP ").strip("()")
+
+    @property
+    def supervision(self) -> str:
+        """What it, and the network before it, learned from COCO (Table 2's column)."""
+        labels = self.training_set or (self.network in NETWORKS and NETWORKS[self.network].class_aware)
+        return "masks + labels" if labels else "masks"
+
+    def label_in(self, table: int) -> str:
+        """Its label in one of the paper's tables."""
+        return self.labels.get(table, self.label)
+
+
+Entry = TypeVar("Entry", bound=ProposalNetwork | Method)
+
+
+class _Named(dict[str, Entry]):
+    """Entries by id; an unknown id says what there is, one given twice fails at once."""
+
+    def __init__(self, *entries: Entry) -> None:
+        super().__init__({entry.id: entry for entry in entries})
+        ids = [entry.id for entry in entries]
+        if twice := [name for name in ids if ids.count(name) > 1]:
+            raise ValueError(f"study/methods.py has two entries {twice[0]!r}; rename one")
+
+    def __missing__(self, name: str) -> Entry:
+        raise ValueError(f"the study has no {name!r}; it has {', '.join(self)}")
+
+
+def _require(entry: ProposalNetwork | Method, kind: str, *names: str) -> None:
+    if lacking := [name for name in names if not getattr(entry, name)]:
+        raise ValueError(f"{kind} {entry.id!r} of study/methods.py lacks its {', '.join(lacking)}")
+    if not re.fullmatch(r"\w+", entry.id) or not re.fullmatch("#[0-9a-f]{6}", entry.colour):
+        raise ValueError(
+            f"{kind} {entry.id!r} of study/methods.py needs an id of letters, digits and _, a colour #rrggbb"
+        )
+
+
+def _known(entry: ProposalNetwork | Method, kind: str, what: str, name: object, known: Iterable[object]) -> None:
+    if name not in known:
+        there = ", ".join(map(str, known))
+        raise ValueError(f"{kind} {entry.id!r} of study/methods.py: {name!r} is none of the {what} ({there})")
+
+
+# The base network serves the COCO split. The last two differ in class labels alone, to compare.
+NETWORKS: dict[str, ProposalNetwork] = _Named(
+    ProposalNetwork("mask2former", "#0072b2"),
+    ProposalNetwork("mask_rcnn", "#56b4e9", settings="mask_rcnn"),
+    ProposalNetwork(
+        "mask2former_base", "#009e73", training_set="coco_split_train", pictures=("coco_split_train", "coco_val")
+    ),
+    ProposalNetwork("class_agnostic", "#e69f00", settings="twins", pictures=("coco_val", "a150")),
+    ProposalNetwork("class_aware", "#cc79a7", settings="twins", pictures=("coco_val", "a150"), class_aware=True),
+)
+
+_ALL, _ADE = ("a150", "a847", "p59", "lvis"), ("a150",)
+
+# Okabe and Ito's colours: colour-blind eyes tell them apart too. Blue is the paper's method.
+METHODS: dict[str, Method] = _Named(
+    Method("clip_baseline", "CLIP Baseline", "#a3a8b0", (2, 3, 4, 6), "mask2former", None, _ALL, mask_tokens=False),
+    Method("wo_rma", "MaskCLIP w/o RMA", "#e69f00", (2, 3, 4, 6), "mask2former", None, _ALL, rma_layers=()),
+    Method("maskclip_maskrcnn", "MaskCLIP (Mask R-CNN)", "#56b4e9", (2, 3, 4), "mask_rcnn", "coco_train", _ALL),
+    Method(
+        "maskclip", "MaskCLIP", "#0072b2", (2, 3, 4, 6, 7, 8, 9), "mask2former", "coco_train", _ALL,
+        labels={9: "6, 12, 18, 24"},
+    ),
+    Method("maskclip_gt", "MaskCLIP + GT masks", "#009e73", (7,), GROUND_TRUTH, None, _ADE, weights="maskclip"),
+    Method(
+        "wo_refinement", "MaskCLIP w/o MR", "#cc79a7", (8,), "mask2former", "coco_train", _ADE, refine_masks=False
+    ),
+    *(
+        Method(
+            f"layers_{'_'.join(map(str, layers))}", ", ".join(map(str, layers)), colour, (9,),
+            "mask2former", "coco_train", _ADE, rma_layers=layers,
+        )
+        for layers, colour in (
+            ((1, 7, 13, 19), "#f4c9a8"), ((3, 9, 15, 21), "#e89a5c"), ((21, 22, 23, 24), "#d55e00"),
+        )
+    ),
+    Method(
+        "maskclip_split", "MaskCLIP (COCO split)", "#009e73", (5,), "mask2former_base", "coco_split_train",
+        ("coco_val",), labels={5: "MaskCLIP"},
+    ),
+    Method("regionclip", "RegionCLIP", "#d7dade", (6,)),
+    Method("zegformer", "ZegFormer", "#d7dade", (6,)),
+    Method("simseg", "SimSeg", "#d7dade", (6,)),
+)  # fmt: skip
+
+
+def rows_of(table: int) -> dict[str, Method]:
+    """The methods that are rows of one of the paper's tables, by their labels there.
+
+    Raises:
+        ValueError: two of them have one label.
+    """
+    methods = [method for method in METHODS.values() if table in method.tables]
+    rows = {method.label_in(table): method for method in methods}
+    if hidden := [method.id for method in methods if method not in rows.values()]:
+        raise ValueError(f"method {hidden[0]!r} of study/methods.py has another one's label in Table {table}")
+    return rows
+
+
+def check_stages(path: str | Path = "dvc.yaml") -> None:
+    """Check that the pipeline runs every network and method, and no other.
+
+    What is trained stands in a stage's matrix, and a method's stage depends on its network. A row
+    with nothing to train stands in some stage's metrics: `baselines_<id>.json`, or
+    `ground_truth_masks_<weights>.json`.
+
+    Raises:
+        ValueError: something is missing or unknown; the sentence names it.
+    """
+    stages = YAML(typ="safe").load(Path(path))["stages"]
+    matrices = [(str(stage), stage.get("matrix", {})) for stage in stages.values()]
+    of = {name: text for text, m in matrices for name in (*m.get("network", ()), *m.get("method", ()))}
+    trained = {*NETWORKS, *(method.id for method in METHODS.values() if method.training_set)}
+    if wrong := sorted(trained ^ set(of)):
+        here, there = (path, "study/methods.py") if wrong[0] in of else ("study/methods.py", path)
+        raise ValueError(f"{here} has {wrong[0]!r}, which {there} has not; add it there")
+    for method in METHODS.values():
+        file = f"{'ground_truth_masks' if method.network == GROUND_TRUTH else 'baselines'}_{method.trained_as}.json"
+        if method.training_set and not re.search(rf"[/']{method.network}'", of[method.id]):
+            raise ValueError(f"{path}: the stage of {method.id!r} lacks the folder of {method.network} among its deps")
+        if method.network and not method.training_set and file not in str(stages):
+            raise ValueError(f"{path}: no stage has the metrics {file} of {method.id!r}")

@@ -1,0 +1,131 @@
+"""Run the study's stages side by side: `python -m study.pipeline --lanes 2`.
+
+dvc.yaml says what a stage waits for, and DVC runs it; here is only which comes next. Small networks gain more from a
+lane of their own than from threads. Where one stage fills the machine, as in the paper profile, one lane is best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pandas as pd
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from study import end_with_parent
+from study.methods import check_stages
+from study.params import load_params
+
+
+def read_stages() -> tuple[dict[str, set[str]], dict[str, float], set[str]]:
+    """From DVC: what each stage waits for, its seconds in a former run, and which stages are not up to date."""
+    with Repo(_wait_for_lock=True) as repo:
+        stages, graph, changed = repo.index.stages, repo.index.graph, set(repo.status())
+        waits = {stage.addressing: {before.addressing for before in graph[stage]} for stage in stages}
+        files = [(stage.addressing, Path(out.fs_path)) for stage in stages for out in stage.outs]
+    seconds = dict.fromkeys(waits, 0.0)
+    for stage, file in files:
+        if file.parent.name == "times" and file.is_file():
+            seconds[stage] = float(pd.read_csv(file).seconds.sum())
+    return waits, seconds, changed
+
+
+def longest_first(waits: dict[str, set[str]], seconds: dict[str, float]) -> list[str]:
+    """The stages by the time from their start to the end of the last stage that waits for them, the longest first; in
+    dvc.yaml's order where no times are known."""
+    until_end = dict(seconds)
+    for stage in reversed(list(TopologicalSorter(waits).static_order())):
+        for before in waits[stage]:
+            until_end[before] = max(until_end[before], seconds[before] + until_end[stage])
+    return sorted(waits, key=lambda stage: -until_end[stage])
+
+
+def run(lanes: int, retrain: str | None = None) -> None:
+    """Bring the study up to date, `lanes` stages at a time; the stage `retrain` is run even if it is, its training too.
+
+    Raises:
+        RuntimeError: a stage failed; all others are stopped.
+        ValueError: `retrain` is no stage.
+    """
+    waits, seconds, changed = read_stages()
+    if retrain is not None:
+        if retrain not in waits:
+            raise ValueError(f"dvc.yaml has no stage {retrain!r}; it has {', '.join(waits)}")
+        changed.add(retrain)
+    order, sorter = longest_first(waits, seconds), TopologicalSorter(waits)
+    sorter.prepare()
+    ready: set[str] = set()
+    running: dict[str, subprocess.Popen] = {}
+    try:
+        while sorter.is_active():
+            ready |= set(sorter.get_ready())
+            for stage in sorted(ready, key=order.index):
+                if not changed & {stage, *waits[stage]}:
+                    sorter.done(stage)
+                elif len(running) < lanes:
+                    running[stage] = _start(stage, stage == retrain)
+                    changed.add(stage)
+                else:
+                    continue
+                ready.remove(stage)
+            for stage in [stage for stage, process in running.items() if process.poll() is not None]:
+                if running.pop(stage).returncode:
+                    raise RuntimeError(f"the stage {stage} failed (see above); run again, it goes on")
+                sorter.done(stage)
+            time.sleep(0.05 if running else 0)
+    finally:
+        _stop(list(running.values()))
+
+
+def _start(stage: str, retrain: bool) -> subprocess.Popen:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    environment = os.environ | {"STUDY_RETRAIN": "1"} if retrain else None
+    return subprocess.Popen(
+        command + ["--force"] * retrain, env=environment, start_new_session=True,
+        preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+    )  # fmt: skip
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    """End stages as Ctrl-C does; what has not ended within half a minute is killed."""
+    for process in processes:
+        os.killpg(process.pid, signal.SIGINT)
+    for process in processes:
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lanes", type=int, default=2, choices=range(1, 65), metavar="N", help="stages at a time (2)")
+    parser.add_argument("--retrain", metavar="STAGE", help="run this stage anew, its training too")
+    arguments = parser.parse_args()
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, _interrupt)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the stages' `python`
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.lanes)))
+    try:
+        load_params()
+        check_stages()
+        run(arguments.lanes, arguments.retrain)
+    except (ValueError, OSError, RuntimeError, DvcException) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; run again, it goes on")
+
+
+if __name__ == "__main__":
+    main()

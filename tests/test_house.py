@@ -1,0 +1,98 @@
+"""The house keeps its order: imports go one way, the library stands alone, profiles do not meet."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from study.run import Run
+
+ROOT = Path(__file__).parent.parent
+# Bottom up; a room of the library knows those below its floor, and none on it or above.
+FLOORS = [
+    {"settings", "files"},
+    {"data"},
+    {"proposals"},
+    {"model"},
+    {"visualize"},
+    {"training", "evaluation", "released", "cost", "segmenter"},
+    {"cli"},
+]
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+MODULES = sorted(path for package in ("maskclip", "study", "miniature") for path in (ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports anywhere, also within functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written out in full"
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    package, *rest = path.relative_to(ROOT).with_suffix("").parts
+    found = {tuple(module.split(".")[:2]) for module in imports(path)}
+    assert not {name for name, *_ in found} & ({"study", "miniature"} - {package}), f"{package} knows maskclip alone"
+    if package == "maskclip" and rest != ["__init__"]:
+        rooms = {names[1] for names in found if names[0] == "maskclip" and len(names) > 1} - {rest[0]}
+        assert rooms | {rest[0]} <= set(FLOOR), "a new room of the library needs its floor in FLOORS"
+        assert all(FLOOR[room] < FLOOR[rest[0]] for room in rooms), f"{rest[0]} knows {rooms}: some are not below it"
+
+
+def tracked(*places: str) -> list[str]:
+    """The files that git knows there."""
+    listed = subprocess.run(["git", "ls-files", "-z", *places], cwd=ROOT, capture_output=True, check=True).stdout
+    return list(filter(None, listed.decode().split("\0")))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What `pip install .` installs: the names of the files in the wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in tracked("maskclip", "study", "miniature", "pyproject.toml", "README.md", "LICENSE"):
+        # a copy, since building leaves folders behind
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
+    subprocess.run(command, cwd=folder / "source", check=True, timeout=300)
+    return zipfile.ZipFile(next(folder.glob("*.whl"))).namelist()
+
+
+def test_pip_installs_the_library_alone(wheel: list[str]) -> None:
+    assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == {"maskclip"}
+    assert set(tracked("maskclip")) <= set(wheel), "and all of it"
+
+
+def test_profiles_share_no_folder(tmp_path: Path) -> None:
+    """A trial in the miniature touches nothing of the paper profile's weeks of training."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    places = {}
+    for profile in ("mini", "paper"):
+        params = tmp_path / "params.yaml"
+        params.write_text((ROOT / "params.yaml").read_text().replace("profile: mini", f"profile: {profile}"))
+        run = Run(3, params)
+        places[profile] = [run.folder, run.results, run.shared, Path(run.study.data.root)]
+        assert all(profile in place.parts for place in places[profile])
+    assert not set(places["mini"]) & set(places["paper"])
+
+
+def test_all_that_stages_write_but_the_report_is_a_profiles_own() -> None:
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    written = [
+        place for stage in stages.values() for kind in ("outs", "metrics", "plots") for place in stage.get(kind, [])
+    ]
+    names = [place if isinstance(place, str) else next(iter(place)) for place in written]
+    assert len(names) > 40 and all("/${profile}/" in f"{name}/" or name.startswith("reports/") for name in names)

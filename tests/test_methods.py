@@ -1,0 +1,140 @@
+"""The one table of methods: an entry is a row everywhere, and a bad one fails at once, with its name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from report_fixture import write_made_up_results
+
+from study import methods
+from study.methods import METHODS, NETWORKS, Method, ProposalNetwork, check_stages, rows_of
+from study.report import build_report, figures
+
+ROOT = Path(__file__).parent.parent
+OTHER = {"label": "MaskCLIP + ours", "colour": "#123456", "network": "mask2former", "training_set": "coco_train"}
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> Method:
+    """An imaginary row of Tables 2 and 3, that nothing but METHODS knows."""
+    method = Method("other", tables=(2, 3), tests=("a150", "a847", "p59", "lvis"), **OTHER)
+    monkeypatch.setitem(METHODS, "other", method)
+    return method
+
+
+def test_a_method_is_a_row_of_tables_and_a_bar_of_charts(
+    other: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = write_made_up_results(tmp_path)
+    for seed in (0, 1, 2):
+        cells = [("p59", "mIoU", 61.5 + seed), ("a150", "PQ", 31.5 + seed)]
+        rows = [("other", "mask2former", *cell, seed, "mini") for cell in cells]
+        frame = pd.DataFrame(rows, columns=["method", "proposals", "dataset", "metric", "value", "seed", "profile"])
+        frame.to_csv(results / str(seed) / "other.csv", index=False)
+    charts = {}
+    monkeypatch.setattr(figures, "write_atomically", lambda path, save: charts.update({path.stem: save.__self__}))
+    monkeypatch.setattr(figures.plt, "close", lambda figure: None)
+    monkeypatch.setattr("study.report.page.embed_picture", lambda path: "data:image/png;base64,")
+    page = build_report(results, tmp_path / "reports").read_text(encoding="utf-8")
+    assert "MaskCLIP + ours" in page
+    for number, column, mean in ((2, "P-59", 62.5), (3, "PQ", 32.5)):
+        table = pd.read_csv(tmp_path / "reports" / "tables" / f"table{number}.csv").set_index("method")
+        assert table.loc["MaskCLIP + ours", "numbers"] == "study" and table.loc["MaskCLIP + ours", column] == mean
+        for suffix in ("md", "tex"):
+            assert f"{mean} " in (tmp_path / "reports" / "tables" / f"table{number}.{suffix}").read_text()
+        plotted = pd.read_csv(tmp_path / "reports" / "plots" / f"table{number}.csv").set_index("method")
+        assert plotted.loc["MaskCLIP + ours", column] == mean
+    for name in ("table2_semantic", "table3_panoptic"):
+        assert "MaskCLIP + ours" in [text.get_text() for text in charts[name].legends[0].get_texts()]
+        bars = [bar for axes in charts[name].axes for bar in axes.patches]
+        assert {bar.get_height() for bar in bars if bar.get_facecolor() == (18 / 255, 52 / 255, 86 / 255, 1)} & {
+            62.5,
+            32.5,
+        }
+
+
+def test_the_pipeline_runs_every_method() -> None:
+    check_stages(ROOT / "dvc.yaml")
+
+
+def test_a_forgotten_or_unknown_stage_is_named(other: Method, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 'other', which .*dvc.yaml has not"):
+        check_stages(ROOT / "dvc.yaml")
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    matrices = [
+        stage["matrix"]["method"] for stage in pipeline["stages"].values() if "method" in stage.get("matrix", {})
+    ]
+
+    def check() -> None:
+        (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(pipeline), encoding="utf-8")
+        check_stages(tmp_path / "dvc.yaml")
+
+    of_mask_rcnn = next(matrix for matrix in matrices if "maskclip_maskrcnn" in matrix)
+    of_mask_rcnn.append("other")
+    with pytest.raises(ValueError, match="'other' lacks the folder of mask2former"):
+        check()
+    of_mask_rcnn.remove("other")
+    next(matrix for matrix in matrices if "maskclip" in matrix).append("other")
+    check()
+    matrices[0].append("nobody")
+    with pytest.raises(ValueError, match=r"dvc.yaml has 'nobody', which study/methods.py has not"):
+        check()
+
+
+def test_a_row_without_training_needs_its_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Method("cropped", "Cropped", "#123456", (2,), "mask2former", tests=("a150",), mask_tokens=False)
+    monkeypatch.setitem(METHODS, "cropped", entry)
+    with pytest.raises(ValueError, match=r"no stage has the metrics baselines_cropped.json"):
+        check_stages(ROOT / "dvc.yaml")
+
+
+@pytest.mark.parametrize(("parts", "sentence"), [
+    ({"label": ""}, "method 'new' of study/methods.py lacks its label"),
+    ({"network": "", "tests": ()}, "lacks its network, tests"),
+    ({"tables": ()}, "lacks its tables"),
+    ({"colour": "blue"}, "a colour #rrggbb"),
+    ({"network": "mask2fomer"}, "'mask2fomer' is none of the network"),
+    ({"network": "class_aware"}, "'coco_train' is none of the pictures with class_aware's proposals"),
+    ({"tests": ("a15",)}, "'a15' is none of the pictures"),
+    ({"tables": (12,)}, "12 is none of the tables"),
+    ({"training_set": None}, "give it a training_set"),
+])  # fmt: skip
+def test_a_half_filled_method_is_named(parts: dict, sentence: str) -> None:
+    whole = {**OTHER, "tables": (2,), "tests": ("a150",)}
+    Method("new", **whole)
+    with pytest.raises(ValueError, match=sentence) as raised:
+        Method("new", **{**whole, **parts})
+    assert "'new'" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_half_filled_network_is_named() -> None:
+    with pytest.raises(ValueError, match=r"network 'new' of study/methods.py lacks its colour"):
+        ProposalNetwork("new")
+    with pytest.raises(ValueError, match=r"network 'new' of study/methods.py: 'coco' is none of the pictures"):
+        ProposalNetwork("new", "#123456", pictures=("coco",))
+
+
+@pytest.mark.parametrize("table", [METHODS, NETWORKS])
+def test_an_unknown_name_says_what_there_is(table: dict) -> None:
+    with pytest.raises(ValueError, match=f"the study has no 'maskclp'; it has {next(iter(table))}"):
+        table["maskclp"]
+
+
+def test_nothing_hides_behind_anothers_name(other: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="two entries 'maskclip'; rename one"):
+        methods._Named(METHODS["maskclip"], METHODS["maskclip"])
+    monkeypatch.setitem(METHODS, "twin", Method("twin", tables=(3,), tests=("a150",), **OTHER))
+    with pytest.raises(ValueError, match=r"method 'other' .* another one's label in Table 3"):
+        rows_of(3)
+
+
+def test_ground_truth_masks_are_a_row_of_the_trained_method() -> None:
+    entry = METHODS["maskclip_gt"]
+    assert entry.trained_as == "maskclip" and entry.network == "ground_truth" and entry.training_set is None
+    assert list(rows_of(7).values()) == [METHODS["maskclip"], entry]
