@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from maskclip.model.clip import load_clip, text_embeddings
+from maskclip.model.pipeline import MaskCLIP
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.settings import BackboneConfig
 from miniature.anew import words
 from miniature.anew.__main__ import HERE, card
@@ -129,11 +131,8 @@ def test_questions_show_what_they_ask(title: str) -> None:
 
 def test_answers_have_intervals(tmp_path: Path) -> None:
     train_clip(tmp_path / "m", tmp_path / "w", TINY)
-    from maskclip.model.pipeline import MaskCLIP, encode_with_mask_tokens
-    from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
-
     clip = load_clip(tmp_path / "m")
-    model = MaskCLIP(clip, encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=())))
+    model = MaskCLIP(clip, MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=()))
     rows = ask(model, questions()[2], range(4))
     assert [r["word"] for r in rows] == ["car", "truck", "van"]
     assert all(0 <= r["accuracy"] <= 100 and r["half_width"] >= 0 and r["things"] > 1 for r in rows)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from maskclip.model.clip import Clip, preprocess, text_embeddings
-from maskclip.model.pipeline import MaskCLIP, encode_masked_images, encode_with_mask_tokens
+from maskclip.model.clip_baseline import MaskedImages
+from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
 from miniature.anew.datasets import BANK_SIZE, Annotated, annotated_scene
@@ -85,13 +86,13 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
         Rows of method, group (all, things, stuff), accuracy in percent and segments.  Crowds are left out.
     """
     names = [*things(), *stuff()]
-    methods = {
-        "mask class tokens": encode_with_mask_tokens(MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=())),
-        "masked image": encode_masked_images(clip),
+    methods: dict[str, MaskCLIPVisualEncoder | MaskedImages] = {
+        "mask class tokens": MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=()),
+        "masked image": MaskedImages(clip),
     }
     rows = []
-    for method, encode in methods.items():
-        model = MaskCLIP(clip, encode)
+    for method, encoder in methods.items():
+        model = MaskCLIP(clip, encoder)
         right: dict[str, list[bool]] = {"all": [], "things": [], "stuff": []}
         for scene in scenes:
             kept = [i for i, crowd in enumerate(scene.crowd) if not crowd]

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ResNetBackbone
 
-from maskclip.data import Category, Dataset, Sample, Segment
+from maskclip.data import Annotation, Category, Dataset, Segment
 from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
 from maskclip.proposals.backbone import resnet_config, set_normalization
 from maskclip.settings import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, from_mapping
@@ -50,17 +50,20 @@ def base_pictures(seed: int, count: int, variants: int = 6) -> Dataset:
     bank = texture_bank(2 * seed + 1, variants, BANK_SIZE)
 
     @functools.cache  # training asks for each several times
-    def draw(number: int | str) -> Sample:
+    def draw(number: int | str) -> tuple[np.ndarray, Annotation]:
         scene = annotated_scene(np.random.default_rng([seed, 9, int(number)]), recipe("coco"), bank)
         segments = [
             Segment(index[name], mask, crowd, index[name] < len(base))
             for name, mask, crowd in zip(scene.names, scene.masks, scene.crowd, strict=True)
             if name in index
         ]
-        return Sample(number, "", scene.image, segments)
+        return scene.image, Annotation(number, scene.image.shape[:2], segments)
 
     categories = [Category(i, name, i < len(base)) for i, name in enumerate([*base, *coco.stuff])]
-    return Dataset(f"base_pictures_{seed}", categories, range(count), draw, lambda number: [], Path("nowhere"))
+    return Dataset(
+        f"base_pictures_{seed}", categories, range(count), lambda i: draw(i)[0], lambda i: draw(i)[1], lambda i: [],
+        Path("nowhere"),
+    )  # fmt: skip
 
 
 class Classifier(nn.Module):
