@@ -16,13 +16,15 @@ from maskclip.settings import BackboneConfig
 from miniature.anew import words
 from miniature.anew.__main__ import HERE, card
 from miniature.anew.captions import columns, spoken_words, targets_of, training_scenes
-from miniature.anew.clip_training import train_clip
+from miniature.anew.clip_training import pack, train_clip
+from miniature.anew.datasets import BANK_SIZE, annotated_scene, recipe
 from miniature.anew.drawings import sprites
 from miniature.anew.measuring import name_true_masks, single_scenes, unseen_scenes
 from miniature.anew.mini_clip import merges_for
 from miniature.anew.pretraining import base_pictures, train_backbone
 from miniature.anew.questions import ask, question_scene, questions
 from miniature.anew.schedule import Schedule, Stage, read_schedule
+from miniature.anew.textures import texture_bank
 
 PLAIN = Stage(3, 4, 32, ("nora",), ("sticker",), plain=1.0)
 FULL = Stage(3, 4, 48, words.ARTISTS, ("sticker", "print", "chalk"), plain=0.2, single=0.3, most=4, colours=0.25)
@@ -83,6 +85,15 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     assert one == other
 
 
+def test_a_packed_training_goes_on_elsewhere(tmp_path: Path) -> None:
+    train_clip(tmp_path / "a", tmp_path / "work_a", TINY)
+    (tmp_path / "work_b").mkdir()
+    pack(tmp_path / "work_a", tmp_path / "work_b" / "packed.safetensors")
+    longer = replace(TINY, stages=(*TINY.stages, replace(FULL, steps=1)))
+    log = train_clip(tmp_path / "b", tmp_path / "work_b", longer)
+    assert [row["step"] for row in log] == [6, 7]
+
+
 def test_the_trained_folder_is_a_clip_that_names_masks(tmp_path: Path) -> None:
     log = train_clip(tmp_path / "m", tmp_path / "w", TINY)
     clip = load_clip(tmp_path / "m")
@@ -102,7 +113,8 @@ def test_base_networks_see_the_coco_mirrors_pictures_with_base_names_only() -> N
         c.name for c in drawn.categories
     } & set(target)
     assert sum(len(s.segments) for s in drawn) > 20
-    assert np.array_equal(drawn[0].image, base_pictures(1, 12, variants=1)[0].image)
+    alike = annotated_scene(np.random.default_rng([1, 9, 0]), recipe("coco"), texture_bank(3, 1, BANK_SIZE))
+    assert np.array_equal(drawn[0].image, alike.image)  # one artist, one style (test_anew_world.py)
 
 
 def test_the_backbone_sees_all_artists_and_is_resumable(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ that was killed and resumed sees what an undisturbed one sees.
 from __future__ import annotations
 
 import ctypes
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskclip.files import load_checkpoint, save_checkpoint
+from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
 from miniature.anew.captions import caption, columns, speak, targets_of, training_scenes
 from miniature.anew.mini_clip import PATCH, begin, build, encode_crop, encode_text, save_weights, write_model_folder
 from miniature.anew.painting import paint
@@ -218,18 +221,35 @@ def train_clip(
     return log
 
 
+def pack(work: Path, out: Path) -> Path:
+    """A running training's weights and log in one small file (half precision), to go on with elsewhere."""
+    state = load_checkpoint(work / "clip_training.pt")
+    weights = {**state["model"], "vectors": state["vectors"]}
+    told = {key: json.dumps(state[key]) for key in ("log", "step", "seconds")}
+    half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
+    write_atomically(out, lambda path: save_file(half, path, told))
+    return out
+
+
 def _resume(
     work: Path, model: nn.Module, vectors: nn.Parameter, adamw: torch.optim.Optimizer, muon: Muon
 ) -> tuple[list[dict], list, int, float]:
-    """Fill model and optimizers from the checkpoint in `work`, if there is one: the log, what is not in it yet,
-    steps done, seconds spent."""
+    """Fill model and optimizers from what `work` holds: a checkpoint, or a file of `pack`, with which the optimizers
+    begin anew.  Returns the log, what is not in it yet, steps done, seconds spent."""
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "clip_training.pt").exists():
-        return [], [], 0, 0.0
-    state = load_checkpoint(work / "clip_training.pt")
-    model.load_state_dict(state["model"])
-    vectors.data.copy_(state["vectors"])
-    adamw.load_state_dict(state["adamw"])
-    for momentum, saved in zip(muon.momenta, state["muon"], strict=True):
-        momentum.copy_(saved)
-    return state["log"], state["recent"], state["step"], state["seconds"]
+    if (work / "clip_training.pt").exists():
+        state = load_checkpoint(work / "clip_training.pt")
+        model.load_state_dict(state["model"])
+        vectors.data.copy_(state["vectors"])
+        adamw.load_state_dict(state["adamw"])
+        for momentum, saved in zip(muon.momenta, state["muon"], strict=True):
+            momentum.copy_(saved)
+        return state["log"], state["recent"], state["step"], state["seconds"]
+    if (work / "packed.safetensors").exists():
+        with safe_open(work / "packed.safetensors", "pt") as file:
+            told = {key: json.loads(text) for key, text in file.metadata().items()}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}
+        vectors.data.copy_(weights.pop("vectors"))
+        model.load_state_dict(weights)
+        return told["log"], [], told["step"], told["seconds"]
+    return [], [], 0, 0.0
