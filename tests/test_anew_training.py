@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from maskclip.model.clip import load_clip, text_embeddings
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.settings import BackboneConfig
 from miniature.anew import words
-from miniature.anew.__main__ import HERE, card
+from miniature.anew.__main__ import HERE, make_clip, make_network
 from miniature.anew.captions import columns, spoken_words, targets_of, training_scenes
 from miniature.anew.clip_training import pack, train_clip
 from miniature.anew.datasets import BANK_SIZE, annotated_scene, recipe
 from miniature.anew.drawings import sprites
-from miniature.anew.measuring import name_true_masks, single_scenes, unseen_scenes
+from miniature.anew.measuring import single_scenes
 from miniature.anew.mini_clip import merges_for
 from miniature.anew.pretraining import base_pictures, train_backbone
 from miniature.anew.questions import ask, question_scene, questions
@@ -94,16 +96,32 @@ def test_a_packed_training_goes_on_elsewhere(tmp_path: Path) -> None:
     assert [row["step"] for row in log] == [6, 7]
 
 
-def test_the_trained_folder_is_a_clip_that_names_masks(tmp_path: Path) -> None:
-    log = train_clip(tmp_path / "m", tmp_path / "w", TINY)
+def test_the_run_leaves_a_clip_that_names_masks_and_its_card(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(TINY)))))
+    make_clip(tmp_path / "m", tmp_path / "w", tmp_path / "plan.yaml", scenes=2)
     clip = load_clip(tmp_path / "m")
     assert text_embeddings(clip, ["dog", "four-legged animal"]).shape == (2, 128)
-    rows = name_true_masks(clip, unseen_scenes(1, 2))
-    assert {r["method"] for r in rows} == {"mask class tokens", "masked image"} and all(
-        0 <= r["accuracy"] <= 100 for r in rows
-    )
-    text = card(log, "seed: 3", 3, [{"attribute": "all", "value": "all", "accuracy": 1.0, "pictures": 2}], rows)
-    assert "Seed 3, 6 steps" in text and "seed: 3" in text
+    measured = json.loads((tmp_path / "m" / "measured.json").read_text())
+    assert {r["method"] for r in measured["true masks"]} == {"mask class tokens", "masked image"}
+    assert measured["single things"][0]["pictures"] == sum(len(words.drawn_by(a)) for a in words.ARTISTS)
+    text = (tmp_path / "m" / "README.md").read_text()
+    assert "Seed 3; " in text and "artist" in text and "text_steps: 2" in text
+    assert len((tmp_path / "m" / "training.csv").read_text().splitlines()) == 2
+
+
+def test_each_run_writes_its_curve_cost_and_card(tmp_path: Path) -> None:
+    plan = yaml.safe_load((HERE / "pretraining.yaml").read_text())
+    plan["backbone"] |= {"steps": 2, "batch": 4, "side": 32}
+    plan["mask2former"]["pictures"] = 4
+    plan["mask2former"]["config"]["training"] |= {"steps": 2, "batch": 2, "warmup_steps": 1}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    for name in ("backbone", "mask2former"):
+        (tmp_path / name).mkdir()
+        make_network(name, tmp_path / "out", tmp_path / name, tmp_path / "plan.yaml", pictures=2)
+        text = (tmp_path / "out" / f"{name}.md").read_text()
+        assert f"Seed {plan[name]['seed']}; " in text and "minutes of one core" in text and "steps: 2" in text
+        assert len((tmp_path / "out" / f"{name}.csv").read_text().splitlines()) > 1
+    assert "AR100" in text
 
 
 def test_base_networks_see_the_coco_mirrors_pictures_with_base_names_only() -> None:

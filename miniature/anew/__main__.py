@@ -5,25 +5,32 @@
     python -m miniature.anew mask2former OUT WORK
     python -m miniature.anew mask_rcnn OUT WORK
 
-OUT receives the weights, the curve (`*.csv`) and a card (`README.md`) with seed, cost and what was measured; WORK holds
+OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
 checkpoints.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import torch
+import yaml
 
+from maskclip.evaluation.proposal_quality import ProposalQuality
 from maskclip.model.clip import load_clip
+from maskclip.proposals import load_source
 from miniature.anew.clip_training import train_clip
 from miniature.anew.measuring import name_true_masks, unseen_scenes, zero_shot
-from miniature.anew.pretraining import pretrain
+from miniature.anew.pretraining import base_pictures, pretrain
 from miniature.anew.schedule import read_schedule
 
 HERE = Path(__file__).parent
@@ -33,41 +40,74 @@ def _say(row: dict) -> None:
     print(json.dumps(row), flush=True)
 
 
-def _write_curve(path: Path, log: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        rows = csv.DictWriter(file, log[0], lineterminator="\n")
-        rows.writeheader()
-        rows.writerows(log)
+def _table(rows: list[dict], what: dict[str, str]) -> list[str]:
+    """Rows as a Markdown table; `what` gives the columns' titles by key."""
+    frame = pd.DataFrame(rows)[list(what)].rename(columns=what)
+    return ["", frame.to_markdown(index=False, floatfmt=".1f"), ""]
 
 
-def card(log: list[dict], schedule_text: str, seed: int, singles: list[dict], masks: list[dict]) -> str:
-    """The mini CLIP's card: how it was made, what it cost, how well it names."""
+@contextmanager
+def _clocked(work: Path) -> Iterator[Callable[[], float]]:
+    """Minutes of one core spent so far, earlier sittings counted in: what ends a sitting writes them down."""
+    file, began = work / "minutes.json", time.process_time()
+    earlier = json.loads(file.read_text()) if file.exists() else 0.0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def minutes() -> float:
+        return earlier + (time.process_time() - began) / 60
+
+    try:
+        yield minutes
+    finally:
+        file.write_text(json.dumps(minutes()))
+
+
+def card(title: str, name: str, plan: Path, seed: int, minutes: float, tables: list[str]) -> str:
+    """A model's card: how it was made, what it cost, how good it is."""
+    made = ", ".join(f"{package} {version(package)}" for package in ("torch", "open_clip_torch", "transformers"))
     lines = [
-        "# Mini CLIP",
+        f"# {title}",
         "",
-        "Trained from random weights by one command, `python -m miniature.anew clip OUT WORK`.",
-        "",
+        f"Trained from nothing by one command, `python -m miniature.anew {name} OUT WORK`.",
+        *tables,
     ]
-    lines += ["| single things, zero-shot | top-1 over all names | pictures |", "|---|---|---|"]
-    lines += [f"| {r['attribute']}: {r['value']} | {r['accuracy']:.1f} % | {r['pictures']} |" for r in singles]
-    lines += ["", "| true masks in unseen scenes | named right | segments |", "|---|---|---|"]
-    lines += [f"| {r['method']}, {r['group']} | {r['accuracy']:.1f} % | {r['segments']} |" for r in masks]
-    last = log[-1]
-    made = f"torch {version('torch')}, open_clip {version('open_clip_torch')}, {platform.machine()}"
-    lines += ["", f"Seed {seed}, {last['step']} steps, {last['seconds'] / 60:.0f} minutes of one core ({made})."]
-    return "\n".join([*lines, "", "The schedule:", "", "```yaml", schedule_text.strip(), "```", ""])
+    lines += [f"Seed {seed}; {minutes:.0f} minutes of one core ({platform.machine()}, {made}).", "", "The plan:", ""]
+    return "\n".join([*lines, "```yaml", plan.read_text(encoding="utf-8").strip(), "```", ""])
 
 
 def make_clip(out: Path, work: Path, plan: Path = HERE / "clip.yaml", scenes: int = 90) -> None:
     """Train the mini CLIP, measure it on pictures never trained on, and write curve and card."""
     schedule = read_schedule(plan)
     log = train_clip(out, work, schedule, _say)
-    _write_curve(out / "training.csv", log)
+    pd.DataFrame(log).to_csv(out / "training.csv", index=False)
     clip = load_clip(out)
     singles, masks = zero_shot(clip), name_true_masks(clip, unseen_scenes(1, scenes))
-    measured = {"seed": schedule.seed, "seconds": log[-1]["seconds"], "single things": singles, "true masks": masks}
+    minutes = log[-1]["seconds"] / 60
+    measured = {"seed": schedule.seed, "minutes": minutes, "single things": singles, "true masks": masks}
     (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (out / "README.md").write_text(card(log, plan.read_text(), schedule.seed, singles, masks))
+    titles = {"accuracy": "named right, %"}
+    tables = _table(singles, {"attribute": "single things", "value": ""} | titles | {"pictures": "pictures"})
+    tables += _table(masks, {"method": "true masks in unseen scenes", "group": ""} | titles | {"segments": "segments"})
+    (out / "README.md").write_text(card("Mini CLIP", "clip", plan, schedule.seed, minutes, tables))
+
+
+def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretraining.yaml", pictures: int = 60) -> None:
+    """Train a backbone or a proposal network's start, measure it on pictures never trained on; curve and card."""
+    seed = yaml.safe_load(plan.read_text(encoding="utf-8"))[name]["seed"]
+    with _clocked(work) as minutes:
+        weights, curve = pretrain(name, plan, out, work, _say)
+    pd.DataFrame(curve).to_csv(out / f"{name}.csv", index=False)
+    if name == "backbone":
+        rows, what = [curve[-1]], {"step": "steps", "accuracy": "share of single things named right in training"}
+    else:
+        unseen = base_pictures(seed + 1, pictures)
+        quality, source = ProposalQuality(unseen.categories, unseen.names), load_source(weights)
+        for sample in unseen:
+            quality.update(source([sample.image])[0], sample)
+        rows = [row | {"value": 100 * row["value"]} for row in quality.compute()]
+        what = {"group": "unseen pictures", "metric": "", "value": "%", "segments": "segments"}
+    text = card(f"Start of {name}", name, plan, seed, minutes(), _table(rows, what))
+    (out / f"{name}.md").write_text(text)
 
 
 def main() -> None:
@@ -80,7 +120,7 @@ def main() -> None:
     if name == "clip":
         make_clip(out, work)
     else:
-        pretrain(name, HERE / "pretraining.yaml", out, work, _say)
+        make_network(name, out, work)
 
 
 if __name__ == "__main__":

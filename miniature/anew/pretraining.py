@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -82,7 +83,7 @@ class Classifier(nn.Module):
 
 def train_backbone(
     out: Path, work: Path, config: BackboneConfig, seed: int, steps: int, batch: int, side: int, lr: float,
-    progress: Callable[[dict], None] | None = None, checkpoint_every: int = 100,
+    progress: Callable[[dict], None] = lambda row: None, checkpoint_every: int = 100,
 ) -> list[dict]:  # fmt: skip
     """Train a backbone to name single things by all artists in all styles; resumable; `out` is a safetensors file.
 
@@ -123,12 +124,11 @@ def train_backbone(
                 }
             )
             recent = []
-            if progress:
-                progress(log[-1])
+            progress(log[-1])
         if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "step": step + 1}
             save_checkpoint(checkpoint, {**state, "seconds": time.process_time() - began})
-    weights = {k: v.contiguous() for k, v in model.backbone.state_dict().items()}
+    weights = {k: v.half().contiguous() for k, v in model.backbone.state_dict().items()}
     write_atomically(out, lambda path: save_file(weights, path, {"log": json.dumps(log)}))
     return log
 
@@ -142,18 +142,24 @@ def save_network(trained: Path, out: Path) -> Path:
     return out
 
 
-def pretrain(name: str, plan_file: Path, out: Path, work: Path, progress: Callable[[dict], None] | None = None) -> Path:
-    """Carry out an entry of `pretraining.yaml`: "backbone", "mask2former" or "mask_rcnn"; returns the weights' file."""
+def pretrain(
+    name: str, plan_file: Path, out: Path, work: Path, progress: Callable[[dict], None] = lambda row: None
+) -> tuple[Path, list[dict]]:
+    """Carry out an entry of `pretraining.yaml`: "backbone", "mask2former" or "mask_rcnn".
+
+    Returns:
+        The weights' file and the curve.
+    """
     plan = yaml.safe_load(plan_file.read_text(encoding="utf-8"))
     shape = from_mapping(BackboneConfig, plan["shape"], f"shape of {plan_file}")
     out.mkdir(parents=True, exist_ok=True)
     if name == "backbone":
-        train_backbone(out / "backbone.safetensors", work, shape, **plan["backbone"], progress=progress)
-        return out / "backbone.safetensors"
+        curve = train_backbone(out / "backbone.safetensors", work, shape, **plan["backbone"], progress=progress)
+        return out / "backbone.safetensors", curve
     entry = plan[name]
     kind: Any = Mask2FormerConfig if name == "mask2former" else MaskRCNNConfig
-    weights = str(out / "backbone.safetensors") if entry.get("from_backbone") else None
     config = from_mapping(kind, entry["config"] | {"backbone": plan["shape"]}, f"{name} of {plan_file}")
-    config = replace(config, backbone=replace(shape, weights=weights))
+    config = replace(config, backbone=replace(shape, weights=str(out / "backbone.safetensors")))
     trained = train_proposals(name, base_pictures(entry["seed"], entry["pictures"]), config, work / name, entry["seed"])
-    return save_network(trained, out / f"{name}.safetensors")
+    curve = pd.read_csv(trained / "curves.csv").to_dict("records")
+    return save_network(trained, out / f"{name}.safetensors"), curve
