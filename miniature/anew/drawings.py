@@ -151,17 +151,18 @@ def glyph(package: str, name: str, size: int = CUT) -> np.ndarray:
     return np.asarray(out, np.float32) / 255
 
 
-def sticker(drawing: np.ndarray) -> np.ndarray:
+def sticker(drawing: np.ndarray, hollow: bool = False) -> np.ndarray:
     """A glyph [S, S] as rim, body and ink [3, S, S]: dilated, narrow gaps bridged, holes filled.
 
-    Where the glyph fills most of the body, it is the colour and its gaps are the ink; else its strokes are the ink.
+    Where the glyph fills most of the body, it is the colour and its gaps are the ink; else, and in a hollow thing, its
+    strokes are the ink.
     """
     size = len(drawing)
     outside = ndimage.distance_transform_edt(drawing < 0.5)
     closed = ndimage.distance_transform_edt(outside <= 0.06 * size) > 0.06 * size
     body = ndimage.binary_fill_holes((outside <= 0.012 * size) | closed)
     rim = ndimage.binary_fill_holes(ndimage.distance_transform_edt(~body) <= 0.03 * size)
-    solid = drawing.sum() > 0.55 * body.sum()
+    solid = not hollow and drawing.sum() > 0.55 * body.sum()
     inside = ndimage.distance_transform_edt(body) > 0.03 * size
     ink = np.where(inside, 1 - drawing, 0) if solid else drawing
     return np.stack([rim, body, ink]).astype(np.float32)
@@ -189,7 +190,7 @@ def sprites() -> Sprites:
     for thing in things().values():
         for artist, drawings in thing.drawings.items():
             variants[artist][thing.name] = list(range(len(cut), len(cut) + len(drawings)))
-            cut += [sticker(glyph(*drawing)) for drawing in drawings]
+            cut += [sticker(glyph(*drawing), thing.name.startswith("empty ")) for drawing in drawings]
     full = torch.from_numpy(np.stack(cut))
     levels = {size: torch.nn.functional.interpolate(full, size=(size, size), mode="area") for size in LEVELS}
     return Sprites(levels, variants)
@@ -204,7 +205,7 @@ def sheet(names: list[str], edge: int = 72, columns: int = 5) -> Image.Image:
         x, y = i % columns * wide, i // columns * tall
         drawn = [(a, d) for a, artist in enumerate(ARTISTS) for d in things()[name].drawings[artist]]
         for k, (artist, drawing) in enumerate(drawn):
-            rim, body, ink = sticker(glyph(*drawing))
+            rim, body, ink = sticker(glyph(*drawing), name.startswith("empty "))
             picture = np.full((*rim.shape, 3), (244, 240, 230), float)
             for cover, colour in ((rim, (255, 255, 255)), (body, palette[artist]), (ink, (40, 30, 30))):
                 picture += cover[..., None] * (np.array(colour) - picture)

@@ -11,7 +11,7 @@ import torch
 from maskclip.proposals import Proposals
 from miniature.anew.drawings import sprites
 from miniature.anew.painting import paint, to_uint8
-from miniature.anew.scenes import COLOURS, GROUNDS, Scene, arrange, random_ground, sticker_of
+from miniature.anew.scenes import GROUNDS, Scene, arrange, random_ground, sticker_of
 from miniature.anew.textures import texture_bank
 from miniature.anew.words import ARTISTS, hypernyms
 
@@ -63,7 +63,7 @@ def question_scene(
     for i, (word, held) in enumerate(question.answers.items()):
         drawn = [name for name in held if known.get(name)]
         if drawn:
-            colour = question.colours[i] if question.colours else str(rng.choice(list(COLOURS)))
+            colour = question.colours[i] if question.colours else None
             one = sticker_of(rng, str(rng.choice(drawn)), artist, colour)
             stickers.append(replace(one, size=float(rng.uniform(0.38, 0.5))))
             answers.append(word)
