@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from maskclip.model.clip import load_clip, text_embeddings
 from maskclip.model.pipeline import MaskCLIP
@@ -23,8 +24,9 @@ from miniature.anew.datasets import BANK_SIZE, annotated_scene, recipe
 from miniature.anew.drawings import sprites
 from miniature.anew.measuring import single_scenes
 from miniature.anew.mini_clip import merges_for
-from miniature.anew.pretraining import base_pictures, train_backbone
+from miniature.anew.pretraining import backbone_stage, base_pictures, train_backbone
 from miniature.anew.questions import ask, question_scene, questions
+from miniature.anew.scenes import STYLES
 from miniature.anew.schedule import Schedule, Stage, read_schedule
 from miniature.anew.textures import texture_bank
 
@@ -135,12 +137,24 @@ def test_base_networks_see_the_coco_mirrors_pictures_with_base_names_only() -> N
     assert np.array_equal(drawn[0].image, alike.image)  # one artist, one style (test_anew_world.py)
 
 
-def test_the_backbone_sees_all_artists_and_is_resumable(tmp_path: Path) -> None:
+def test_the_backbone_sees_all_artists_and_styles_and_is_resumable(tmp_path: Path) -> None:
+    scenes = training_scenes(np.random.default_rng(1), backbone_stage(1, 120, 32))
+    assert {s.style for s in scenes} == set(STYLES) and all(len(s.things) == 1 for s in scenes)
+    owner = {row: artist for artist, by in sprites().variants.items() for rows in by.values() for row in rows}
+    assert {owner[s.things[0].row] for s in scenes} == set(words.ARTISTS)
     shape = BackboneConfig(stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), block="basic", normalization="group")
-    settings = {"seed": 1, "batch": 2, "side": 32, "lr": 1e-3, "checkpoint_every": 1}
-    straight = train_backbone(tmp_path / "a", tmp_path / "wa", shape, steps=2, **settings)
-    again = train_backbone(tmp_path / "b", tmp_path / "wa", shape, steps=2, **settings)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() and again == straight
+    settings = {"seed": 1, "steps": 2, "batch": 2, "side": 32, "lr": 1e-3, "checkpoint_every": 1}
+    straight = train_backbone(tmp_path / "a", tmp_path / "wa", shape, **settings)
+
+    def kill(row: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # after the last step, before its checkpoint
+        train_backbone(tmp_path / "b", tmp_path / "wb", shape, **settings, progress=kill)
+    resumed = train_backbone(tmp_path / "b", tmp_path / "wb", shape, **settings)
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in straight]
+    one, other = ({k: v.clone() for k, v in load_file(tmp_path / x).items()} for x in "ab")
+    assert all(torch.equal(one[k], other[k]) for k in one)
 
 
 def test_single_scenes_hold_every_drawn_word() -> None:

@@ -81,6 +81,11 @@ class Classifier(nn.Module):
         return self.head(self.backbone(pictures).feature_maps[-1].mean((2, 3)))
 
 
+def backbone_stage(steps: int, batch: int, side: int) -> Stage:
+    """What the backbone sees: single things by all artists in all styles."""
+    return Stage(steps, batch, side, ARTISTS, STYLES, plain=0.25, single=0.75)
+
+
 def train_backbone(
     out: Path, work: Path, config: BackboneConfig, seed: int, steps: int, batch: int, side: int, lr: float,
     progress: Callable[[dict], None] = lambda row: None, checkpoint_every: int = 100,
@@ -94,14 +99,14 @@ def train_backbone(
     model = Classifier(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
     bank, order = texture_bank(seed + 500, 6, BANK_SIZE), list(things())
-    checkpoint, log, first, spent = work / "backbone.pt", [], 0, 0.0
+    checkpoint, log, recent, first, spent = work / "backbone.pt", [], [], 0, 0.0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        log, first, spent = state["log"], state["step"], state["seconds"]
-    began, recent = time.process_time() - spent, []
-    stage = Stage(steps, batch, side, ARTISTS, STYLES, plain=0.25, single=0.75)
+        log, recent, first, spent = (state[key] for key in ("log", "recent", "step", "seconds"))
+    began = time.process_time() - spent
+    stage = backbone_stage(steps, batch, side)
     for step in range(first, steps):
         scenes = training_scenes(np.random.default_rng([seed, 3, step]), stage)
         wanted = torch.tensor([order.index(s.things[0].name) for s in scenes])
@@ -127,7 +132,7 @@ def train_backbone(
             progress(log[-1])
         if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "step": step + 1}
-            save_checkpoint(checkpoint, {**state, "seconds": time.process_time() - began})
+            save_checkpoint(checkpoint, {**state, "recent": recent, "seconds": time.process_time() - began})
     weights = {k: v.half().contiguous() for k, v in model.backbone.state_dict().items()}
     write_atomically(out, lambda path: save_file(weights, path, {"log": json.dumps(log)}))
     return log
