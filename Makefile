@@ -38,4 +38,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) data/mini runs results
+	rm -rf $(VENV) data/mini runs/mini results/mini

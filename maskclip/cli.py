@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,17 +27,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return app.command()(told)
 
 
-def _say_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"maskclip {version('maskclip-study')}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it.")] = False,
-) -> None:
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Say it.")] = False) -> None:
     """Open-vocabulary segmentation with mask class tokens in a frozen CLIP."""
+    if version:
+        typer.echo(f"maskclip {metadata.version('maskclip-study')}")
 
 
 @command
@@ -69,7 +63,7 @@ def cost(
     model: Model = "ViT-L-14-336", masks: Masks = 100, resolution: Resolution = None, rows: Rows = "", csv: Csv = None
 ) -> None:
     """Count the TFLOPs of one picture (Table 6), without running the model at its size."""
-    _measure(rows, csv, model=model, masks=masks, resolution=resolution, device="cpu", metrics=["tflops"])
+    benchmark(model, masks, resolution, device="cpu", rows=rows, metrics="tflops", csv=csv)
 
 
 @command
@@ -90,18 +84,15 @@ def benchmark(
     """Measure time, TFLOPs and peak memory of one picture (Table 6) on this machine."""
     import torch
 
-    if threads:
-        torch.set_num_threads(threads)
-    picture = dict(model=model, masks=masks, resolution=resolution, matched=matched, seed=seed)
-    place = dict(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype=dtype)
-    _measure(rows, csv, metrics=_list(metrics), repeats=repeats, **picture, **place)
-
-
-def _measure(rows: str, csv: Path | None, **options: Any) -> None:
     from maskclip import cost
     from maskclip.files import write_atomically
 
-    frame = cost.benchmark(rows=_list(rows) or list(cost.ROWS), own_process=False, **options)  # it is one
+    if threads:
+        torch.set_num_threads(threads)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    picture: dict[str, Any] = dict(model=model, masks=masks, resolution=resolution, matched=matched, seed=seed)
+    way: dict[str, Any] = dict(device=device, dtype=dtype, repeats=repeats)
+    frame = cost.benchmark(rows=_list(rows) or list(cost.ROWS), metrics=_list(metrics), **picture, **way)
     typer.echo(cost.as_table(frame))
     if csv:
         write_atomically(csv, lambda temporary: frame.to_csv(temporary, index=False))
@@ -109,7 +100,3 @@ def _measure(rows: str, csv: Path | None, **options: Any) -> None:
 
 def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-if __name__ == "__main__":
-    app()

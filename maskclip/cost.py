@@ -7,7 +7,7 @@ included: all methods share them.
 Table 6's other rows do what those methods do to their regions, with the CLIP at hand in place of
 their own: RegionCLIP cuts each proposal's box out (its ResNets pool boxes from one feature map, which
 a ViT has not); ZegFormer also blacks out what is outside of the mask; SimSeg takes CLIP's mean colour
-for that. Cutting costs no FLOPs by this count, so each is one CLIP pass per mask that has a pixel.
+for that. Cutting costs no FLOPs by this count, so each is one CLIP pass per mask.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from maskclip.model.visual_encoder import ImageFeatures, MaskCLIPVisualEncoder
 
 COLUMNS = ["method", "metric", "masks", "model", "resolution", "value"]
 METRICS = ("time_s", "tflops", "peak_gb")
+DTYPES = ("float32", "bfloat16", "float16")
 ROWS = {
     "clip": "plain CLIP, one image",
     "wo_rma": "MaskCLIP w/o RMA",
@@ -49,15 +51,16 @@ ROWS = {
     "zegformer": "ZegFormer (its crops)",
     "simseg": "SimSeg (its crops)",
 }
-_CROPS = ("regionclip", "zegformer", "simseg")
+_COUNTED = ("regionclip", "zegformer", "simseg")  # never run
 _WARM = 2.0  # seconds on a CPU; of a first round that takes longer, what a first time costs is nothing
 _PATIENCE = 20.0  # seconds; a CLIP Baseline that takes longer is measured on 1 or 2 masks, scaled up
 _CHILD = """
 import json, sys, torch
-from maskclip.cost import benchmark
-options = json.loads(sys.argv[1])
-torch.set_num_threads(options.pop("threads"))
-benchmark(**options, metrics=["peak_gb"], own_process=False).to_csv(sys.stdout, index=False)
+from maskclip.cost import _load, benchmark
+name, threads, options = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+model = _load(name, "cpu", options["dtype"]).model
+benchmark(model, **options, metrics=["peak_gb"]).to_csv(sys.stdout, index=False)
 """
 Values = list[tuple[str, str, int, float]]  # method, metric, masks, value
 
@@ -73,91 +76,76 @@ def benchmark(
     repeats: int = 3,
     matched: int = 15,
     seed: int = 0,
-    name: str | None = None,
-    own_process: bool = True,
 ) -> pd.DataFrame:
     """Measure `rows` on one image with `masks` random masks, each over about half of the patches.
 
     Times are medians over `repeats` interleaved rounds, so that a busy machine slows every row alike,
-    after one that does not count where it takes less than 2 s. Peak memory is that of a whole process
-    while the row runs (CUDA: torch's), model and Python included, the text tower of a model given by
-    name not; the CLIP Baseline's is at one picture per pass.
+    after one that does not count where it takes less than 2 s. Peak memory is a whole process's (CUDA:
+    torch's) while the row runs, model and Python included; the CLIP Baseline's is at one picture per
+    pass. A model given by name has no text tower then, and a process of its own, where neither what
+    this one holds nor how its allocator is set plays a part.
 
     Args:
         model: an open_clip name (random weights), a folder, or an open_clip model.
-        masks: M.
         resolution: S in pixels; None: the model's own.
-        device, dtype: "cpu" or "cuda"; "float32", "bfloat16" or "float16".
-        rows: of `ROWS`.
-        metrics: of `METRICS`. If "tflops" alone is asked for a name, all layers share one layer's
-            weights: counting needs no others, and a large model is there at once.
+        metrics: of `METRICS`. "tflops" alone needs no large model: all layers share one's weights.
         matched: masks in the training step's loss. The step is: see the image, encode all masks
-            without a graph (to match them), encode the matched ones with, and go backward. Matcher
-            and loss are not included.
-        seed: of weights, image and masks.
-        name: how the model is called in the result; None: by its own name.
-        own_process: measure the peak memory of a model given by name in a process of its own, where
-            neither what this one holds nor how its allocator is set plays a part.
+            without a graph (to match them), the matched ones with, go backward; no matcher, no loss.
     Returns:
         tidy table with `COLUMNS`: value in seconds, 1e12 FLOPs or GiB. The CLIP Baseline comes per
         mask (masks = 1) and for all. RegionCLIP, ZegFormer, SimSeg: tflops only.
     Raises:
         ValueError: an unknown row, metric, dtype or model, or a number that is too small.
     """
-    _check(rows, metrics, device, dtype, dict(masks=masks, repeats=repeats, matched=matched, resolution=resolution))
-    own_process = own_process and "peak_gb" in metrics and device == "cpu" and not isinstance(model, nn.Module)
-    measured = [metric for metric in metrics if not (own_process and metric == "peak_gb")]
-    name = name or (type(model).__name__ if isinstance(model, nn.Module) else Path(model).name)
-    bench = _Bench(_load(model, device, dtype, hollow=measured == ["tflops"]), masks, resolution, matched, seed)
+    _check(device, rows=(rows, list(ROWS)), metrics=(metrics, METRICS), dtype=([dtype], DTYPES))
+    for what, number in dict(masks=masks, repeats=repeats, matched=matched, resolution=resolution).items():
+        if number is not None and number < 1:
+            raise ValueError(f"{what} is {number}; it must be at least 1")
+    named = None if isinstance(model, nn.Module) else Path(model).name
+    clip = _load(model, device, dtype, hollow=list(metrics) == ["tflops"])
+    bench = _Bench(clip, masks, resolution or clip.image_size, matched, seed)
     if any(row.endswith("_again") for row in rows):
         bench.features = bench.maskclip.see(bench.image)  # paid for by the first set of masks
-    timed = [row for row in rows if row not in _CROPS]
-    values: Values = []
-    if "tflops" in measured:
-        values += _flops(bench, rows)
-    if timed and set(measured) & {"time_s", "peak_gb"}:
-        found = _times_and_peaks(bench, timed, device, repeats if "time_s" in measured else 0)
-        values += [value for value in found if value[1] in measured]
-    frame = pd.DataFrame([(r, metric, m, name, bench.size, v) for r, metric, m, v in values], columns=COLUMNS)
-    if timed and own_process:
-        options = dict(model=str(model), masks=masks, resolution=bench.size, dtype=dtype, matched=matched, seed=seed)
-        peaks = _peaks_of_a_process(options | {"rows": timed})
-        frame = pd.concat([frame, peaks.assign(model=name)], ignore_index=True)
+    run = [row for row in rows if row not in _COUNTED]
+    apart = ["peak_gb"] if named and device == "cpu" else []
+    here = [metric for metric in metrics if metric not in apart]
+    values = _flops(bench, rows) if "tflops" in here else []
+    if run and set(here) & {"time_s", "peak_gb"}:
+        found = _times_and_peaks(bench, run, device, repeats if "time_s" in here else 0)
+        values += [value for value in found if value[1] in here]
+    name = named or type(model).__name__
+    frame = pd.DataFrame([(*value[:3], name, bench.size, value[3]) for value in values], columns=COLUMNS)
+    if run and set(apart) & set(metrics):
+        options = dict(masks=masks, resolution=bench.size, dtype=dtype, matched=matched, seed=seed, rows=run)
+        frame = pd.concat([frame, _peaks_of_a_process(str(model), options).assign(model=name)], ignore_index=True)
     return frame
 
 
-def _check(
-    rows: Sequence[str], metrics: Sequence[str], device: str, dtype: str, numbers: dict[str, int | None]
-) -> None:
-    for given, known, what in ((rows, ROWS, "rows"), (metrics, METRICS, "metrics")):
+def _check(device: str, **choices: tuple[Sequence[str], Sequence[str]]) -> None:
+    for what, (given, known) in choices.items():
         if unknown := [x for x in given if x not in known]:
             raise ValueError(f"{what} has {unknown}; it must be among {list(known)}")
-    for what, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{what} is {value}; it must be at least 1")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but PyTorch finds no GPU; take cpu")
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype is {dtype!r}; it must be float32, bfloat16 or float16")
 
 
 class _Bench:
     """One image, its masks, the encoders, and what each row does with them."""
 
-    features: ImageFeatures  # for the steps that reuse it
+    features: ImageFeatures  # of the steps that reuse CLIP's pass
 
-    def __init__(self, clip: Clip, masks: int, resolution: int | None, matched: int, seed: int) -> None:
+    def __init__(self, clip: Clip, masks: int, size: int, matched: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        layers = len(clip.model.visual.transformer.resblocks)
-        quarters = sorted({max(1, round(layers * part / 4)) for part in (1, 2, 3, 4)})  # 6, 12, 18, 24 of 24
-        self.size, self.masks = resolution or clip.image_size, masks
+        depth = len(clip.model.visual.transformer.resblocks)
+        quarters = sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)})  # 6, 12, 18, 24 of 24
+        self.size, self.masks = size, masks
         self.baseline_masks = 1  # how many of them the CLIP Baseline's step takes: see _PATIENCE
         self.plain = MaskCLIPVisualEncoder.from_open_clip(clip.model, ())
         self.maskclip = MaskCLIPVisualEncoder.from_open_clip(clip.model, quarters, generator=generator)
-        self.image = torch.randn(1, 3, self.size, self.size, generator=generator).to(clip.model.visual.conv1.weight)
-        self.logits = random_masks(masks, self.size, generator).to(clip.device)
+        self.image = torch.randn(1, 3, size, size, generator=generator).to(clip.model.visual.conv1.weight)
+        self.logits = random_masks(masks, size, generator).to(clip.device)
         self.matched = self.logits[:, :matched]
-        own, masked = self.size == clip.image_size, MaskedImages(clip)  # open_clip does not interpolate positions
+        own, masked = size == clip.image_size, MaskedImages(clip)  # open_clip does not interpolate positions
         self.steps: dict[str, Callable[[], object]] = {
             "clip": lambda: clip.model.encode_image(self.image) if own else self.plain.see(self.image),
             "wo_rma": lambda: self.plain(self.image, self.logits),
@@ -177,47 +165,43 @@ class _Bench:
             torch.stack([x.square().mean() for x in outputs]).sum().backward()
         self.maskclip.zero_grad()
 
-    def crops(self) -> int:
-        """How many masks have a pixel, hence a box to cut out."""
-        return int((self.logits[0] >= 0).flatten(1).any(1).sum())
 
-
-def random_masks(masks: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+def random_masks(masks: int, size: int, generator: torch.Generator) -> Tensor:
     """Logits [1, M, S, S] of smooth blobs, each over about half of the patches: dense for proposals."""
     coarse = torch.randn(1, masks, 6, 6, generator=generator)
     return 5 * F.interpolate(coarse, (size, size), mode="bicubic", align_corners=False)
 
 
-def _load(model: str | Path | nn.Module, device: str, dtype: str, hollow: bool) -> Clip:
+def _load(model: str | Path | nn.Module, device: str, dtype: str, hollow: bool = False) -> Clip:
     """The CLIP to measure. One given by name comes without its text tower, which no row needs, and
     with random weights; a hollow one has the same weights in all layers."""
+    place = dict(device=device, dtype=getattr(torch, dtype))
     if isinstance(model, nn.Module):
-        return Clip.of(model.to(device, getattr(torch, dtype)).eval())
+        return Clip.of(model.to(**place).eval())
     config = None if Path(model).is_dir() else open_clip.get_model_config(str(model))
     if config is None or not isinstance(config["vision_cfg"].get("layers"), int):  # a folder, or no ViT: told there
-        return load_clip(model, device=device, dtype=getattr(torch, dtype))
+        return load_clip(model, **place)
     layers = config["vision_cfg"]["layers"]
     vision = config["vision_cfg"] | ({"layers": 1} if hollow else {})
     text = dict(context_length=1, vocab_size=1, width=8, heads=1, layers=1)
     clip = open_clip.model.CLIP(config["embed_dim"], vision, text, config.get("quick_gelu", False))
     if hollow:
         clip.visual.transformer.resblocks = nn.ModuleList([clip.visual.transformer.resblocks[0]] * layers)
-    return Clip.of(clip.to(device, getattr(torch, dtype)).eval().requires_grad_(False))
+    return Clip.of(clip.to(**place).eval().requires_grad_(False))
 
 
 def _flops(bench: _Bench, rows: Sequence[str]) -> Values:
     """TFLOPs of each row. Passes of CLIP all cost the same, so one is counted, once."""
     one_pass, values = _count(bench.steps["clip"]), []
     for row in rows:
-        match row:
-            case "clip":
-                values.append((row, "tflops", 0, one_pass))
-            case "clip_baseline":
-                values += [(row, "tflops", masks, one_pass * masks) for masks in (bench.masks, 1)]
-            case "regionclip" | "zegformer" | "simseg":
-                values.append((row, "tflops", bench.masks, one_pass * bench.crops()))
-            case _:
-                values.append((row, "tflops", bench.masks, _count(bench.steps[row])))
+        if row == "clip":
+            values.append((row, "tflops", 0, one_pass))
+        elif row in _COUNTED or row == "clip_baseline":
+            values.append((row, "tflops", bench.masks, one_pass * bench.masks))
+        else:
+            values.append((row, "tflops", bench.masks, _count(bench.steps[row])))
+        if row == "clip_baseline":
+            values.append((row, "tflops", 1, one_pass))
     return values
 
 
@@ -238,18 +222,18 @@ def _times_and_peaks(bench: _Bench, rows: list[str], device: str, repeats: int) 
     """Median seconds of `repeats` rounds, and the peak GiB of the round before them."""
     times: dict[str, list[float]] = {row: [] for row in rows}
     values: Values = []
-    for round_ in range(repeats + 1):
-        for row in rows:
-            if round_ and len(times[row]) == repeats:
-                continue
-            _reset_peak(device)
-            seconds = _time(bench.steps[row], device)
-            if round_ or (device == "cpu" and seconds > _WARM):
-                times[row].append(seconds / (bench.baseline_masks if row == "clip_baseline" else 1))
-            if round_ == 0:
-                values.append((row, "peak_gb", 0 if row == "clip" else bench.masks, _peak_gib(device)))
-                if row == "clip_baseline":
-                    bench.baseline_masks = bench.masks if seconds * bench.masks < _PATIENCE else min(bench.masks, 2)
+    for row in rows:
+        _reset_peak(device)
+        seconds = _time(bench.steps[row], device)
+        values.append((row, "peak_gb", 0 if row == "clip" else bench.masks, _peak_gib(device)))
+        if device == "cpu" and seconds > _WARM:
+            times[row].append(seconds)
+        if row == "clip_baseline":
+            bench.baseline_masks = bench.masks if seconds * bench.masks < _PATIENCE else min(bench.masks, 2)
+    for row in rows * repeats:  # round after round
+        if len(times[row]) < repeats:
+            masks = bench.baseline_masks if row == "clip_baseline" else 1
+            times[row].append(_time(bench.steps[row], device) / masks)
     for row in rows if repeats else ():
         median = statistics.median(times[row])
         if row == "clip_baseline":
@@ -272,29 +256,24 @@ def _time(step: Callable[[], object], device: str) -> float:
 def _reset_peak(device: str) -> None:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is in use now
-    except OSError:
-        pass  # elsewhere the peak is the process's since its start: measure one row a process to compare
+    with suppress(OSError):  # where Linux lets us, the peak starts again from what is in use now
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_gib(device: str) -> float:
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**30
-    try:  # a child's ru_maxrss begins with its parent's, and is not reset
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    status = Path("/proc/self/status")  # a child's ru_maxrss begins with its parent's, and is not reset
+    if status.exists() and "VmHWM:" in (text := status.read_text()):
+        return int(text.split("VmHWM:")[1].split()[0]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def _peaks_of_a_process(options: dict[str, Any]) -> pd.DataFrame:
+def _peaks_of_a_process(name: str, options: dict[str, Any]) -> pd.DataFrame:
     """Peak memory in a new process, with the system's own way of handing memory back."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-    given = json.dumps(options | {"threads": torch.get_num_threads()})
-    done = subprocess.run([sys.executable, "-c", _CHILD, given], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", _CHILD, json.dumps([name, torch.get_num_threads(), options])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"the process ended with {done.returncode}"]
         raise RuntimeError(f"measuring peak memory failed: {reason[0]}")
@@ -309,5 +288,5 @@ def as_table(frame: pd.DataFrame) -> str:
     if "time_s" in wide and ("clip", 0) in wide.index:
         wide.insert(1, "x CLIP", wide["time_s"] / float(wide["time_s"][("clip", 0)]))
     wide.index = [f"{ROWS[method]}{f', {masks} masks' if masks else ''}" for method, masks in wide.index]
-    header = f"{frame.model.iloc[0]} at {frame.resolution.iloc[0]} pixels"
-    return header + "\n" + wide.to_string(float_format=lambda x: f"{x:.3f}", na_rep="-")
+    table = wide.to_string(float_format=lambda x: f"{x:.3f}", na_rep="-")
+    return f"{frame.model.iloc[0]} at {frame.resolution.iloc[0]} pixels\n{table}"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import io
 import json
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
-
-from safetensors import SafetensorError
 
 if TYPE_CHECKING:  # writing a table need not wait for torch
     import torch
@@ -34,40 +31,26 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # the bytes before the name: a power cut must not leave an empty file
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        disk = _disk_error(error)
-        if disk is None:
-            raise
-        reason = f"cannot write {path}: {disk.strerror or disk}; make room there or allow writing"
-        raise OSError(disk.errno, reason) from None
+    except OSError as error:
+        reason = f"cannot write {path}: {error.strerror or error}; make room there or allow writing"
+        raise OSError(error.errno, reason) from None
     finally:
         if path.parent.is_dir():
             temporary.unlink(missing_ok=True)
 
 
-def _disk_error(error: Exception) -> OSError | None:
-    """The disk's own error, which torch's and safetensors' writers hide in errors of theirs; None if it is none."""
-    if isinstance(error, OSError):
-        return error
-    if isinstance(error, SafetensorError) and (number := re.search(r"\(os error (\d+)\)", str(error))):
-        return OSError(int(number[1]), os.strerror(int(number[1])))
-    if "inline_container" in str(error):  # torch's writer, at closing a file that it could not write to
-        hidden = error.__context__
-        return hidden if isinstance(hidden, OSError) else OSError(errno.EIO, os.strerror(errno.EIO))
-    return None
-
-
-def write_tensors(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a dictionary of tensors and plain values; the same state gives the same bytes."""
+def checkpoint_bytes(state: Mapping[str, Any]) -> bytes:
+    """A checkpoint file of tensors and plain values; the same state gives the same bytes."""
     import torch
 
-    with path.open("wb") as file:  # given a name, torch would write that into the file
-        torch.save(state, file)
+    torch.save(state, buffer := io.BytesIO())
+    return buffer.getvalue()
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a dictionary of tensors and plain values atomically."""
-    write_atomically(path, lambda temporary: write_tensors(temporary, state))
+    content = checkpoint_bytes(state)  # a disk's error in writing them is its own; torch would hide it in another
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -92,10 +75,10 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     return state
 
 
-def file_digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """The SHA-256 of those of these files that a folder has, for its record.json."""
-    there = [name for name in names if (folder / name).is_file()]
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
+    there = [folder / name for name in names if (folder / name).is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
 
 
 def written_record(folder: Path) -> dict[str, Any]:
@@ -114,7 +97,7 @@ def check_as_written(path: Path) -> None:
         ValueError: the file is another one.
     """
     wanted, found = written_record(path.parent).get("files"), file_digests(path.parent, [path.name])
-    if isinstance(wanted, dict) and wanted.get(path.name, found[path.name]) != found[path.name]:
+    if isinstance(wanted, dict) and found != {path.name: wanted.get(path.name, found[path.name])}:
         raise ValueError(f"{path} is not what {path.parent / 'record.json'} was written for; train or fetch it again")
 
 

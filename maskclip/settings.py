@@ -1,14 +1,11 @@
-"""The settings of the library's models and trainings, checked by pydantic when they are read.
-
-A typing error is one sentence before the first minute of work, not a strange number after the last
-hour. The defaults are the paper's (Sec. 4.2).
-"""
+"""The settings of the library's models and trainings, checked when they are read; the defaults are the paper's."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import typing
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,6 +17,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=4)]
 Section = TypeVar("Section")
+PAPER_DEPTH = 24  # layers of the paper's ViT-L
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -27,8 +25,7 @@ class BackboneConfig:
     """A ResNet; ResNet-50 as both papers use it has ImageNet weights and frozen batch statistics."""
 
     stem_width: PositiveInt = 64
-    # channels and blocks per stage: four, at strides 4 to 32, or three, for pictures so small that
-    # stride 32 would see objects as single cells
+    # channels and blocks per stage: four, at strides 4 to 32, or three, for small pictures
     widths: tuple[PositiveInt, ...] = (256, 512, 1024, 2048)
     depths: tuple[PositiveInt, ...] = (3, 4, 6, 3)
     block: Literal["basic", "bottleneck"] = "bottleneck"  # basic: ResNet-18 and -34
@@ -64,8 +61,6 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
             raise ValueError(f"scale is {self.scale}; it must be two numbers, the smaller first")
-        if any(first >= second for first, second in pairwise(self.milestones)):
-            raise ValueError(f"milestones are {self.milestones}; they must rise")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -82,9 +77,7 @@ class Mask2FormerConfig:
     encoder_feedforward_dim: PositiveInt = 1024
     heads: PositiveInt = 8
     points: PositiveInt = 12544
-    # a trained network to begin with: a safetensors file, or a model of Hugging Face transformers by
-    # folder or hub name; of its heads only one for object / no object is taken over
-    start: str | None = None
+    start: str | None = None  # a trained network to begin with: a safetensors file, or transformers' folder or hub name
     no_object_weight: NonNegativeFloat = 0.1
     class_weight: NonNegativeFloat = 2.0
     mask_weight: NonNegativeFloat = 5.0
@@ -117,7 +110,7 @@ class MaskRCNNConfig:
     score_threshold: Fraction = 0.05  # this and the next two: which boxes become proposals
     nms_threshold: Fraction = 0.5
     detections: PositiveInt = 100
-    # one for each image; `short_side` is for inference
+    # for training, one per image
     train_short_sides: Annotated[tuple[Pixels, ...], Field(min_length=1)] = (640, 672, 704, 736, 768, 800)
     short_side: Pixels = 800
     long_side: Pixels = 1333
@@ -150,7 +143,7 @@ class MaskClipTraining:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        scale_layers(self.rma_layers, 24)
+        scale_layers(self.rma_layers, PAPER_DEPTH)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -195,7 +188,7 @@ def _sentence(section: type, fault: ErrorDetails, place: str) -> str:
     return f"{place} is {fault['input']!r}; {wanted.replace('valid array', 'list')}"
 
 
-def scale_layers(paper_layers: list[int], depth: int, paper_depth: int = 24) -> tuple[int, ...]:
+def scale_layers(paper_layers: Sequence[int], depth: int) -> tuple[int, ...]:
     """The paper's RMA layers (counted from 1, of 24) at the same fractions of a ViT of `depth` layers (Table 9).
 
     Rounded half up; where a shallow ViT would count a layer twice, the earlier one moves down, so that as many
@@ -204,14 +197,10 @@ def scale_layers(paper_layers: list[int], depth: int, paper_depth: int = 24) -> 
     Raises:
         ValueError: layers out of 1..24, not rising, or more of them than the ViT has.
     """
-    rising = all(low < high for low, high in pairwise(paper_layers))
-    if not rising or not all(1 <= layer <= paper_depth for layer in paper_layers):
-        raise ValueError(f"rma_layers are {paper_layers}; they must rise within 1 to {paper_depth}")
+    rising = all(low < high for low, high in pairwise([0, *paper_layers, PAPER_DEPTH + 1]))
+    if not rising:
+        raise ValueError(f"rma_layers are {paper_layers}; they must rise within 1 to {PAPER_DEPTH}")
     if len(paper_layers) > depth:
         raise ValueError(f"rma_layers are {paper_layers}, {len(paper_layers)} of them, but the ViT has {depth} layers")
-    scaled = [max(1, int(layer * depth / paper_depth + 0.5)) for layer in paper_layers]
-    for index in range(len(scaled) - 2, -1, -1):
-        scaled[index] = min(scaled[index], scaled[index + 1] - 1)
-    for index in range(len(scaled)):  # the shift may have run below the first layer
-        scaled[index] = max(scaled[index], index + 1)
-    return tuple(scaled)
+    room = [int(layer * depth / PAPER_DEPTH + 0.5) - index for index, layer in enumerate(paper_layers)]
+    return tuple(index + max(1, min(room[index:])) for index in range(len(room)))

@@ -2,14 +2,14 @@
 
 import ctypes
 import os
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def go_to_top() -> Path:
-    """Change to the study's top folder, where params.yaml lies, from a folder inside it; it is returned.
-
-    Jupyter runs a notebook in the notebook's own folder, the pipeline in the top one.
+    """Change to the study's top folder, where params.yaml lies: Jupyter runs notebooks in their own.
 
     Raises:
         FileNotFoundError: neither here nor above is a params.yaml.
@@ -19,9 +19,19 @@ def go_to_top() -> Path:
         if (folder / "params.yaml").is_file():
             os.chdir(folder)
             return folder
-    raise FileNotFoundError(
-        f"{here} is not inside the study: no params.yaml here or above; open it from its repository"
-    )
+    raise FileNotFoundError(f"{here} is not inside the study: no params.yaml here or above; open its repository")
+
+
+@contextmanager
+def errors_as_sentences(*others: type[Exception]) -> Iterator[None]:
+    """End a program with the sentence of an expected error, and without a traceback if it is interrupted."""
+    expected: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError, *others)
+    try:
+        yield
+    except expected as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; run again, it goes on")
 
 
 def end_with_parent(sign: int) -> None:

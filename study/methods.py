@@ -1,8 +1,6 @@
 """The one table of what the study compares: proposal networks, and methods (rows of tables).
 
-Everything else takes its names, colours, orders and settings from here. To add a row to a table,
-add one entry to METHODS. A trained method also needs its name in a stage of dvc.yaml;
-`check_stages` names a forgotten one.
+To add a row to a table, add one entry to METHODS; of a trained method also its name to a stage of dvc.yaml.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from ruamel.yaml import YAML
 TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `Run.tasks` knows their tasks
 TRAINING_PICTURES = ("coco_train", "coco_split_train")
 TABLES = range(2, 10)  # of the paper
+SCORE_COLUMNS = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]  # of a stage's results
 GROUND_TRUTH = "ground_truth"  # in place of a network: the annotated segments themselves (Table 7)
 
 
@@ -33,9 +32,11 @@ class ProposalNetwork:
     class_aware: bool = False  # it learns with class labels; all others learn object or no object
 
     def __post_init__(self) -> None:
-        _require(self, "network", "colour", "settings", "training_set", "pictures")
-        for name in (self.training_set, *self.pictures):
-            _known(self, "network", "pictures", name, TEST_PICTURES + TRAINING_PICTURES)
+        _require(self, "colour", "settings", "training_set", "pictures")
+        _known(self, "pictures", (self.training_set, *self.pictures), TEST_PICTURES + TRAINING_PICTURES)
+
+    def __str__(self) -> str:
+        return f"network {self.id!r}"
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,23 @@ class Method:
 
     def __post_init__(self) -> None:
         costs_only = self.tables == (6,)
-        _require(self, "method", "label", "colour", "tables", *(() if costs_only else ("network", "tests")))
-        for number in (*self.tables, *self.labels):
-            _known(self, "method", "tables", number, TABLES)
+        _require(self, "label", "colour", "tables", *(() if costs_only else ("network", "tests")))
+        _known(self, "tables", (*self.tables, *self.labels), TABLES)
         if costs_only:
             return
-        _known(self, "method", "network", self.network, (*NETWORKS, GROUND_TRUTH))
+        _known(self, "networks", [self.network], (*NETWORKS, GROUND_TRUTH))
         if self.network != GROUND_TRUTH:
-            proposed = NETWORKS[self.network].pictures
-            for name in filter(None, (self.training_set, *self.tests)):
-                _known(self, "method", f"pictures with {self.network}'s proposals", name, proposed)
+            pictures = filter(None, (self.training_set, *self.tests))
+            _known(self, f"pictures with {self.network}'s proposals", pictures, NETWORKS[self.network].pictures)
         if self.mask_tokens and self.rma_layers != () and not (self.training_set or self.weights):
-            raise ValueError(f"method {self.id!r} of study/methods.py has layers to train: give it a training_set")
+            raise ValueError(f"{self} of study/methods.py has layers to train: give it a training_set")
+
+    def __str__(self) -> str:
+        return f"method {self.id!r}"
 
     @property
     def trained_as(self) -> str:
-        """The method whose weights it uses, under whose name its results stand: mostly itself."""
+        """The method whose weights it uses and under whose name its results stand."""
         return self.weights or self.id
 
     @property
@@ -98,28 +100,27 @@ class _Named(dict[str, Entry]):
     """Entries by id; an unknown id says what there is, one given twice fails at once."""
 
     def __init__(self, *entries: Entry) -> None:
-        super().__init__({entry.id: entry for entry in entries})
-        ids = [entry.id for entry in entries]
-        if twice := [name for name in ids if ids.count(name) > 1]:
-            raise ValueError(f"study/methods.py has two entries {twice[0]!r}; rename one")
+        for entry in entries:
+            if entry.id in self:
+                raise ValueError(f"study/methods.py has two entries {entry.id!r}; rename one")
+            self[entry.id] = entry
 
     def __missing__(self, name: str) -> Entry:
         raise ValueError(f"the study has no {name!r}; it has {', '.join(self)}")
 
 
-def _require(entry: ProposalNetwork | Method, kind: str, *names: str) -> None:
+def _require(entry: ProposalNetwork | Method, *names: str) -> None:
     if lacking := [name for name in names if not getattr(entry, name)]:
-        raise ValueError(f"{kind} {entry.id!r} of study/methods.py lacks its {', '.join(lacking)}")
+        raise ValueError(f"{entry} of study/methods.py lacks its {', '.join(lacking)}")
     if not re.fullmatch(r"\w+", entry.id) or not re.fullmatch("#[0-9a-f]{6}", entry.colour):
-        raise ValueError(
-            f"{kind} {entry.id!r} of study/methods.py needs an id of letters, digits and _, a colour #rrggbb"
-        )
+        raise ValueError(f"{entry} of study/methods.py needs an id of letters, digits and _, a colour #rrggbb")
 
 
-def _known(entry: ProposalNetwork | Method, kind: str, what: str, name: object, known: Iterable[object]) -> None:
-    if name not in known:
-        there = ", ".join(map(str, known))
-        raise ValueError(f"{kind} {entry.id!r} of study/methods.py: {name!r} is none of the {what} ({there})")
+def _known(entry: ProposalNetwork | Method, what: str, names: Iterable[object], known: Iterable[object]) -> None:
+    for name in names:
+        if name not in known:
+            there = ", ".join(map(str, known))
+            raise ValueError(f"{entry} of study/methods.py: {name!r} is none of the {what} ({there})")
 
 
 # The base network serves the COCO split. The last two differ in class labels alone, to compare.
@@ -168,11 +169,7 @@ METHODS: dict[str, Method] = _Named(
 
 
 def rows_of(table: int) -> dict[str, Method]:
-    """The methods that are rows of one of the paper's tables, by their labels there.
-
-    Raises:
-        ValueError: two of them have one label.
-    """
+    """The methods that are rows of one of the paper's tables, by their labels there; ValueError if two share one."""
     methods = [method for method in METHODS.values() if table in method.tables]
     rows = {method.label_in(table): method for method in methods}
     if hidden := [method.id for method in methods if method not in rows.values()]:
@@ -181,14 +178,10 @@ def rows_of(table: int) -> dict[str, Method]:
 
 
 def check_stages(path: str | Path = "dvc.yaml") -> None:
-    """Check that the pipeline runs every network and method, and no other.
+    """Check that the pipeline runs every network and method, and no other; ValueError names the first fault.
 
-    What is trained stands in a stage's matrix, and a method's stage depends on its network. A row
-    with nothing to train stands in some stage's metrics: `baselines_<id>.json`, or
-    `ground_truth_masks_<weights>.json`.
-
-    Raises:
-        ValueError: something is missing or unknown; the sentence names it.
+    What is trained stands in a stage's matrix, and a method's stage depends on its network. A row with nothing to
+    train stands in some stage's metrics: `baselines_<id>.json`, or `ground_truth_masks_<weights>.json`.
     """
     stages = YAML(typ="safe").load(Path(path))["stages"]
     matrices = [(str(stage), stage.get("matrix", {})) for stage in stages.values()]

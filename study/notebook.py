@@ -12,12 +12,12 @@ import argparse
 import ast
 import logging
 import os
+import re
 import resource
 import signal
 import sys
 import time
 import warnings
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from pydantic import TypeAdapter
 
 from maskclip.files import write_atomically
-from study import end_with_parent
+from study import end_with_parent, errors_as_sentences
 
 ENVIRONMENT = {
     # glibc hands large freed buffers back to the kernel and faults them in again at every step; keeping them makes
@@ -51,82 +52,63 @@ class ThisPython(AsyncKernelManager):
         return KernelSpec(argv=command, display_name="Python 3", language="python")
 
 
-def declared_parameters(notebook: Path) -> dict[str, Any]:
-    """Names and default values in the notebook's cell tagged `parameters`."""
-    found = papermill.inspect_notebook(str(notebook))
-    return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
-
-
 def parse_parameters(notebook: Path, given: list[tuple[str, str]]) -> dict[str, Any]:
-    """Texts from the command line as the types the notebook declares.
+    """Texts from the command line as the types that the notebook declares in its cell tagged `parameters`.
 
     Raises:
         ValueError: a name the notebook does not declare, or a value of another type.
     """
-    declared = declared_parameters(notebook)
+    declared = papermill.inspect_notebook(str(notebook))
     parameters = {}
     for name, text in given:
         if name not in declared:
             raise ValueError(f"{notebook} has no parameter {name!r}; it has: {', '.join(declared) or 'none'}")
-        kind, value = type(declared[name]), text
-        if kind is not str:
-            with suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(text)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise ValueError(f"{notebook}: parameter {name} is {text!r}; it must be a {kind.__name__}")
-        parameters[name] = value
+        kind = type(ast.literal_eval(declared[name]["default"]))
+        try:
+            value = text if kind is str else ast.literal_eval(text)
+            parameters[name] = TypeAdapter(kind).validate_python(value, strict=True)
+        except (ValueError, SyntaxError):
+            raise ValueError(f"{notebook}: parameter {name} is {text!r}; it must be a {kind.__name__}") from None
     return parameters
 
 
 def seconds_before(running: Path) -> float:
-    """How long a killed attempt had run, by the copy it left behind: a resumed stage costs the sum of its attempts."""
+    """How long a killed attempt had run, by the copy it left: a resumed stage costs the sum of its attempts."""
     try:
         began = datetime.fromisoformat(nbformat.read(running, as_version=4).metadata["papermill"]["start_time"])
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        OSError,
-    ):  # none, or cut off while it was written, or before its clock was set
+    except (KeyError, ValueError, TypeError, OSError):  # none, or cut off, or killed before its clock was set
         return 0.0
     return max(0.0, running.stat().st_mtime - began.timestamp())
 
 
 def time_file(executed: Path) -> Path | None:
     """Where the time of a stage is noted: of runs/mini/0/notebooks/x.ipynb in runs/mini/times/0-x.csv."""
-    top = executed.parent.parent
-    if executed.parent.name != "notebooks":
-        return None
-    by_seed = top.parent / "times" / f"{top.name}-{executed.stem}.csv"
-    return by_seed if top.name.isdigit() else top / "times" / f"{executed.stem}.csv"
+    top, name = executed.parent.parent, f"{executed.stem}.csv"
+    if top.name.isdigit():
+        top, name = top.parent, f"{top.name}-{name}"
+    return top / "times" / name if executed.parent.name == "notebooks" else None
 
 
 def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], times: Path | None = None) -> None:
     """Execute `notebook` into `executed`; note seconds and peak memory in the file `times`.
 
     Raises:
-        RuntimeError: a cell failed, or its process was killed; the message names the cell, its error and the kept copy.
-        ValueError: the executed copy would take the notebook's own place.
+        RuntimeError: a cell failed, or its process was killed; `executed` would be the notebook itself.
     """
     if executed.resolve() == notebook.resolve():
-        raise ValueError(f"{executed} is the notebook itself; give its executed copy another place")
+        raise RuntimeError(f"{executed} is the notebook itself; give its executed copy another place")
     executed.parent.mkdir(parents=True, exist_ok=True)
     running, failed = executed.with_suffix(".running.ipynb"), executed.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
     start = time.monotonic() - seconds_before(running)
     try:
         _execute(notebook, running, parameters)
-    except PapermillExecutionError as error:
+    except (PapermillExecutionError, DeadKernelError) as error:
         os.replace(running, failed)
-        where = f"{notebook} failed in cell {error.exec_count} (see {failed})"
-        raise RuntimeError(f"{where}: {error.ename}: {error.evalue}") from None
-    except DeadKernelError:
-        os.replace(running, failed)
-        raise RuntimeError(
-            f"the process of {notebook} was killed, most often for lack of memory (see {failed}); run again, it goes on"
-        ) from None
+        said = f"the process of {notebook} was killed, most often for lack of memory; run again, it goes on"
+        if isinstance(error, PapermillExecutionError):
+            said = f"{notebook} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        raise RuntimeError(f"see {failed}: {said}") from None
     os.replace(running, executed)
     seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     if times is not None:
@@ -148,10 +130,7 @@ def _execute(notebook: Path, running: Path, parameters: dict[str, Any]) -> None:
 
 def _is_output(record: logging.LogRecord) -> bool:
     """What cells print, without papermill's own frame around it and the names of figures."""
-    said = record.getMessage().strip()
-    return bool(said) and not said.startswith(
-        ("Executing ", "Ending ", "<Figure", "<IPython", "<Shown", "Input ", "Output ")
-    )
+    return not re.match(r"\s*($|Executing |Ending |<Figure|<IPython|<Shown|Input |Output )", record.getMessage())
 
 
 def main() -> None:
@@ -168,19 +147,16 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="papermill|nbclient|zmq|jupyter_client")
     if "DVC_STAGE" in os.environ:
         end_with_parent(signal.SIGINT)  # a kill of DVC, or of the pipeline, leaves nothing running
-    try:
+    times = None if arguments.untimed else time_file(arguments.executed)
+    with errors_as_sentences():
         if not arguments.notebook.is_file():
             raise ValueError(f"there is no notebook {arguments.notebook}")
         parameters = parse_parameters(arguments.notebook, arguments.parameter)
-        times = None if arguments.untimed else time_file(arguments.executed)
-        run_notebook(arguments.notebook, arguments.executed, parameters, times)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; run again, it goes on")
-    except OSError as error:  # a full disk, a folder that may not be written
-        place, why = error.filename or arguments.executed.parent, error.strerror or error
-        sys.exit(f"error: {place}: {why}; make room there, or allow writing, and run again: it goes on")
+        try:
+            run_notebook(arguments.notebook, arguments.executed, parameters, times)
+        except OSError as error:  # a full disk, a folder that may not be written
+            place, why = error.filename or arguments.executed.parent, error.strerror or error
+            raise OSError(f"{place}: {why}; make room there, or allow writing, and run again: it goes on") from None
 
 
 if __name__ == "__main__":

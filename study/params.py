@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML, YAMLError
 
 from maskclip.settings import STRICT, Evaluation, Mask2FormerConfig, MaskClipTraining, MaskRCNNConfig, from_mapping
+from study import errors_as_sentences
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,7 +39,7 @@ class Data:
 
 @dataclass(frozen=True, config=STRICT)
 class ClipModel:
-    """Which CLIP: a folder (open_clip JSON + weights), or an open_clip name with its pretrained tag or local file."""
+    """A folder (open_clip JSON + weights), or an open_clip name with its pretrained tag or local file."""
 
     model: str
     pretrained: str | None
@@ -48,8 +48,7 @@ class ClipModel:
 
 @dataclass(frozen=True, config=STRICT)
 class Proposals:
-    """Stage one: both class-agnostic proposal networks, and the Mask2Former that is trained with and without class
-    supervision, to compare."""
+    """Stage one; `twins` is the Mask2Former that is trained with and without class supervision, to compare."""
 
     mask2former: Mask2FormerConfig
     mask_rcnn: MaskRCNNConfig
@@ -90,8 +89,8 @@ class Params:
             raise ValueError(f"seeds are {self.seeds}; each seed may stand there once")
 
 
-def _read_yaml(path: Path) -> Any:
-    """A file's content by YAML 1.2, to which a key given twice is an error."""
+def read_yaml(path: Path) -> Any:
+    """A file's content; ValueError unless it is YAML 1.2, to which a key given twice is an error."""
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError) as error:
@@ -99,42 +98,33 @@ def _read_yaml(path: Path) -> Any:
 
 
 def load_study(profile: str, configs: str | Path = "configs") -> Study:
-    """Read `configs/<profile>.yaml`.
-
-    Raises:
-        ValueError: unknown profile, or a key that is unknown, missing, mistyped or out of range.
-    """
+    """Read `configs/<profile>.yaml`; ValueError if there is none, or a key of it is wrong."""
     path = Path(configs) / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(item.stem for item in Path(configs).glob("*.yaml"))) or "none"
         raise ValueError(f"unknown profile {profile!r}; {Path(configs)}/ has: {known}")
-    return from_mapping(Study, _read_yaml(path), str(path))
+    return from_mapping(Study, read_yaml(path), str(path))
 
 
 def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study]:
     """Read `params.yaml` and the profile it names: (its own keys, the study's sections).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a key of it, or of the profile, is unknown, missing, mistyped or out of range.
+        FileNotFoundError, ValueError: it is not there; a key is unknown, missing, mistyped or out of range.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run from the top folder of the repository")
-    params = from_mapping(Params, _read_yaml(path), str(path))
+    params = from_mapping(Params, read_yaml(path), str(path))
     study = load_study(params.profile, path.parent / "configs")
-    networks = {name: getattr(study.proposals, name).training for name in ("mask2former", "mask_rcnn", "twins")}
-    for name, training in {**networks, "maskclip": study.maskclip}.items():
-        if training.batch % params.processes:
-            raise ValueError(
-                f"{path}.processes is {params.processes}, among which {name}'s batch of {training.batch} does not "
-                "divide; set one of them to fit the other"
-            )
+    batches = {name: network["training"]["batch"] for name, network in dataclasses.asdict(study.proposals).items()}
+    for name, batch in {**batches, "maskclip": study.maskclip.batch}.items():
+        if batch % params.processes:
+            shared = f"{path}.processes is {params.processes}, among which {name}'s batch of {batch}"
+            raise ValueError(f"{shared} does not divide; set one of them to fit the other")
     return dataclasses.asdict(params), study
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences():
         load_params()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

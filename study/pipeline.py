@@ -1,7 +1,7 @@
 """Run the study's stages side by side: `python -m study.pipeline --lanes 2`.
 
-dvc.yaml says what a stage waits for, and DVC runs it; here is only which comes next. Small networks gain more from a
-lane of their own than from threads. Where one stage fills the machine, as in the paper profile, one lane is best.
+DVC knows what a stage waits for, and runs it; here is only which comes next. Small networks gain more from a lane of
+their own than from threads. Where one stage fills the machine (the paper profile), one lane is best.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from study import end_with_parent
+from study import end_with_parent, errors_as_sentences
 from study.methods import check_stages
 from study.params import load_params
 
@@ -29,17 +29,13 @@ def read_stages() -> tuple[dict[str, set[str]], dict[str, float], set[str]]:
     with Repo(_wait_for_lock=True) as repo:
         stages, graph, changed = repo.index.stages, repo.index.graph, set(repo.status())
         waits = {stage.addressing: {before.addressing for before in graph[stage]} for stage in stages}
-        files = [(stage.addressing, Path(out.fs_path)) for stage in stages for out in stage.outs]
-    seconds = dict.fromkeys(waits, 0.0)
-    for stage, file in files:
-        if file.parent.name == "times" and file.is_file():
-            seconds[stage] = float(pd.read_csv(file).seconds.sum())
-    return waits, seconds, changed
+        files = {Path(out.fs_path): stage.addressing for stage in stages for out in stage.outs}
+    times = [(files[file], file) for file in files if file.parent.name == "times" and file.is_file()]
+    return waits, dict.fromkeys(waits, 0.0) | {stage: pd.read_csv(file).seconds.sum() for stage, file in times}, changed
 
 
 def longest_first(waits: dict[str, set[str]], seconds: dict[str, float]) -> list[str]:
-    """The stages by the time from their start to the end of the last stage that waits for them, the longest first; in
-    dvc.yaml's order where no times are known."""
+    """The stages by the time until the last one that waits for them has ended; in dvc.yaml's order without times."""
     until_end = dict(seconds)
     for stage in reversed(list(TopologicalSorter(waits).static_order())):
         for before in waits[stage]:
@@ -55,9 +51,9 @@ def run(lanes: int, retrain: str | None = None) -> None:
         ValueError: `retrain` is no stage.
     """
     waits, seconds, changed = read_stages()
-    if retrain is not None:
-        if retrain not in waits:
-            raise ValueError(f"dvc.yaml has no stage {retrain!r}; it has {', '.join(waits)}")
+    if retrain and retrain not in waits:
+        raise ValueError(f"dvc.yaml has no stage {retrain!r}; it has {', '.join(waits)}")
+    if retrain:
         changed.add(retrain)
     order, sorter = longest_first(waits, seconds), TopologicalSorter(waits)
     sorter.prepare()
@@ -104,27 +100,19 @@ def _stop(processes: list[subprocess.Popen]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lanes", type=int, default=2, choices=range(1, 65), metavar="N", help="stages at a time (2)")
     parser.add_argument("--retrain", metavar="STAGE", help="run this stage anew, its training too")
     arguments = parser.parse_args()
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sign, _interrupt)
+        signal.signal(sign, signal.default_int_handler)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the stages' `python`
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.lanes)))
-    try:
+    with errors_as_sentences(DvcException):
         load_params()
         check_stages()
         run(arguments.lanes, arguments.retrain)
-    except (ValueError, OSError, RuntimeError, DvcException) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; run again, it goes on")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """The whole chain on real pictures: `python -m study.sample FOLDER OUT`.
 
-FOLDER is laid out as panopticapi's sample data (see `open_coco_sample`). Reader -> ground-truth and Mask2Former
-proposals -> visual encoder -> merge -> metrics -> pictures. OUT gets, for each kind of proposals, the panoptic
-predictions as JSON and PNGs that panopticapi reads, besides metrics.csv and comparison.png. The study's own trained
-networks are used where `make study` has left them; else the w/o RMA baseline, and what Mask2Former's training begins
-with.
+FOLDER is laid out as panopticapi's sample data (see `open_coco_sample`). For ground-truth and Mask2Former masks OUT
+gets panoptic predictions as JSON and PNGs that panopticapi reads, besides metrics.csv and comparison.png. The
+networks are the study's where `make study` has left them; else w/o RMA, and what Mask2Former's training begins with.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from maskclip.proposals import ProposalSource, ground_truth_proposals, load_sour
 from maskclip.proposals.load import build_network
 from maskclip.proposals.mask2former import Mask2FormerSource
 from maskclip.visualize import comparison, draw_masks, draw_panoptic
+from study import errors_as_sentences
 from study.run import Run
 
 FILES = {
@@ -38,16 +36,15 @@ FILES = {
 
 
 def run_sample(folder: str | Path, out: str | Path, run: Run, network: str | Path | None = None) -> pd.DataFrame:
-    """Segment every picture of `folder` from ground-truth and from Mask2Former masks; metrics in percent, one row per
-    kind of masks. `network`: a proposal network (`load_source`) in place of the study's."""
+    """Segment a folder's pictures from ground-truth and Mask2Former masks: metrics in percent, a row a kind of masks.
+
+    `network`: a proposal network (`load_source`) in place of the study's.
+    """
     dataset, out = open_coco_sample(folder), Path(out)
     if not len(dataset):
         raise ValueError(f"{dataset.source} annotates no picture; give a folder with at least one.")
     if Path(run.study.clip.model).name == "mini_clip":
-        print(
-            "the words come from the miniature CLIP, which has never seen a photograph: masks and metrics are right, "
-            "names are not"
-        )
+        print("the miniature CLIP has never seen a photograph: masks and metrics are right, names are not")
     method = "maskclip" if (run.folder / "maskclip" / "encoder.pt").is_file() else "wo_rma"
     model, source, things = run.model(method), proposal_source(run, network), things_as_instances(dataset)
     tasks = {kind: (PanopticTask(dataset), SemanticTask(dataset), InstanceTask(things)) for kind in FILES}
@@ -79,53 +76,47 @@ def run_sample(folder: str | Path, out: str | Path, run: Run, network: str | Pat
 
 def proposal_source(run: Run, network: str | Path | None) -> ProposalSource:
     """The given proposal network, or the study's trained one, or what the study's begins with (said aloud)."""
-    trained = run.folder / "mask2former"
-    if network is None and not (trained / "record.json").is_file():
-        config = run.study.proposals.mask2former
-        begun = config.start or "random weights"
-        print(f"no trained Mask2Former in {trained}: its masks come from {begun} (run `make study` for better)")
-        torch.manual_seed(run.seed)
-        return Mask2FormerSource(build_network(config, 1), config)
-    return load_source(network or trained, run.device)
+    trained, config = run.folder / "mask2former", run.study.proposals.mask2former
+    if network or (trained / "record.json").is_file():
+        return load_source(network or trained, run.device)
+    print(
+        f"no trained Mask2Former in {trained}, so masks come from {config.start or 'random weights'}: run `make study`"
+    )
+    torch.manual_seed(run.seed)
+    return Mask2FormerSource(build_network(config, 1), config)
 
 
 def true_words(sample: Sample, classes: int) -> NamedMasks:
-    """The annotated masks with their true classes: what the chain makes of perfect masks and words. Crowd regions are
-    not among the masks, but mIoU counts their pixels: it may stay a little below 100 where PQ is 100."""
+    """Perfect masks and words. Crowds are not among them, but mIoU counts their pixels: it may stay below 100."""
     kept = [segment.category for segment in sample.segments if not segment.iscrowd]
     probs = torch.nn.functional.one_hot(torch.tensor(kept, dtype=torch.long), classes).float()
     return NamedMasks(probs, ground_truth_proposals(sample).mask_logits, sample.size)
 
 
 def things_as_instances(dataset: Dataset) -> Dataset:
-    """A panoptic set whose things can be evaluated by AP: the same, with annotations in COCO's instance form."""
+    """A panoptic set with its things in COCO's instance form too, for AP."""
     images, annotations = [], []
     for one in map(dataset.annotation, dataset.image_ids):
         images.append({"id": one.image_id, "height": one.size[0], "width": one.size[1]})
-        for segment in one.segments:
-            category = dataset.categories[segment.category]
-            if category.isthing:
-                code = coco_mask.encode(np.asfortranarray(segment.mask, dtype=np.uint8))
-                entry = {"image_id": one.image_id, "category_id": category.id, "iscrowd": int(segment.iscrowd)}
-                annotations.append(entry | {"segmentation": code, "area": int(segment.mask.sum())})
+        for segment in (segment for segment in one.segments if dataset.isthing[segment.category]):
+            entry = {"image_id": one.image_id, "category_id": dataset.categories[segment.category].id}
+            code = coco_mask.encode(np.asfortranarray(segment.mask, dtype=np.uint8))
+            sizes = {"area": int(segment.mask.sum()), "iscrowd": int(segment.iscrowd)}
+            annotations.append(entry | sizes | {"segmentation": code})
     kinds = [{"id": category.id, "name": category.name} for category in dataset.categories]
     return replace(dataset, instances={"images": images, "annotations": annotations, "categories": kinds})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m study.sample", description="MaskCLIP's whole chain on real pictures."
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="panoptic_examples.json, panoptic_examples/ and input_images/")
     parser.add_argument("out", help="where predictions, metrics.csv and comparison.png go")
     parser.add_argument("--params", default="params.yaml", help="the study's parameters (its CLIP, thresholds)")
     parser.add_argument("--seed", type=int, default=0, help="which run's trained networks to use")
     parser.add_argument("--network", help="a proposal network: a folder of ours, or a Mask2Former of transformers")
     options = parser.parse_args()
-    try:
+    with errors_as_sentences():
         table = run_sample(options.folder, options.out, Run(options.seed, options.params), options.network)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(table.set_index("masks").T.to_string(float_format="{:.2f}".format))
     print(f"pictures: {options.out}/comparison.png; to count PQ with panopticapi's own evaluation.py:")
     print(f"  --gt_json_file {options.out}/ground_truth.json --pred_json_file {options.out}/mask2former.json")

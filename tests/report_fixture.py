@@ -74,5 +74,5 @@ def _scores() -> list[tuple]:
         for method in METHODS.values()
         for number in method.tables
         for column in TABLES[number].columns
-        if number != 6 and (value := paper_number(number, method.id, column)) is not None
+        if number != 6 and (value := paper_number(number, method.id, column)) > 0
     ]

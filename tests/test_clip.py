@@ -142,7 +142,7 @@ def test_there_must_be_masks_and_words(clip):
     with pytest.raises(ValueError, match="no masks to name: give MaskCLIP a proposal source"):
         model(image, ["gear"])
     one = Proposals(torch.ones(1, 4, 4), torch.ones(1))
-    with pytest.raises(ValueError, match="no category names"):
+    with pytest.raises(ValueError, match="names must be a list"):
         model(image, [], one)
     model.proposals = lambda images: [one for _ in images]
     assert model(image, ["gear", "sky"]).class_probs.shape == (1, 2)

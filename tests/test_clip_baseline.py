@@ -105,10 +105,10 @@ def test_no_masks_and_no_images(clip, case):
 @pytest.mark.parametrize(
     "change, names",
     [
-        (dict(images=torch.zeros(3, 16, 16)), r"images is \(3, 16, 16\)"),
+        (dict(images=torch.zeros(3, 16, 16)), r"images is torch.float32 \(3, 16, 16\)"),
         (dict(images=torch.zeros(2, 3, 18, 18)), "multiple of the patch, 4"),
-        (dict(mask_logits=torch.zeros(2, 5, 8, 8)), r"mask_logits is \(2, 5, 8, 8\).*\(2, M, 16, 16\)"),
-        (dict(mask_logits=torch.zeros(3, 5, 16, 16)), r"mask_logits is \(3, 5, 16, 16\)"),
+        (dict(mask_logits=torch.zeros(2, 5, 8, 8)), r"mask_logits is torch.float32 \(2, 5, 8, 8\).*\(2, M, 16, 16\)"),
+        (dict(mask_logits=torch.zeros(3, 5, 16, 16)), r"mask_logits is torch.float32 \(3, 5, 16, 16\)"),
         (dict(mask_logits=torch.zeros(2, 5, 16, 16, dtype=torch.bool)), "mask_logits is torch.bool"),
         (dict(mask_logits=torch.full((2, 5, 16, 16), math.nan)), "mask_logits.*not finite"),
     ],

@@ -14,8 +14,7 @@ from maskclip.proposals import StoredProposals, load_source, store_proposals
 from maskclip.proposals.detectron2 import detectron2_config
 from maskclip.proposals.mask_rcnn import boxes_of_masks
 from maskclip.settings import BackboneConfig, MaskRCNNConfig, TrainingConfig
-from maskclip.training.augmentation import StepExamples
-from maskclip.training.detectron2 import to_detectron2
+from maskclip.training.augmentation import StepExamples, to_detectron2
 from miniature.datasets import write_world
 
 TRAINING = TrainingConfig(

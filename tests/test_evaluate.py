@@ -75,8 +75,8 @@ def test_semantic_words_are_another_sets_of_the_same_ids():
 
 def test_words_choose_among_the_sets_own_names():
     dataset = instance_set(Category(3, "cat", True), Category(5, "dog", True))
-    assert InstanceTask(dataset).own_class == [0, 1]
-    assert InstanceTask(dataset, dataset.categories[1:]).own_class == [1]
+    assert InstanceTask(dataset).names == ["cat", "dog"]
+    assert InstanceTask(dataset, dataset.categories[1:]).names == ["dog"]
     with pytest.raises(ValueError, match="toy has no base and target categories"):
         SplitTask(dataset)
 
@@ -138,7 +138,7 @@ class Perfect:
         known = known or np.unique(truth.semantic[truth.semantic >= 0]).tolist()
         return SegmentedImage(torch.eye(1300)[known], masks.mask_logits, masks.scores, image.shape[:2])
 
-    def name(self, masks: SegmentedImage, names: list[str], *_: object) -> NamedMasks:
+    def name(self, masks: SegmentedImage, names: list[str], **_: object) -> NamedMasks:
         return NamedMasks(masks.embeddings[:, : len(names)], masks.mask_logits, masks.size)
 
 

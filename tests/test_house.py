@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+import maskclip
 from study.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -96,3 +97,11 @@ def test_all_that_stages_write_but_the_report_is_a_profiles_own() -> None:
     ]
     names = [place if isinstance(place, str) else next(iter(place)) for place in written]
     assert len(names) > 40 and all("/${profile}/" in f"{name}/" or name.startswith("reports/") for name in names)
+
+
+def test_the_bare_package_is_light_and_its_names_come_when_asked_for() -> None:
+    code = "import sys, maskclip; assert not {'torch', 'open_clip', 'numpy'} & set(sys.modules); maskclip.load_clip"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    assert all(hasattr(maskclip, name) for name in maskclip.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        maskclip.nothing  # noqa: B018

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from maskclip.model.visual_encoder import MaskEncoding
-from maskclip.training.losses import Targets, build_criterion
-from maskclip.training.mask_tokens import Batch, batch_losses
+from maskclip.training.losses import Batch, build_criterion
+from maskclip.training.mask_tokens import batch_losses
 from study.params import load_study
 
 TRAINING = load_study("mini", configs=Path(__file__).parent.parent / "configs").maskclip
 TRAINING = dataclasses.replace(TRAINING, points=64)
 B, M, S, C, K = 3, 9, 16, 8, 5
+Targets = tuple[list[Tensor], list[Tensor]]  # labels and masks
 
 
 class Encoder(torch.nn.Module):
@@ -47,7 +48,7 @@ def batch(seed: int) -> tuple[Tensor, Tensor, Tensor, Targets]:
     valid[1, 6:] = False
     text = torch.nn.functional.normalize(torch.randn(K + 1, C, generator=generator), dim=-1)
     counts = (4, 2, 0)
-    targets = Targets(
+    targets = (
         [torch.randint(0, K, (n,), generator=generator) for n in counts],
         [(torch.rand(n, 2 * S, 2 * S, generator=generator) < 0.4).float() for n in counts],
     )
@@ -56,7 +57,7 @@ def batch(seed: int) -> tuple[Tensor, Tensor, Tensor, Targets]:
 
 def losses(encoder: Encoder, masks: Tensor, valid: Tensor, text: Tensor, targets: Targets) -> dict[str, Tensor]:
     """What training takes: matched masks alone."""
-    given = Batch(torch.zeros(B, 3, S, S), masks, valid, targets)
+    given = Batch(torch.zeros(B, 3, S, S), masks, valid, *targets)
     return batch_losses(encoder, given, text, build_criterion(TRAINING, K), TRAINING)
 
 
@@ -70,17 +71,17 @@ def full_graph(encoder: Encoder, masks: Tensor, valid: Tensor, text: Tensor, tar
     with torch.no_grad():
         matches = [
             [
-                criterion.matcher(
-                    one, logits[i : i + 1, : one.shape[1]], targets.masks[i : i + 1], targets.labels[i : i + 1]
-                )[0]
+                criterion.matcher(one, logits[i : i + 1, : one.shape[1]], targets[1][i : i + 1], targets[0][i : i + 1])[
+                    0
+                ]
                 for i, one in enumerate(layer)
             ]
             for layer in cut
         ]
-    count = criterion.get_num_masks(targets.labels, device=masks.device)
-    classes = criterion.loss_labels(logits, targets.labels, matches[-1])["loss_cross_entropy"]
+    count = criterion.get_num_masks(targets[0], device=masks.device)
+    classes = criterion.loss_labels(logits, targets[0], matches[-1])["loss_cross_entropy"]
     found = {"loss_ce": TRAINING.class_weight * classes}
-    parts = [criterion.loss_masks(layer, targets.masks, match, count) for layer, match in zip(layers, matches)]
+    parts = [criterion.loss_masks(layer, targets[1], match, count) for layer, match in zip(layers, matches)]
     found["loss_dice"] = TRAINING.dice_weight * torch.stack([part["loss_dice"] for part in parts]).sum()
     found["loss_bce"] = TRAINING.mask_weight * torch.stack([part["loss_mask"] for part in parts]).sum()
     return {"loss": sum(found.values()), **found}
@@ -133,5 +134,5 @@ def test_each_layers_masks_have_a_loss_of_their_own() -> None:
 
 def test_a_batch_without_segments_is_survived() -> None:
     masks, valid, text, _ = batch(2)
-    none = Targets([torch.zeros(0, dtype=torch.long)] * B, [torch.zeros(0, S, S)] * B)
+    none = ([torch.zeros(0, dtype=torch.long)] * B, [torch.zeros(0, S, S)] * B)
     assert losses(Encoder(), masks, valid, text, none)["loss"].item() == 0

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
+from maskclip.model import merge
 from maskclip.model.merge import instances, panoptic_map, row_bands, semantic_map
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "merge" / "released.npz")
@@ -74,6 +75,13 @@ def test_instances_of_things_are_chosen_before_the_cut():
     assert len(classes) > len(late[1]) and (np.diff(scores) <= 0).all()
 
 
+def in_bands(band, function, *arguments, **options):
+    """The function's answer when `band` numbers may be held at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merge, "BAND", band)
+        return function(*arguments, **options)
+
+
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
@@ -81,7 +89,7 @@ sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 @given(st.integers(0, 10**6), sizes, sizes, st.integers(1, 500))
 def test_bands_are_torch_bilinear_upsampling(seed, source, size, band):
     _, masks = random_masks(seed, h=source[0], w=source[1])
-    pieces = list(row_bands(masks, size, len(masks), band))
+    pieces = in_bands(band, lambda: list(row_bands(masks, size, len(masks))))
     assert [p for rows, _ in pieces for p in range(rows.start, rows.stop)] == list(range(size[0]))
     whole = interpolate(masks[None], size, mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(torch.cat([p for _, p in pieces], 1), whole, rtol=1e-9, atol=1e-9)
@@ -114,14 +122,14 @@ def test_pieces_equal_the_plain_forms(seed, size, band, threshold):
     probs, masks = random_masks(seed)
     full = interpolate(masks[None], size, mode="bilinear", align_corners=False)[0]
     semantic = torch.einsum("mk,mhw->khw", probs, full.sigmoid()).argmax(0)
-    np.testing.assert_array_equal(semantic_map(probs, masks, size, band=band), semantic)
+    np.testing.assert_array_equal(in_bands(band, semantic_map, probs, masks, size), semantic)
     isthing = [True, False, True, False, False]
-    ids, segments = panoptic_map(probs, masks, size, isthing, score_threshold=threshold, band=band)
+    ids, segments = in_bands(band, panoptic_map, probs, masks, size, isthing, score_threshold=threshold)
     plain, info = plain_panoptic(probs, masks, size, isthing, threshold)
     np.testing.assert_array_equal(ids, plain)
     assert [(s["id"], s["category"]) for s in segments] == info
     assert set(np.unique(ids)) - {0} == {s["id"] for s in segments}
-    got_masks, classes, scores = instances(probs, masks, size, isthing, top_k=9, band=band)
+    got_masks, classes, scores = in_bands(band, instances, probs, masks, size, isthing, top_k=9)
     pairs = sorted(((float(probs[m, c]), m, c) for m in range(7) for c in (0, 2)), reverse=True)[:9]
     want = [(p * float(full[m].sigmoid()[full[m] > 0].mean()), c) for p, m, c in pairs if (full[m] > 0).any()]
     assert [c for _, c in sorted(want, reverse=True)] == classes.tolist()
@@ -157,7 +165,7 @@ def test_bad_input():
         semantic_map(probs[:3], masks, (5, 5))
     with pytest.raises(ValueError, match="5 columns but must have 4"):
         panoptic_map(probs, masks, (5, 5), [True] * 4)
-    with pytest.raises(ValueError, match="must be logits"):
+    with pytest.raises(ValueError, match="logits in floating point"):
         panoptic_map(probs, masks > 0, (5, 5), [True] * 5)
     with pytest.raises(ValueError, match="not finite"):
         semantic_map(probs, masks * float("nan"), (5, 5))

@@ -39,7 +39,6 @@ def test_a_method_is_a_row_of_tables_and_a_bar_of_charts(
         frame.to_csv(results / str(seed) / "other.csv", index=False)
     charts = {}
     monkeypatch.setattr(figures, "write_atomically", lambda path, save: charts.update({path.stem: save.__self__}))
-    monkeypatch.setattr(figures.plt, "close", lambda figure: None)
     monkeypatch.setattr("study.report.page.embed_picture", lambda path: "data:image/png;base64,")
     page = build_report(results, tmp_path / "reports").read_text(encoding="utf-8")
     assert "MaskCLIP + ours" in page

@@ -529,8 +529,8 @@ BAD = [
     (
         "coco",
         other_json(COCO, "annotations/instances_train2017.json", lambda c: c["annotations"][0].update(category_id=999)),
-        "has the category_id 999, which is not listed",
-        "correct the id",
+        "has the category_id 999, which must be one that the file lists",
+        "correct it",
     ),
     (
         "coco",

@@ -339,7 +339,7 @@ def test_three_stages_for_small_pictures(name, tmp_path):
 
 
 def test_bad_training_arguments(tmp_path):
-    with pytest.raises(ValueError, match="network is 'sam'"):
+    with pytest.raises(ValueError, match="no proposal network 'sam'"):
         train_proposals("sam", ToyScenes(), MASK2FORMER, tmp_path)
     with pytest.raises(ValueError, match="its own config"):
         train_proposals("mask_rcnn", ToyScenes(), MASK2FORMER, tmp_path)

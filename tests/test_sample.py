@@ -114,7 +114,7 @@ def test_things_become_instances(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (None, "photos is no folder"),
+        (None, "photos lacks panoptic_examples.json"),
         ({"annotations": []}, "panoptic_examples.json annotates no picture"),
         ({"images": [{"id": "../../escape", "file_name": "a.jpg"}]}, "without slashes"),
         (

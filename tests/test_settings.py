@@ -11,8 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from maskclip.settings import scale_layers
-from study.params import load_params, load_study
 from study.methods import METHODS, NETWORKS
+from study.params import load_params, load_study
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,7 +20,7 @@ from maskclip.model.clip import load_clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import ground_truth_proposals, load_source
 from maskclip.training import finished
-from maskclip.training.mask_tokens import _Items, load_trained_weights, train_maskclip, trained_weights
+from maskclip.training.mask_tokens import Examples, load_trained_weights, train_maskclip, trained_weights
 from maskclip.training.proposal_networks import train_proposals
 from study.params import load_study
 from study.run import launch
@@ -178,9 +178,9 @@ def test_pictures_are_read_on_the_cpu_wherever_clip_is():
     mean, std = (SimpleNamespace(cpu=lambda value=value: value) for value in (clip.mean, clip.std))  # on a GPU
     elsewhere = dataclasses.replace(clip, mean=mean, std=std)
     proposals = {sample.image_id: ground_truth_proposals(sample) for sample in dataset}
-    image, logits, labels, masks = _Items(elsewhere, dataset, proposals)[0, False]
+    image, logits, labels, masks = Examples(elsewhere, dataset, proposals, 0)[0]
     assert {tensor.device.type for tensor in (image, logits, labels, masks)} == {"cpu"}
-    torch.testing.assert_close(image, _Items(clip, dataset, proposals)[0, False][0])
+    torch.testing.assert_close(image, Examples(clip, dataset, proposals, 0)[0][0])
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_one_sentence(tmp_path, monkeypatch):

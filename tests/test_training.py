@@ -90,3 +90,12 @@ def test_weights_are_finite_numbers_of_single_precision(value, tmp_path):
     save_checkpoint(tmp_path / "encoder.pt", weights)
     with pytest.raises(ValueError, match=r"encoder\.pt: .* is no tensor of finite float32 numbers"):
         load_trained_weights(encoder_of(CLIP), tmp_path / "encoder.pt")
+
+
+def test_weights_of_other_layers_or_another_clip_are_refused(tmp_path):
+    weights = training.trained_weights(encoder_of(CLIP))
+    first = min(weights)
+    for changed, said in ({**weights, first: torch.ones(2)}, "misshapen"), ({first: weights[first]}, "missing"):
+        save_checkpoint(tmp_path / "encoder.pt", changed)
+        with pytest.raises(ValueError, match=rf"encoder\.pt is of other RMA layers or of another CLIP: {said}: "):
+            load_trained_weights(encoder_of(CLIP), tmp_path / "encoder.pt")

@@ -477,14 +477,20 @@ def test_clip_models_that_cannot_serve():
 @pytest.mark.parametrize(
     "change, names",
     [
-        (dict(images=torch.zeros(2, 4, 16, 16)), r"images is \(2, 4, 16, 16\).*\[B, 3, S, S\]"),
-        (dict(images=torch.zeros(2, 3, 16, 20)), r"images is \(2, 3, 16, 20\)"),
+        (dict(images=torch.zeros(2, 4, 16, 16)), r"images is torch.float32 \(2, 4, 16, 16\).*\[B, 3, S, S\]"),
+        (dict(images=torch.zeros(2, 3, 16, 20)), r"images is torch.float32 \(2, 3, 16, 20\)"),
         (dict(images=torch.zeros(2, 3, 18, 18)), "multiple of the patch, 4"),
-        (dict(images=torch.zeros(3, 16, 16)), r"images is \(3, 16, 16\)"),
+        (dict(images=torch.zeros(3, 16, 16)), r"images is torch.float32 \(3, 16, 16\)"),
         (dict(images=torch.zeros(2, 3, 16, 16, dtype=torch.uint8)), "images is torch.uint8"),
-        (dict(mask_logits=torch.zeros(2, 5, 16, 12)), r"mask_logits is \(2, 5, 16, 12\).*\(2, M, 16, 16\)"),
-        (dict(mask_logits=torch.zeros(1, 5, 16, 16)), r"mask_logits is \(1, 5, 16, 16\).*\(2, M, 16, 16\)"),
-        (dict(mask_logits=torch.zeros(2, 16, 16)), r"mask_logits is \(2, 16, 16\)"),
+        (
+            dict(mask_logits=torch.zeros(2, 5, 16, 12)),
+            r"mask_logits is torch.float32 \(2, 5, 16, 12\).*\(2, M, 16, 16\)",
+        ),
+        (
+            dict(mask_logits=torch.zeros(1, 5, 16, 16)),
+            r"mask_logits is torch.float32 \(1, 5, 16, 16\).*\(2, M, 16, 16\)",
+        ),
+        (dict(mask_logits=torch.zeros(2, 16, 16)), r"mask_logits is torch.float32 \(2, 16, 16\)"),
         (dict(mask_logits=torch.zeros(2, 5, 16, 16, dtype=torch.bool)), "mask_logits is torch.bool"),
         (dict(mask_logits=torch.full((2, 5, 16, 16), math.nan)), "mask_logits.*not finite"),
         (dict(mask_logits=torch.full((2, 5, 16, 16), math.inf)), "mask_logits.*not finite"),

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from maskclip import visualize
 from maskclip.visualize import class_color, comparison, draw_masks, draw_panoptic, draw_semantic
 
 NAMES = ["cat", "sky", "a thing with a very long name indeed"]
@@ -28,16 +28,18 @@ def mean_color(picture, where):
     return picture[where].reshape(-1, 3).mean(0)
 
 
-def test_small_pictures_are_enlarged_and_large_ones_are_not():
+def test_small_pictures_are_enlarged_and_large_ones_are_not(monkeypatch):
     assert draw_panoptic(*scene(), NAMES).shape == (480, 720, 3)
     assert draw_panoptic(*scene(400, 500), NAMES).shape == (400, 500, 3)
-    picture = draw_panoptic(*scene(), NAMES, short_side=60)
+    monkeypatch.setattr(visualize, "SHORT_SIDE", 60)
+    picture = draw_panoptic(*scene(), NAMES)
     assert picture.shape == (60, 90, 3) and picture.dtype == np.uint8
 
 
-def test_segments_take_their_class_color_and_void_is_grey():
+def test_segments_take_their_class_color_and_void_is_grey(monkeypatch):
+    monkeypatch.setattr(visualize, "SHORT_SIDE", 1)
     image, ids, segments = scene(200, 300)
-    picture = draw_panoptic(image, ids, segments, NAMES, labels=False, short_side=1)
+    picture = draw_panoptic(image, ids, segments, NAMES, text=0)
     void = picture[:98, :3].astype(int)
     assert (void.max(-1) - void.min(-1)).max() <= 1 and void.mean() < 0.6 * image.mean()
     for name, isthing, where in [("sky", False, np.s_[10:90, 20:280]), ("cat", True, np.s_[110:190, 10:140])]:
@@ -66,39 +68,41 @@ def test_names_stay_inside_the_picture(size, text):
     h, w = size
     ids[: h // 2, : w // 2], ids[: h // 2, w // 2 :], ids[h // 2 :] = 1, 2, 3
     segments = [{"id": i, "category": 2} for i in (1, 2, 3)]
-    plain = draw_panoptic(image, ids, segments, NAMES, labels=False)
+    plain = draw_panoptic(image, ids, segments, NAMES, text=0)
     named = draw_panoptic(image, ids, segments, NAMES, text=text)
     changed = (plain != named).any(-1)
     assert changed.sum() > 50
     assert not (changed[0].any() or changed[-1].any() or changed[:, 0].any() or changed[:, -1].any())
 
 
-def test_degenerate_pictures():
+def test_degenerate_pictures(monkeypatch):
     one = np.full((1, 1, 3), 9, np.uint8)
     assert draw_panoptic(one, np.ones((1, 1), int), [{"id": 1, "category": 2}], NAMES).shape == (480, 480, 3)
     image, ids, _ = scene()
     assert draw_panoptic(image, np.zeros_like(ids), [], NAMES).shape == (480, 720, 3)
     assert draw_semantic(image, np.full(ids.shape, -1), NAMES).shape == (480, 720, 3)
-    np.testing.assert_array_equal(draw_masks(image, np.zeros((0, 60, 90), bool), short_side=60), image)
+    monkeypatch.setattr(visualize, "SHORT_SIDE", 60)
+    np.testing.assert_array_equal(draw_masks(image, np.zeros((0, 60, 90), bool)), image)
 
 
-def test_semantic_maps_and_masks():
+def test_semantic_maps_and_masks(monkeypatch):
+    monkeypatch.setattr(visualize, "SHORT_SIDE", 1)
     image, ids, _ = scene(200, 300)
     semantic = np.where(ids == 4, 1, np.where(ids > 0, 0, -1))
-    picture = draw_semantic(image, semantic, NAMES, labels=False, short_side=1)
+    picture = draw_semantic(image, semantic, NAMES, text=0)
     assert np.corrcoef(mean_color(picture, np.s_[10:90, 20:280]), class_color("sky", False))[0, 1] > 0.98
     large, small = np.ones((200, 300), bool), np.zeros((200, 300), bool)
     small[80:120, 100:200] = True
-    picture = draw_masks(image, np.stack([small, large]), short_side=1)
+    picture = draw_masks(image, np.stack([small, large]))
     inside, outside = mean_color(picture, np.s_[90:110, 110:190]), mean_color(picture, np.s_[10:60])
     assert np.abs(inside - outside).max() > 15  # the small mask is drawn over the large one
-    assert (draw_masks(image, small[None], ["cat"], short_side=1) != draw_masks(image, small[None], short_side=1)).any()
+    assert (draw_masks(image, small[None], ["cat"]) != draw_masks(image, small[None])).any()
 
 
 def test_comparison_needs_no_screen(tmp_path):
     pictures = [np.full((40, 60, 3), 90, np.uint8), np.full((80, 60, 3), 200, np.uint8)]
     figure = comparison([pictures, pictures], ["Image", "MaskCLIP"], width=6, row_labels=["1", "2"])
-    assert isinstance(figure.canvas, FigureCanvasAgg) and len(figure.axes) == 4
+    assert len(figure.axes) == 4
     heights = [axes.get_position().height for axes in figure.axes]
     assert heights[0] == pytest.approx(heights[1])  # a row shares its height, whatever the pictures' sizes
     assert figure._repr_png_().startswith(b"\x89PNG")  # what notebooks show

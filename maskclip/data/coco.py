@@ -1,31 +1,29 @@
 """COCO's formats: panoptic (a JSON, and a PNG of segment ids per image) and instances (one JSON), which is LVIS's."""
 
-from __future__ import annotations
-
+import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskclip.data.annotations import (
-    IMAGE,
-    INSTANCE,
-    NAMES,
-    PANOPTIC,
-    SEGMENT,
-    TEXT,
-    Rule,
-    check,
-    check_listed,
-    index_by,
-    read_categories,
-)
+from maskclip.data.annotations import FLAG, LIST, TEXT, Rule, check, index_by, listed, read_categories
 from maskclip.data.images import read_image, read_json, read_panoptic_ids
-from maskclip.data.masks import decode
 from maskclip.data.types import Annotation, Category, Dataset, Segment
+
+SIDE = Rule(lambda v: type(v) is int and v > 0, "a whole number of pixels")
+IMAGE_ID = Rule(  # a text becomes a file's name in predictions, and must not lead out of their folder
+    lambda v: type(v) is int or (TEXT.fits(v) and not set(v) & set("/\\")), "a whole number or a text without slashes"
+)
+IMAGE = {"id": IMAGE_ID, "file_name": TEXT._replace(optional=True), "height": SIDE, "width": SIDE}
+SEGMENT_ID = Rule(lambda v: type(v) is int and 0 < v < 1 << 24, "a whole number from 1 (0 is void) to 16777215")
+AREA = Rule(lambda v: type(v) in (int, float) and 0 <= v < math.inf, "a number of pixels", optional=True)
+NAMES = Rule(lambda v: isinstance(v, list) and all(map(TEXT.fits, v)), "a list of names")
+FARTHEST = 1e5  # coordinate of a polygon; pycocotools' memory grows with the length of the sides
 
 
 def open_coco_panoptic(
@@ -33,19 +31,19 @@ def open_coco_panoptic(
 ) -> Dataset:
     """A data set in COCO panoptic format: COCO 2017, ADE20K as `prepare_ade20k_pan_seg.py` writes it, the miniature.
 
-    json_path: the JSON with "images", "annotations" (segments_info) and "categories" (isthing); masks: folder of the
-    PNGs; images: folder of the pictures. Classes are counted in the order of the JSON's categories. A segment of the
-    JSON may be wholly hidden in the PNG, as ADE20K's stuff is under things.
+    masks: folder of the PNGs that the JSON names; images: folder of the pictures. Classes are counted in the order of
+    the JSON's categories. A segment of the JSON may be wholly hidden in the PNG, as ADE20K's stuff is under things.
     """
     json_path, masks, images = Path(json_path), Path(masks), Path(images)
-    content, categories, infos = _open(json_path, PANOPTIC, "the annotation of image", "image_id")
+    content, categories, infos = _open(json_path)
+    rules = {"image_id": listed(infos), "file_name": TEXT, "segments_info": LIST}
+    check(content["annotations"], rules, json_path, "the annotation of image", "image_id")
     entries = index_by(content["annotations"], "image_id", json_path)
-    known = {category.id for category in categories}
+    index = {category.id: i for i, category in enumerate(categories)}
+    rules = {"id": SEGMENT_ID, "category_id": listed(index), "iscrowd": FLAG, "area": AREA}
     for image_id, entry in entries.items():
-        where = f"{json_path}, image {image_id}"
-        check(entry["segments_info"], SEGMENT, where, "segment")
-        check_listed(entry["segments_info"], "category_id", known, where)
-        index_by(entry["segments_info"], "id", where)
+        check(entry["segments_info"], rules, f"{json_path}, image {image_id}", "segment")
+        index_by(entry["segments_info"], "id", f"{json_path}, image {image_id}")
 
     def files(image_id: int | str) -> list[Path]:
         return [images / _picture_names(infos[image_id])[0], masks / entries[image_id]["file_name"]]
@@ -53,13 +51,15 @@ def open_coco_panoptic(
     @lru_cache(maxsize=1)  # true masks as proposals and PQ ask for the same one
     def annotation(image_id: int | str) -> Annotation:
         mask_path, info = files(image_id)[1], infos[image_id]
-        ids, where = read_panoptic_ids(mask_path), f"{json_path}, image {image_id}"
-        if ids.shape != (size := (info["height"], info["width"])):
-            raise ValueError(f"{where} is {size}, {mask_path} {ids.shape} (height, width); make both alike.")
+        ids = read_panoptic_ids(mask_path)
         try:
-            return _segments(image_id, ids, entries[image_id]["segments_info"], categories)
+            if ids.shape != (info["height"], info["width"]):
+                raise ValueError(f"height and width are {info['height'], info['width']}, but {ids.shape}")
+            return _segments(image_id, ids, entries[image_id]["segments_info"], categories, index)
         except ValueError as error:
-            raise ValueError(f"{where}: {error} in {mask_path}; take both files from the same release.") from None
+            raise ValueError(
+                f"{json_path}, image {image_id}: {error} in {mask_path}; take both files from the same release."
+            ) from None
 
     return Dataset(
         name or json_path.stem, categories, list(entries), lambda i: read_image(files(i)[0]), annotation, files,
@@ -68,53 +68,46 @@ def open_coco_panoptic(
 
 
 def _segments(
-    image_id: int | str,
-    ids: np.ndarray,
-    infos: list[dict],
-    categories: list[Category],
+    image_id: int | str, ids: np.ndarray, infos: list[dict], categories: list[Category], index: dict
 ) -> Annotation:
     """The segments that a map of ids [H, W] shows, and the classes of those that it hides."""
-    index = {category.id: i for i, category in enumerate(categories)}
     shown = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True)), strict=True))
     if unlisted := sorted(shown.keys() - {0} - {info["id"] for info in infos}):
         raise ValueError(f"it does not list the segments {unlisted[:5]}")
-    annotation = Annotation(image_id, ids.shape, semantic=np.full(ids.shape, -1, np.int32))
+    semantic, segments, hidden = np.full(ids.shape, -1, np.int32), [], []
     for info in infos:
         category, crowd, pixels = index[info["category_id"]], bool(info.get("iscrowd", 0)), shown.get(info["id"], 0)
-        if not pixels:
-            annotation.hidden += [] if crowd else [category]
-            continue
         area = info.get("area")  # PQ's union is counted from it; ADE20K's counts what is hidden, too
-        if area is not None and not pixels <= area <= ids.size:
+        if pixels and area is not None and not pixels <= area <= ids.size:
             raise ValueError(f"segment {info['id']} has the area {area:g}, but {pixels} pixels of {ids.size}")
-        segment = Segment(category, ids == info["id"], crowd, categories[category].isthing, area)
-        annotation.semantic[segment.mask] = category  # type: ignore[index]
-        annotation.segments.append(segment)
-    if _areas_of_boxes(annotation.segments):
+        if pixels:
+            segments.append(Segment(category, ids == info["id"], crowd, categories[category].isthing, area))
+            semantic[segments[-1].mask] = category
+        elif not crowd:
+            hidden.append(category)
+    if _areas_of_boxes(segments):
         raise ValueError("the areas are those of the segments' boxes, not of the segments")
-    return annotation
+    return Annotation(image_id, ids.shape, segments, semantic, hidden)
 
 
 def _areas_of_boxes(segments: list[Segment]) -> bool:
     """Whether all areas are those of boxes around what is shown, of which some show less; ADE20K's never all are."""
-    if len(segments) < 3 or all(s.area is None or s.area == s.mask.sum() for s in segments):
+    areas = [segment.area for segment in segments]
+    if len(segments) < 3 or areas == [segment.mask.sum() for segment in segments]:
         return False
-    code = coco_mask.encode(np.asfortranarray(np.stack([s.mask for s in segments], -1), np.uint8))
-    return [s.area for s in segments] == coco_mask.toBbox(code)[:, 2:].prod(1).tolist()
+    return areas == [math.prod(np.ptp(axis) + 1 for axis in segment.mask.nonzero()) for segment in segments]
 
 
-def open_coco_sample(folder: str | Path, *, limit: int | None = None) -> Dataset:
+def open_coco_sample(folder: str | Path) -> Dataset:
     """A folder laid out as panopticapi's sample data: panoptic_examples.json, panoptic_examples/ (PNGs),
     input_images/. Real photographs, for trying the whole chain (`python -m study.sample FOLDER OUT`)."""
-    folder = Path(folder)
-    parts = [folder / part for part in ("panoptic_examples.json", "panoptic_examples", "input_images")]
-    for part in parts:
-        if not part.exists():
-            raise FileNotFoundError(
-                f"{folder} {'lacks ' + part.name if folder.is_dir() else 'is no folder'}; give a folder that holds "
-                "panoptic_examples.json, panoptic_examples/ (the PNGs it names) and input_images/ (the photographs)."
-            )
-    return open_coco_panoptic(*parts).first(limit)
+    parts = [Path(folder) / part for part in ("panoptic_examples.json", "panoptic_examples", "input_images")]
+    if missing := [part.name for part in parts if not part.exists()]:
+        raise FileNotFoundError(
+            f"{folder} lacks {missing[0]}; give a folder that holds panoptic_examples.json, panoptic_examples/ (the "
+            "PNGs it names) and input_images/ (the photographs)."
+        )
+    return open_coco_panoptic(*parts)
 
 
 def open_coco_instances(
@@ -129,14 +122,16 @@ def open_coco_instances(
     """A data set in COCO or LVIS instance format; masks may overlap, all categories are things.
 
     images: folder of the pictures; for LVIS, whose images are named by COCO's address, the folder that holds
-    train2017/ and val2017/, or one of them. split: the file of a base/target split (`read_split_file`). only: keep
-    these category names, in the JSON's order, or of a split its "base" or "target" names. annotated: keep only the
-    images with at least one annotation of the categories kept, as the COCO base/target split is trained on.
+    train2017/ and val2017/, or one of them. split: the file of a base/target split (`read_split`). only: keep these
+    category names, in the JSON's order, or of a split its "base" or "target" names. annotated: keep only the images
+    with at least one annotation of the categories kept, as the COCO base/target split is trained on.
     """
     json_path, images = Path(json_path), Path(images)
-    content, categories, infos = _open(json_path, INSTANCE, "annotation")
-    check_listed(content["annotations"], "category_id", {category.id for category in categories}, json_path)
-    names = None if split is None else read_split_file(split)
+    content, categories, infos = _open(json_path)
+    known = {category.id for category in categories}
+    rules = {"image_id": listed(infos), "category_id": listed(known), "iscrowd": FLAG, "area": AREA}
+    check(content["annotations"], rules, json_path, "annotation")
+    names = None if split is None else read_split(split)
     if names is not None:
         only = [category for group in only or names for category in names[group]]
     if only is not None:
@@ -168,7 +163,7 @@ def open_coco_instances(
     )  # fmt: skip
 
 
-def read_split_file(path: str | Path) -> dict[str, list[str]]:
+def read_split(path: str | Path) -> dict[str, list[str]]:
     """The names of a base/target split from its JSON, {"base": [names], "target": [names]}."""
     split = read_json(path)
     check([split], {"base": NAMES, "target": NAMES}, path, "split")
@@ -177,21 +172,16 @@ def read_split_file(path: str | Path) -> dict[str, list[str]]:
     return split
 
 
-def _open(path: Path, rules: dict[str, Rule], what: str, key: str = "id") -> tuple[dict, list[Category], dict]:
-    """A file's content, its categories, and its images by their ids; its annotations follow the rules."""
+def _open(path: Path) -> tuple[dict, list[Category], dict]:
+    """A file's content, its categories, and its images by their ids."""
     content = read_json(path)
     for part in ("categories", "images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise ValueError(f"{path} has no list {part!r}; it is not a COCO-style annotation file of this kind.")
-    categories = read_categories(content["categories"], path)
     check(content["images"], IMAGE, path, "image")
-    check(
-        [i for i in content["images"] if "file_name" not in i], {"coco_url": TEXT}, path, "without a file_name, image"
-    )
-    infos = index_by(content["images"], "id", path)
-    check(content["annotations"], rules, path, what, key)
-    check_listed(content["annotations"], "image_id", infos, path)
-    return content, categories, infos
+    unnamed = [image for image in content["images"] if "file_name" not in image]
+    check(unnamed, {"coco_url": TEXT}, path, "without a file_name, image")
+    return content, read_categories(content["categories"], path), index_by(content["images"], "id", path)
 
 
 def _picture_names(info: dict) -> list[str]:
@@ -199,3 +189,57 @@ def _picture_names(info: dict) -> list[str]:
     parts = str(info.get("coco_url") or "").split("/")
     names = [info.get("file_name", ""), parts[-1], "/".join(parts[-2:])]
     return [name for name in names if name]
+
+
+def decode(annotation: dict, size: tuple[int, int], json_path: Path) -> np.ndarray:
+    """The mask of one annotation, bool [H, W], from polygons, plain or compressed run-length code.
+
+    Raises ValueError naming file and annotation; pycocotools would leave what a code does not reach to chance.
+    """
+    code: Any = annotation.get("segmentation")
+    try:
+        if isinstance(code, list):
+            _check_polygons(code)
+            code = coco_mask.merge(coco_mask.frPyObjects(code, *size))
+        else:
+            _check_runs(code, size)
+            code = coco_mask.frPyObjects(code, *size) if isinstance(code["counts"], list) else code
+        return coco_mask.decode(code).astype(bool)
+    except Exception as error:  # pycocotools raises bare Exceptions
+        raise ValueError(
+            f"{json_path}: the segmentation of annotation {annotation.get('id')} is neither polygons nor a run-length "
+            f"code of its image ({error}); correct it."
+        ) from error
+
+
+def _check_polygons(polygons: list) -> None:
+    """Two points are let pass beside a whole polygon: they cover nothing."""
+    for polygon in polygons:
+        values = np.asarray(polygon)
+        if values.ndim != 1 or values.dtype.kind not in "iuf" or values.size % 2 or not (abs(values) < FARTHEST).all():
+            raise ValueError("a polygon must be a list of numbers x, y, x, y, ... near the picture")
+    if not any(len(polygon) >= 6 for polygon in polygons):
+        raise ValueError("a polygon needs three points")
+
+
+def _check_runs(code: Any, size: tuple[int, int]) -> None:
+    runs = code["counts"] if isinstance(code["counts"], list) else _run_lengths(code["counts"]).tolist()
+    if not all(type(run) is int and run >= 0 for run in runs):
+        raise ValueError("its runs must be whole numbers from 0")
+    if tuple(code["size"]) != size or sum(runs) != size[0] * size[1]:
+        coded = " x ".join(map(str, code["size"]))
+        raise ValueError(f"coded for {coded} pixels in runs of {sum(runs)} in all, its image has {size[0]} x {size[1]}")
+
+
+def _run_lengths(code: str) -> np.ndarray:
+    """The runs of COCO's compressed code: six bits a character from "0" on, of which 32 says that the number goes on,
+    16 of its last character that it is negative; from the fourth, a run is given less the one two before."""
+    if not re.fullmatch("[0-o]*[0-O]", code):
+        raise ValueError("it is cut off, or has a character that is none of the code")
+    digits = np.frombuffer(code.encode(), np.uint8).astype(np.int64) - 48
+    last = digits < 32
+    first = np.flatnonzero(np.r_[True, last[:-1]])
+    shift = 5 * (np.arange(len(digits)) - first[np.cumsum(last) - last])
+    runs = np.add.reduceat((digits & 31) << shift, first) - ((digits & 16) << (shift + 1))[last]
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    return runs

@@ -1,14 +1,12 @@
 """The one table of data sets. To add one, add an entry; a new format also needs a reader, a function that opens it."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maskclip.data.coco import open_coco_instances, open_coco_panoptic, read_split_file
+from maskclip.data.coco import open_coco_instances, open_coco_panoptic
 from maskclip.data.semantic import open_semantic_folder
 from maskclip.data.types import Dataset
 
@@ -17,35 +15,18 @@ TASKS = ("panoptic", "semantic", "instances", "split")
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """All that is said of a data set.
+    """All that is said of a data set; an entry that lacks something is a ValueError with its name."""
 
-    Attributes:
-        name: for `open_dataset`, settings and results.
-        reader: the function that opens it.
-        folder: where it lies under the root of all data; docs/data.md shows the tree.
-        files: what lies there, in the order of the reader's parameters; of several places ("a | b") the first that is.
-        task: what tests score: "panoptic" (PQ), "semantic" (mIoU), "instances" (AP), "split" (AP50 of base and target
-            categories); empty: nothing.
-        pictures: the data set whose pictures it annotates; empty: its own.
-        words: the data set whose categories, of the same ids, name its own; empty: they keep their names.
-        results: its name in results; empty: the same.
-        training: whether it is learned from, so that limits of tests leave it whole.
-        options: the reader's other parameters.
-
-    Raises:
-        ValueError: an entry lacks something; the sentence names both.
-    """
-
-    name: str
+    name: str  # for `open_dataset`, settings and results
     reader: Callable[..., Dataset]
-    folder: str
-    files: tuple[str, ...]
-    task: str = ""
-    pictures: str = ""
-    words: str = ""
-    results: str = ""
-    training: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    folder: str  # under the root of all data; docs/data.md shows the tree
+    files: tuple[str, ...]  # in the order of the reader's parameters; of several places ("a | b") the first that is
+    task: str = ""  # what tests score: PQ, mIoU, AP, AP50 of base and target categories; empty: nothing
+    pictures: str = ""  # the data set whose pictures it annotates; empty: its own
+    words: str = ""  # the data set whose categories, of the same ids, name its own; empty: they keep their names
+    results: str = ""  # its name in results; empty: the same
+    training: bool = False  # whether it is learned from, so that limits of tests leave it whole
+    options: dict[str, Any] = field(default_factory=dict)  # the reader's other parameters
 
     def __post_init__(self) -> None:
         try:
@@ -54,12 +35,6 @@ class DatasetEntry:
             raise ValueError(f"data set {self.name!r}: {self.reader.__name__} is {error}; complete its entry") from None
         if not self.name or not all(self.files) or self.task not in ("", *TASKS):
             raise ValueError(f"data set {self.name!r} needs a name, files, and a task of {', '.join(TASKS)} or none")
-
-    def open(self, root: Path) -> Dataset:
-        """The data set under the root of all data."""
-        several = [[root / self.folder / place for place in places.split(" | ")] for places in self.files]
-        found = [next((path for path in paths if path.exists()), paths[0]) for paths in several]
-        return self.reader(*found, **self.options, name=self.name)
 
 
 COCO, ADE, ADE_FULL, PASCAL = "coco", "ADEChallengeData2016", "ADE20K_2021_17_01", "pascal_ctx_d2"
@@ -122,49 +97,37 @@ DATASETS = {
 
 
 def find_entry(name: str) -> DatasetEntry:
-    """The table's entry of this name.
-
-    Raises:
-        ValueError: there is none, or it speaks of a data set that there is not.
-    """
+    """The table's entry of this name; ValueError: there is none, or it speaks of a data set that there is not."""
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}; it must be one of {', '.join(DATASETS)}.")
-    entry = DATASETS[name]
-    for other in (entry.pictures, entry.words):
+    for other in (DATASETS[name].pictures, DATASETS[name].words):
         if other and other not in DATASETS:
             raise ValueError(f"the entry of data set {name!r} speaks of {other!r}, which is not in the table.")
-    return entry
+    return DATASETS[name]
 
 
 def scored_on(pictures: str) -> list[DatasetEntry]:
-    """The entries that score what is done with the pictures of this data set.
-
-    Raises:
-        ValueError: there is none.
-    """
-    entries = [find_entry(name) for name in DATASETS]
-    found = [entry for entry in entries if entry.task and (entry.pictures or entry.name) == pictures]
-    if not found:
-        some = sorted({entry.pictures or entry.name for entry in entries if entry.task})
-        raise ValueError(f"there are no test pictures {pictures!r}; there are {', '.join(some)}.")
-    return found
+    """The entries that score what is done with the pictures of this data set; ValueError: there is none."""
+    scored: dict[str, list[DatasetEntry]] = {}
+    for entry in map(find_entry, DATASETS):
+        if entry.task:
+            scored.setdefault(entry.pictures or entry.name, []).append(entry)
+    if pictures not in scored:
+        raise ValueError(f"there are no test pictures {pictures!r}; there are {', '.join(sorted(scored))}.")
+    return scored[pictures]
 
 
 def open_dataset(name: str, root: str | Path, *, limit: int | None = None) -> Dataset:
-    """One of `DATASETS` under `root`, in the layout written down in docs/data.md; `limit` keeps the first images only
-    (`Dataset.first`)."""
-    return find_entry(name).open(Path(root)).first(limit)
-
-
-def read_split(root: str | Path) -> dict[str, list[str]]:
-    """The COCO base/target split, {"base": names, "target": names}, from coco/annotations/split.json under `root`."""
-    return read_split_file(Path(root) / COCO / SPLIT)
+    """One of `DATASETS` under `root`, laid out as docs/data.md says; `limit` as in `Dataset.first`."""
+    entry = find_entry(name)
+    several = [[Path(root) / entry.folder / place for place in places.split(" | ")] for places in entry.files]
+    found = [next((path for path in paths if path.exists()), paths[0]) for paths in several]
+    return entry.reader(*found, **entry.options, name=name).first(limit)
 
 
 def same_pictures(datasets: Iterable[Dataset]) -> list[list[Dataset]]:
     """Data sets, those together whose pictures are the same files, by name and length: the A-847 mirror annotates the
-    A-150 mirror's (ADE20K's own A-847 has its scenes in another size). What is made of pictures is made of each group's
-    first."""
+    A-150 mirror's. What is made of pictures is made of each group's first."""
     groups: dict[tuple, list[Dataset]] = {}
     for dataset in datasets:
         files = [(dataset.picture_name(i), dataset.files(i)[0]) for i in dataset.image_ids]

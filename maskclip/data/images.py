@@ -1,7 +1,5 @@
 """Pictures, masks and JSON from disk, or one clear sentence about what is wrong with the file."""
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Callable
@@ -28,15 +26,16 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_labels(path: str | Path) -> tuple[np.ndarray, int]:
-    """A one-channel picture of whole numbers (semantic PNG, 8-bit or palette; TIFF, 16-bit) as int32 [H, W] and
-    the value that means void: 255 for 8-bit files, 65535 for 16-bit ones -> (labels, void)."""
-    labels = _read(path, "semantic map", _one_channel)
+    """A one-channel picture of whole numbers (semantic PNG, 8-bit or palette; TIFF, 16-bit) as int32 [H, W], and
+    the value that means void: 255 for 8-bit files, 65535 for 16-bit ones."""
+    labels = _read(path, "semantic map", lambda image: _pixels(image, "L P 1 I", "one channel of whole numbers"))
     return labels.astype(np.int32), 255 if labels.dtype.itemsize == 1 else 65535
 
 
 def read_panoptic_ids(path: str | Path) -> np.ndarray:
     """A COCO panoptic PNG as int64 [H, W] of segment ids, R + 256 G + 65536 B; 0 is void."""
-    return _read(path, "panoptic mask", _three_channels) @ PANOPTIC
+    pixels = _read(path, "panoptic mask", lambda image: _pixels(image, "RGB RGBA", "R + 256 G + 65536 B for ids"))
+    return pixels[..., :3].astype(np.int64) @ PANOPTIC
 
 
 def write_panoptic_ids(path: str | Path, ids: np.ndarray) -> None:
@@ -46,19 +45,14 @@ def write_panoptic_ids(path: str | Path, ids: np.ndarray) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Parsed JSON, without NaN and Infinity, which Python alone would take; FileNotFoundError or ValueError naming the
-    file."""
+    """Parsed JSON; FileNotFoundError or ValueError, naming the file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; check the data folder against docs/data.md.")
     try:
-        return json.loads(path.read_bytes(), parse_constant=_no_number)
+        return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no whole JSON file ({error}); fetch or write it again.") from error
-
-
-def _no_number(constant: str) -> None:
-    raise ValueError(f"it holds {constant}, which is no number of JSON's")
 
 
 def _read(path: str | Path, what: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
@@ -81,19 +75,13 @@ def _rgb(image: Image.Image) -> np.ndarray:
             raise ValueError("its values are not 0 to 255 or 0 to 65535, save it with 8 or 16 bits")
         white = next(white for white in WHITE if values.max() <= white)
         return np.repeat(np.rint(values * (255 / white)).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
 
 
-def _one_channel(image: Image.Image) -> np.ndarray:
-    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-        raise ValueError(f"its mode is {image.mode}, but it must have one channel of whole numbers")
+def _pixels(image: Image.Image, modes: str, wanted: str) -> np.ndarray:
+    if image.mode.split(";")[0] not in modes.split():
+        raise ValueError(f"its mode is {image.mode}, but it must have {wanted}")
     return np.asarray(image)
-
-
-def _three_channels(image: Image.Image) -> np.ndarray:
-    if image.mode not in ("RGB", "RGBA"):
-        raise ValueError(f"its mode is {image.mode}, but it must be an RGB PNG (R + 256 G + 65536 B)")
-    return np.asarray(image)[..., :3].astype(np.int64)

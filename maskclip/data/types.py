@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-FINGERPRINT_HEAD, FINGERPRINT_TAIL = 1 << 12, 1 << 14  # bytes of every picture and mask read for the fingerprint
-
 
 @dataclass(frozen=True)
 class Category:
@@ -24,31 +22,24 @@ class Category:
 
 @dataclass
 class Segment:
-    """One annotated region: `category` is a class index, `mask` a bool array [H, W]. A crowd region covers several
-    objects at once; metrics neither reward nor punish what falls on it. `isthing` repeats its category's. `area` is
-    what the annotation file says, in pixels, where it says it: ADE20K's counts what things hide of stuff, too."""
+    """One annotated region."""
 
-    category: int
-    mask: np.ndarray
-    iscrowd: bool = False
-    isthing: bool = True
-    area: float | None = None
+    category: int  # class index
+    mask: np.ndarray  # bool [H, W]
+    iscrowd: bool = False  # covers several objects; metrics neither reward nor punish what falls on it
+    isthing: bool = True  # its category's
+    area: float | None = None  # pixels, where the file says it; ADE20K's counts what things hide of stuff, too
 
 
 @dataclass
 class Annotation:
-    """What is known of one picture, which need not be decoded for it.
-
-    size: (height, width) in pixels. segments: things and stuff (panoptic sets) or things that may overlap (instance
-    sets); empty for semantic sets. semantic: int32 [H, W] of class indices, -1 where void; None for instance sets.
-    hidden: the classes of segments that the file lists but no pixel shows; they count for PQ alone, as missed.
-    """
+    """What is known of one picture, which need not be decoded for it."""
 
     image_id: int | str
-    size: tuple[int, int]
-    segments: list[Segment] = field(default_factory=list)
-    semantic: np.ndarray | None = None
-    hidden: list[int] = field(default_factory=list)
+    size: tuple[int, int]  # height and width in pixels
+    segments: list[Segment] = field(default_factory=list)  # they may overlap in instance sets; none in semantic sets
+    semantic: np.ndarray | None = None  # int32 [H, W] of class indices, -1 where void; None for instance sets
+    hidden: list[int] = field(default_factory=list)  # classes that the file lists, but no pixel shows: missed in PQ
 
 
 @dataclass
@@ -60,48 +51,36 @@ class Sample(Annotation):
 
 @dataclass
 class Dataset:
-    """A sequence of `Sample`s read from disk one at a time; picture and annotation can be had apart.
-
-    `files` lists what is read for one image: picture, and mask where there is one. `folder` is where the pictures lie.
-    `instances` is the COCO or LVIS JSON of instance sets (what AP is computed against). `split` are names of the base
-    and the target categories, where a set has such.
-    """
+    """A sequence of `Sample`s read from disk one at a time; picture and annotation can be had apart."""
 
     name: str
     categories: list[Category]
     image_ids: Sequence[int | str]
     picture: Callable[[int | str], np.ndarray]
     annotation: Callable[[int | str], Annotation]
-    files: Callable[[int | str], list[Path]]
-    source: Path
-    folder: Path = Path()
-    instances: dict | None = None
-    split: dict[str, list[str]] | None = None
-
-    def read(self, image_id: int | str) -> Sample:
-        """One image with its annotation.
-
-        Raises:
-            ValueError: the picture has another size than its annotation.
-        """
-        annotation, image = self.annotation(image_id), self.picture(image_id)
-        if image.shape[:2] != annotation.size:
-            path, *masks = self.files(image_id)
-            raise ValueError(
-                f"{path} has {image.shape[0]} x {image.shape[1]} pixels (height x width), its annotation in "
-                f"{masks[0] if masks else self.source} {annotation.size[0]} x {annotation.size[1]}; use the picture "
-                "the annotation was made for."
-            )
-        return Sample(**vars(annotation), image=image)
+    files: Callable[[int | str], list[Path]]  # what is read for one image: picture, and mask where there is one
+    source: Path  # the annotation file, or the folder of label maps
+    folder: Path = Path()  # where the pictures lie
+    instances: dict | None = None  # the COCO or LVIS JSON of instance sets, which AP is computed against
+    split: dict[str, list[str]] | None = None  # the names of base and target categories
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, i: int) -> Sample:
-        return self.read(self.image_ids[i])
+        """One image with its annotation; ValueError: the picture has another size than its annotation."""
+        image_id = self.image_ids[i]
+        annotation, image = self.annotation(image_id), self.picture(image_id)
+        if image.shape[:2] != annotation.size:
+            path, *masks = self.files(image_id)
+            raise ValueError(
+                f"{path} is {image.shape[:2]} (height, width), its annotation in {masks[0] if masks else self.source} "
+                f"{annotation.size}; use the picture the annotation was made for."
+            )
+        return Sample(**vars(annotation), image=image)
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self.read(image_id) for image_id in self.image_ids)
+        return (self[i] for i in range(len(self)))
 
     @property
     def names(self) -> list[str]:
@@ -123,17 +102,9 @@ class Dataset:
         return replace(self, image_ids=image_ids)
 
     def first(self, limit: int | None) -> Dataset:
-        """The first `limit` images by their pictures' names, the same ones whichever file annotates them; None: all,
-        in the file's order.
-
-        Raises:
-            ValueError: the limit is below 1.
-        """
-        if limit is None:
-            return self
-        if limit < 1:
-            raise ValueError(f"limit is {limit} but must be at least 1, or None for all images.")
-        return self.subset(sorted(self.image_ids, key=self.picture_name)[:limit])
+        """The first images by their pictures' names, the same ones whichever file annotates them; None: all, in the
+        file's order."""
+        return self if limit is None else self.subset(sorted(self.image_ids, key=self.picture_name)[:limit])
 
     def fingerprint(self) -> str:
         """A short text that changes when the annotation file, the categories, the choice of images, or a picture or
@@ -148,7 +119,7 @@ class Dataset:
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}:".encode())
             with path.open("rb") as file:
-                digest.update(file.read(FINGERPRINT_HEAD))
-                file.seek(max(0, size - FINGERPRINT_TAIL))
+                digest.update(file.read(4096))
+                file.seek(max(0, size - 16384))
                 digest.update(file.read())
         return digest.hexdigest()[:16]

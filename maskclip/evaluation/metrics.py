@@ -1,7 +1,5 @@
 """PQ, mIoU and AP, each as its reference implementation counts it; all values in percent, NaN where undefined."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -15,11 +13,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskclip.data import Annotation, Category, Dataset, write_panoptic_ids
-from maskclip.data.masks import run_length_code
+from maskclip.data import Annotation, Category, Dataset
+from maskclip.data.images import write_panoptic_ids
 from maskclip.files import write_atomically
 
-MAX_DETECTIONS = {"coco": 100, "lvis": 300}  # COCO's limit is per image and category, LVIS's per image
+COCO_LIMIT, LVIS_LIMIT = 100, 300  # results per image and category, results per image
 
 
 class PanopticQuality:
@@ -72,31 +70,20 @@ class PanopticQuality:
         pairs = true_panoptic(truth)[0].astype(np.int64).reshape(-1) * len(place) + pred
         return np.bincount(pairs, minlength=(len(truth.segments) + 1) * len(place)).reshape(-1, len(place))
 
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """{name: {"PQ", "SQ", "RQ"}} of the categories that occurred, in truth or prediction."""
-        weight = self.tp + (self.fp + self.fn) / 2
-        return {
-            category.name: {
-                "PQ": 100 * self.iou[i] / weight[i],
-                "SQ": 100 * self.iou[i] / self.tp[i] if self.tp[i] else 0.0,
-                "RQ": 100 * self.tp[i] / weight[i],
-            }
-            for i, category in enumerate(self.categories)
-            if weight[i] > 0
-        }
-
     def compute(self) -> dict[str, float]:
         """PQ, SQ, RQ and the same over things (PQth) and stuff (PQst): means over the categories that occurred."""
-        rows = self.per_class()
-        groups = {
-            "": set(rows),
-            "th": {c.name for c in self.categories if c.isthing},
-            "st": {c.name for c in self.categories if not c.isthing},
+        weight = self.tp + (self.fp + self.fn) / 2
+        per_class = {
+            "PQ": 100 * self.iou / np.maximum(weight, 0.5),
+            "SQ": 100 * self.iou / np.maximum(self.tp, 1),
+            "RQ": 100 * self.tp / np.maximum(weight, 0.5),
         }
+        things = np.array([category.isthing for category in self.categories], bool)
+        groups = {"": things | True, "th": things, "st": ~things}
         return {
-            metric + suffix: _mean([row[metric] for name, row in rows.items() if name in group])
-            for metric in ("PQ", "SQ", "RQ")
-            for suffix, group in groups.items()
+            metric + suffix: _mean(values[inside & (weight > 0)])
+            for metric, values in per_class.items()
+            for suffix, inside in groups.items()
         }
 
 
@@ -119,28 +106,14 @@ class MeanIoU:
         pairs = truth[counted].astype(np.int64) * (classes + 1) + pred[counted] % (classes + 1)
         self.confusion += np.bincount(pairs, minlength=self.confusion.size).reshape(self.confusion.shape)
 
-    def per_class(self) -> np.ndarray:
-        """IoU of each class [K], NaN for classes that never occur in the ground truth."""
+    def compute(self) -> dict[str, float]:
         truth, right = self.confusion.sum(1), np.diag(self.confusion)
         union = truth + self.confusion[:, :-1].sum(0) - right
-        return 100 * np.where(truth > 0, right / np.maximum(union, 1), np.nan)
-
-    def compute(self) -> dict[str, float]:
-        """{"mIoU", "mACC" (mean over classes of the share of pixels found), "pACC" (share of all pixels)}."""
-        truth, right = self.confusion.sum(1), np.diag(self.confusion)
-        return {
-            "mIoU": _mean(self.per_class()),
-            "mACC": _mean(100 * right[truth > 0] / truth[truth > 0]),
-            "pACC": 100 * right.sum() / truth.sum() if truth.sum() else float("nan"),
-        }
+        return {"mIoU": _mean((100 * (right / np.maximum(union, 1)))[truth > 0])}
 
 
 def coco_results(
-    image_id: int | str,
-    masks: np.ndarray,
-    classes: Sequence[int] | np.ndarray,
-    scores: Sequence[float] | np.ndarray,
-    categories: list[Category],
+    image_id: int | str, masks: np.ndarray, classes: Sequence[int], scores: Sequence[float], categories: list[Category]
 ) -> list[dict]:
     """Instances of one image (`merge.instances`) as COCO result entries: category ids of the data set, masks as
     run-length code. masks: bool [n, H, W]."""
@@ -156,90 +129,78 @@ def coco_results(
     return results
 
 
-def average_precision(
-    dataset: Dataset,
-    results: list[dict],
-    *,
-    categories: Sequence[str] | None = None,
-    image_ids: Sequence[int | str] | None = None,
-) -> dict[str, float]:
+def average_precision(dataset: Dataset, results: list[dict]) -> dict[str, float]:
     """{"AP" (IoU 0.50:0.95), "AP50", "AP75"} of mask results (`coco_results`) by pycocotools.
 
-    dataset: an instance set; only its images (or those of `image_ids`) and categories (or those named) count.
-    LVIS, known by its neg_category_ids, is evaluated by its federated rules: 300 results an image; results of a
-    category that the image was not checked for are left out; unmatched ones of a category not exhaustively annotated
-    there are ignored.
+    dataset: an instance set; of its annotation file only its own images and categories count. LVIS, known by its
+    neg_category_ids, is evaluated by its federated rules: 300 results an image; results of a category that the image
+    was not checked for are left out; unmatched ones of a category not exhaustively annotated there are ignored.
     """
     if dataset.instances is None:
         raise ValueError(f"{dataset.name} has no instance annotations; AP needs a COCO or LVIS instance set.")
     images = {image["id"]: image for image in dataset.instances["images"]}
     if unknown := sorted({r["image_id"] for r in results} - images.keys(), key=str):
         raise ValueError(f"results name image {unknown[0]!r}, which {dataset.source} does not have.")
-    wanted = set(dataset.image_ids if image_ids is None else image_ids)
-    ids = {c.id for c in dataset.categories if categories is None or c.name in set(categories)}
-    federated = _federated([images[i] for i in wanted], dataset.source)
-    limit = MAX_DETECTIONS["lvis" if federated else "coco"]
-    results = [r for r in results if r["image_id"] in wanted]
-    if federated:
-        results = _best_per_image(results, limit)
-    truth = [
-        # ids from 1: pycocotools takes a match with annotation 0 for no match
-        {"iscrowd": 0, **a, "id": n, "area": a["area"] if "area" in a else _area(a, images[a["image_id"]])}
-        for n, a in enumerate(dataset.instances["annotations"], 1)
-        if a["image_id"] in wanted and a["category_id"] in ids
+    images = {i: images[i] for i in dataset.image_ids}
+    federated = _federated(list(images.values()), dataset.source)
+    ids = {category.id for category in dataset.categories}
+    truth = [a for a in dataset.instances["annotations"] if a["image_id"] in images and a["category_id"] in ids]
+    results = [r for r in results if r["image_id"] in images]
+    found = _grouped(_of_lvis(results, truth, images) if federated else results, "category_id")
+    rows = [
+        _precision(category, entries, found[category], images, federated)
+        for category, entries in _grouped(truth, "category_id").items()
     ]
-    found = [
-        r | {"id": n, "area": float(coco_mask.area(r["segmentation"])), "iscrowd": 0}
-        for n, r in enumerate((r for r in results if r["category_id"] in ids), 1)
-    ]
-    annotated = _images_by_category(truth)
-    if federated:
-        found = [
-            r for r in found
-            if r["image_id"] in annotated.get(r["category_id"], ())
-            or r["category_id"] in images[r["image_id"]]["neg_category_ids"]
-        ]  # fmt: skip
-    claimed = _images_by_category(found)
+    precision = np.array([row for row in rows if (row > -1).all()]).reshape(-1, 10, 101)
+    values = {"AP": precision, "AP50": precision[:, 0], "AP75": precision[:, 5]}
+    return {name: _mean(100 * value.ravel()) for name, value in values.items()}
+
+
+def _federated(images: list[dict], source: Path) -> bool:
+    """Whether LVIS's rules hold: its images say which categories they were searched for in vain."""
+    lacking = [image["id"] for image in images if "neg_category_ids" not in image]
+    if 0 < len(lacking) < len(images):
+        raise ValueError(
+            f"{source}: image {lacking[0]} lacks the neg_category_ids that others have; take LVIS's own file."
+        )
+    return not lacking
+
+
+def _of_lvis(results: list[dict], truth: list[dict], images: dict) -> list[dict]:
+    """What counts by LVIS's rules: an image's best results, of categories that it was checked for."""
+    best = [sorted(group, key=lambda r: -r["score"])[:LVIS_LIMIT] for group in _grouped(results, "image_id").values()]
+    checked = {(a["image_id"], a["category_id"]) for a in truth}
+    checked |= {(i, category) for i, image in images.items() for category in image["neg_category_ids"]}
+    return [r for group in best for r in group if (r["image_id"], r["category_id"]) in checked]
+
+
+def _grouped(entries: list[dict], key: str) -> dict[Any, list[dict]]:
+    groups = defaultdict(list)
+    for entry in entries:
+        groups[entry[key]].append(entry)
+    return groups
+
+
+def _precision(category: int, truth: list[dict], found: list[dict], images: dict, federated: bool) -> np.ndarray:
+    """Precision [10 IoU thresholds, 101 recalls] of one category by pycocotools, -1 where it has nothing to find."""
+    asked = [images[i] for i in {entry["image_id"] for entry in truth + found}]  # the others change nothing
+    apis = []
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        api = [_coco(dataset.instances, entries) for entries in (truth, found)]
-        rows = [  # one at a time: only images that have it, or results for it
-            _precision(
-                api[0], api[1], category, where | claimed.get(category, set()), images if federated else {}, limit
-            )
-            for category, where in annotated.items()
-        ]
-    precision = np.array([row for row in rows if (row > -1).all()])  # [categories, 10 IoU thresholds, 101 recalls]
-    pick: dict[str, Any] = {"AP": slice(None), "AP50": 0, "AP75": 5}
-    return {k: _mean(100 * precision[:, at].ravel()) if len(precision) else float("nan") for k, at in pick.items()}
-
-
-def split_average_precision(
-    dataset: Dataset,
-    split: dict[str, list[str]],
-    *,
-    base_only: list[dict],
-    target_only: list[dict],
-    generalized: list[dict],
-) -> dict[str, float]:
-    """AP50 on the COCO base/target split (Table 5). Three sets of results, by the vocabulary the masks were classified
-    with: the base names, the target names (constrained), or both (generalized). Constrained AP counts the images with
-    an object of the group, generalized those with one of either, as the split's own annotation files do."""
-    groups = {"base": split["base"], "target": split["target"], "all": split["base"] + split["target"]}
-    name_of = {c.id: c.name for c in dataset.categories}
-    truth = (dataset.instances or {}).get("annotations", [])
-    have = {
-        group: {a["image_id"] for a in truth if name_of.get(a["category_id"]) in set(names)}
-        for group, names in groups.items()
-    }
-    runs = [("constrained", "base", base_only), ("constrained", "target", target_only)]
-    runs += [("generalized", group, generalized) for group in groups]
-    values = {}
-    for setting, group, results in runs:
-        inside = have[group if setting == "constrained" else "all"]
-        image_ids = [i for i in dataset.image_ids if i in inside]
-        ap = average_precision(dataset, results, categories=groups[group], image_ids=image_ids)
-        values[f"AP50_{setting}_{group}"] = ap["AP50"]
-    return values
+        for entries in (truth, found):
+            # ids from 1: pycocotools takes a match with annotation 0 for no match
+            numbered = [{"iscrowd": 0} | entry | {"id": n, "area": 0} for n, entry in enumerate(entries, 1)]
+            apis.append(COCO())
+            apis[-1].dataset = {"images": asked, "categories": [{"id": category}], "annotations": numbered}
+            apis[-1].createIndex()
+        evaluation = COCOeval(*apis, "segm")
+        p = evaluation.params
+        p.maxDets, p.areaRng, p.areaRngLbl = [LVIS_LIMIT if federated else COCO_LIMIT], p.areaRng[:1], ["all"]
+        evaluation.evaluate()
+        for entry in evaluation.evalImgs if federated else []:
+            if category in images[entry["image_id"]].get("not_exhaustive_category_ids", []):
+                entry["dtIgnore"] = np.logical_or(entry["dtIgnore"], entry["dtMatches"] == 0)
+        evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, 0, 0, 0]
 
 
 def write_panoptic(
@@ -248,12 +209,10 @@ def write_panoptic(
     """Panoptic predictions as COCO's JSON and, in a folder of the same name, PNGs, so that anyone can run
     panopticapi on them. entries: (image_id, ids [H, W], segments with "id", "category" and maybe "iscrowd")."""
     json_path = Path(json_path)
-    folder = json_path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for image_id, ids, segments in entries:
         file_name = f"{image_id:012d}.png" if isinstance(image_id, int) else f"{image_id}.png"
-        write_panoptic_ids(folder / file_name, ids)
+        write_panoptic_ids(json_path.with_suffix("") / file_name, ids)
         infos = []
         for segment in segments:
             code = coco_mask.encode(np.asfortranarray(ids == segment["id"], np.uint8))
@@ -267,71 +226,18 @@ def write_panoptic(
         images.append({"id": image_id, "file_name": file_name, "height": ids.shape[0], "width": ids.shape[1]})
         annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
     kinds = [{"id": c.id, "name": c.name, "isthing": int(c.isthing)} for c in categories]
-    text = json.dumps({"images": images, "annotations": annotations, "categories": kinds})
-    write_atomically(json_path, lambda path: path.write_text(text))
+    content = {"images": images, "annotations": annotations, "categories": kinds}
+    write_atomically(json_path, lambda path: path.write_text(json.dumps(content)))
 
 
 def true_panoptic(truth: Annotation) -> tuple[np.ndarray, list[dict]]:
     """A panoptic annotation in the form of a prediction: ids int32 [H, W], from 1 on, and segments."""
     ids, segments = np.zeros(truth.size, np.int32), []
-    for i, segment in enumerate(truth.segments, 1):
-        ids[segment.mask] = i
-        kind = {"category": segment.category, "isthing": segment.isthing, "iscrowd": segment.iscrowd}
-        segments.append({"id": i, **kind})
+    for i, s in enumerate(truth.segments, 1):
+        ids[s.mask] = i
+        segments.append({"id": i, "category": s.category, "isthing": s.isthing, "iscrowd": s.iscrowd})
     return ids, segments
 
 
-def _precision(truth: COCO, found: COCO, category: int, image_ids: set, federated: dict, limit: int) -> np.ndarray:
-    """Precision [10 IoU thresholds, 101 recalls] of one category by pycocotools, -1 where it has nothing to find."""
-    evaluation = COCOeval(truth, found, "segm")
-    p = evaluation.params
-    p.imgIds, p.catIds, p.maxDets = sorted(image_ids), [category], [limit]
-    p.areaRng, p.areaRngLbl = p.areaRng[:1], p.areaRngLbl[:1]
-    evaluation.evaluate()
-    for entry in evaluation.evalImgs if federated else []:
-        if entry and category in federated[entry["image_id"]].get("not_exhaustive_category_ids", []):
-            entry["dtIgnore"] = np.logical_or(entry["dtIgnore"], entry["dtMatches"] == 0)
-    evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, 0, 0, 0]
-
-
-def _federated(images: list[dict], source: Path) -> bool:
-    """Whether LVIS's rules hold: its images say which categories they were searched for in vain."""
-    said = ["neg_category_ids" in image for image in images]
-    if any(said) and not all(said):
-        lacking = images[said.index(False)]["id"]
-        raise ValueError(
-            f"{source}: image {lacking} lacks the neg_category_ids that others have; take LVIS's own file."
-        )
-    return any(said)
-
-
-def _images_by_category(entries: list[dict]) -> dict[int, set]:
-    images: dict[int, set] = {}
-    for entry in entries:
-        images.setdefault(entry["category_id"], set()).add(entry["image_id"])
-    return images
-
-
-def _coco(content: dict, entries: list[dict]) -> COCO:
-    api = COCO()
-    api.dataset = {"images": content["images"], "categories": content["categories"], "annotations": entries}
-    api.createIndex()
-    return api
-
-
-def _best_per_image(results: list[dict], limit: int) -> list[dict]:
-    by_image = defaultdict(list)
-    for result in results:
-        by_image[result["image_id"]].append(result)
-    return [r for group in by_image.values() for r in sorted(group, key=lambda r: -r["score"])[:limit]]
-
-
-def _area(annotation: dict, image: dict) -> float:
-    return float(coco_mask.area(run_length_code(annotation["segmentation"], (image["height"], image["width"]))))
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    known = np.asarray(values, float)
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if len(known) else float("nan")
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,35 +1,19 @@
 """How good proposals are, whatever their names: AR@100 and mean best IoU, per group of categories."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from maskclip.proposals.base import Proposals
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05).round(2)  # COCO's ten
 
 
-def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:
-    """IoU of every pair of binary masks, `[M, H, W]` x `[G, H, W]` -> `[M, G]` in [0, 1]; two empty masks have 0."""
-    predicted, truth = predicted.flatten(1).float(), truth.flatten(1).float()
-    overlap = predicted @ truth.T
-    union = predicted.sum(1)[:, None] + truth.sum(1)[None] - overlap
-    return overlap / union.clamp(min=1)
-
-
 def match_greedily(iou: np.ndarray, threshold: float) -> np.ndarray:
     """COCO's matching: proposals in order of score, each takes its best free segment of IoU >= threshold.
-
-    Args:
-        iou: `[M, G]`, rows by falling score.
-    Returns:
-        bool `[G]`: which segments were found.
-    """
+    IoU `[M, G]`, rows by falling score -> which segments were found, bool `[G]`."""
     found = np.zeros(iou.shape[1], dtype=bool)
     candidates = np.where(iou >= threshold, iou, -1.0)
     for row in np.flatnonzero(candidates.max(1, initial=-1) >= 0):
@@ -41,14 +25,14 @@ def match_greedily(iou: np.ndarray, threshold: float) -> np.ndarray:
 
 
 class ProposalQuality:
-    """AR@`top` over COCO's IoU thresholds and mean best IoU; class-agnostic, crowd regions left out.
+    """AR@100 over COCO's IoU thresholds and mean best IoU; class-agnostic, crowd regions left out.
 
     Groups: all, things, stuff, and by `trained`, the names the network was trained on: trained and novel. Segments of
     every group are matched together, so that a proposal counts for one segment only.
     """
 
-    def __init__(self, categories: list[Any], trained: Iterable[str], top: int = 100) -> None:
-        self.categories, self.trained, self.top = categories, set(trained), top
+    def __init__(self, categories: list[Any], trained: Iterable[str]) -> None:
+        self.categories, self.trained = categories, set(trained)
         self.found: list[np.ndarray] = []  # [thresholds] bool per segment
         self.best: list[float] = []
         self.classes: list[int] = []
@@ -58,8 +42,11 @@ class ProposalQuality:
         segments = [segment for segment in sample.segments if not segment.iscrowd]
         if not segments:
             return
-        truth = torch.from_numpy(np.stack([segment.mask for segment in segments]))
-        iou = mask_iou(proposals.top(self.top).masks((truth.shape[1], truth.shape[2])), truth).double().numpy()
+        truth = torch.from_numpy(np.stack([segment.mask for segment in segments])).flatten(1).float()
+        predicted = proposals.top(100).masks(segments[0].mask.shape).flatten(1).float()
+        overlap = predicted @ truth.T
+        union = predicted.sum(1)[:, None] + truth.sum(1) - overlap
+        iou = (overlap / union.clamp(min=1)).double().numpy()  # [proposals, segments]
         self.found.extend(np.stack([match_greedily(iou, threshold) for threshold in THRESHOLDS], axis=1))
         self.best.extend(iou.max(0, initial=0.0))
         self.classes.extend(segment.category for segment in segments)
@@ -70,12 +57,10 @@ class ProposalQuality:
         things = np.array([kind.isthing for kind in kinds], bool)
         trained = np.array([kind.name in self.trained for kind in kinds], bool)
         groups = {"all": things | True, "things": things, "stuff": ~things, "trained": trained, "novel": ~trained}
-        rows = []
-        for group, inside in groups.items():
-            if not inside.any():
-                continue
-            recall = float(np.array(self.found)[inside].mean())
-            best = float(np.array(self.best)[inside].mean())
-            for metric, value in ((f"AR{self.top}", recall), ("mean_best_iou", best)):
-                rows.append({"group": group, "metric": metric, "value": value, "segments": int(inside.sum())})
-        return rows
+        metrics = {"AR100": np.array(self.found), "mean_best_iou": np.array(self.best)}
+        return [
+            {"group": group, "metric": metric, "value": float(values[inside].mean()), "segments": int(inside.sum())}
+            for group, inside in groups.items()
+            if inside.any()
+            for metric, values in metrics.items()
+        ]

@@ -58,25 +58,24 @@ def load_clip(
             of open_clip's, such as `ViT-L-14-336`.
         pretrained: for a name, one of open_clip's tags (`openai`, downloaded) or a local weights
             file. None: random weights.
-        device, dtype: where and in what precision the weights shall lie.
-
     Raises:
         FileNotFoundError: a file of the folder, or the weights file, is missing.
-        ValueError: an unknown name or tag, weights that do not fit the model or were trained with the
-            other GELU.
+        ValueError: an unknown name or tag, weights that do not fit or were trained with the other GELU.
     """
-    folder = Path(name_or_path)
-    if folder.is_dir() and pretrained is not None:
-        raise ValueError(f"{folder} brings its own weights; leave out pretrained={pretrained!r}")
-    words = _check_folder(folder) if folder.is_dir() else {}
-    source = f"local-dir:{folder}" if folder.is_dir() else _check_name(str(name_or_path), pretrained)
+    folder, source, words = Path(name_or_path), str(name_or_path), {}
+    if folder.is_dir():
+        if pretrained is not None:
+            raise ValueError(f"{folder} brings its own weights; leave out pretrained={pretrained!r}")
+        source, words = f"local-dir:{folder}", _check_folder(folder)
+    else:
+        _check_name(source, pretrained)
     was = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip reports every step of the look-up
     try:
         model = open_clip.create_model(source, pretrained=pretrained)
         tokenizer = open_clip.get_tokenizer(source, **words)
     except Exception as error:  # whatever open_clip or torch could not read
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot load CLIP {name_or_path} (pretrained={pretrained!r}): {reason}") from error
     finally:
         logging.disable(was)
@@ -84,41 +83,44 @@ def load_clip(
 
 
 def _check_folder(folder: Path) -> dict[str, str]:
-    """What the tokenizer of a CLIP's folder needs to know."""
-    for file in ("open_clip_config.json", "open_clip_model.safetensors"):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} is no CLIP folder: {file} is missing")
-    try:
-        text = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{folder / 'open_clip_config.json'} is not an open_clip configuration: {error!r}") from None
-    merges = text.get("tokenizer_kwargs", {}).get("bpe_path")
-    if merges and not (folder / merges).is_file():
-        raise FileNotFoundError(f"the tokenizer's merges {folder / merges} are missing")
+    """All files are there; what the tokenizer needs to know."""
+    config, merges = folder / "open_clip_config.json", None
+    files = [config, folder / "open_clip_model.safetensors"]
+    if config.is_file():
+        try:
+            merges = json.loads(config.read_text())["model_cfg"]["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path")
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{config} is not an open_clip configuration: {error!r}") from None
+    files += [folder / merges] if merges else []
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} is no whole CLIP folder: {file} is missing")
     # open_clip resolves it against the working directory; we, against the folder
-    return {"bpe_path": str(folder / merges)} if merges else {}
+    return {"bpe_path": str(files[-1])} if merges else {}
 
 
-def _check_name(name: str, pretrained: str | None) -> str:
-    if ("/" in name and not name.startswith("hf-hub:")) or name.endswith("mini_clip"):
+def _check_name(name: str, pretrained: str | None) -> None:
+    """open_clip knows the name and has the weights, and both compute the same GELU."""
+    hub = name.startswith("hf-hub:")
+    if not hub and ("/" in name or name.endswith("mini_clip")):
         raise FileNotFoundError(f"no such CLIP folder: {name}")
-    if not name.startswith("hf-hub:") and name not in open_clip.list_models():
+    if not hub and name not in open_clip.list_models():
         raise ValueError(f"{name!r} is neither a folder nor one of open_clip's models, such as 'ViT-L-14-336'")
-    if pretrained is not None and not Path(pretrained).is_file():
-        if any(mark in pretrained for mark in ("/", ".")):
-            raise FileNotFoundError(f"no such CLIP weights file: {pretrained}")
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if pretrained not in tags:
-            raise ValueError(f"open_clip has no weights {pretrained!r} for {name}; it has {', '.join(tags) or 'none'}")
-        trained = (get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu")
-        built = (open_clip.get_model_config(name) or {}).get("quick_gelu")
-        if bool(trained) != bool(built):
-            right = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
-            raise ValueError(
-                f"the weights {pretrained!r} were trained with {'QuickGELU' if trained else 'GELU'}, which {name} does "
-                f"not compute; take {right!r}"
-            )
-    return name
+    if pretrained is None or Path(pretrained).is_file():
+        return
+    if any(mark in pretrained for mark in "/."):
+        raise FileNotFoundError(f"no such CLIP weights file: {pretrained}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        raise ValueError(f"open_clip has no weights {pretrained!r} for {name}; it has {', '.join(tags) or 'none'}")
+    trained, built = get_pretrained_cfg(name, pretrained) or {}, open_clip.get_model_config(name) or {}
+    if bool(trained.get("quick_gelu")) != bool(built.get("quick_gelu")):
+        gelu, right = "GELU", name.removesuffix("-quickgelu")
+        if trained.get("quick_gelu"):
+            gelu, right = "QuickGELU", f"{name}-quickgelu"
+        raise ValueError(
+            f"the weights {pretrained!r} were trained with {gelu}, which {name} does not compute; take {right!r}"
+        )
 
 
 @torch.no_grad()
@@ -129,13 +131,11 @@ def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] =
     again. The paper (Sec. 4.2) takes the plain names.
 
     Raises:
-        ValueError: no names, one text in place of a list, an empty name, a name longer than CLIP
-            reads, or a template without `{}`.
+        ValueError: no list of names, a name that is empty or longer than CLIP reads, or a template
+            without `{}`.
     """
-    if isinstance(names, str) or any(not isinstance(name, str) for name in names):
-        raise ValueError(f"names must be a list of texts, such as ['cat', 'dog'], not {names!r:.100}")
-    if not names or any(not name.strip() for name in names):
-        raise ValueError("text_embeddings needs at least one name, and no empty ones")
+    if isinstance(names, str) or not names or any(not isinstance(name, str) or not name.strip() for name in names):
+        raise ValueError(f"names must be a list of texts, none empty, such as ['cat', 'dog'], not {names!r:.100}")
     if not templates or any("{}" not in template for template in templates):
         raise ValueError(f"each template needs a '{{}}' for the name, but templates are {list(templates)}")
     total = torch.zeros((), device=clip.device)
@@ -151,26 +151,22 @@ def _tokens(clip: Clip, texts: list[str]) -> Tensor:
     """The texts' tokens [n, L]; CLIP's tokenizer cuts off what is too long, we say so."""
     tokens = clip.tokenizer(texts)
     if isinstance(clip.tokenizer, open_clip.SimpleTokenizer):
-        for text in (text for text, row in zip(texts, tokens) if row[-1]):
-            if len(clip.tokenizer.encode(text)) + 2 > tokens.shape[1]:  # with beginning and end
-                raise ValueError(f"{text!r:.100} is longer than the {tokens.shape[1]} tokens CLIP reads")
+        for text, row in zip(texts, tokens, strict=True):
+            if row[-1] and len(clip.tokenizer.encode(text)) + 2 > len(row):  # with beginning and end
+                raise ValueError(f"{text!r:.100} is longer than the {len(row)} tokens CLIP reads")
     return tokens
 
 
 def preprocess(clip: Clip, image: np.ndarray) -> Tensor:
-    """A picture, uint8 [H, W, 3] RGB, squashed to CLIP's square and normalized: [3, S, S] on CLIP's device.
+    """A picture, uint8 [H, W, 3] RGB, squashed to CLIP's square and normalized: [3, S, S], CLIP's device.
 
-    Squashed, not cropped, as in the released code: masks of the whole picture then fall where they belong.
-
-    Raises:
-        ValueError: not a uint8 RGB picture, or one without pixels.
+    Squashed, not cropped, as in the released code: masks of the picture then fall where they belong.
+    A ValueError says what is not such a picture.
     """
-    if not isinstance(image, np.ndarray):
-        raise ValueError(f"an image must be an array, uint8 [H, W, 3], not a {type(image).__name__}; see read_image")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(
-            f"an image must be uint8 [H, W, 3] with at least one pixel, not {image.dtype} {list(image.shape)}"
-        )
+    array = isinstance(image, np.ndarray)
+    if not array or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        found = f"{image.dtype} {list(image.shape)}" if array else type(image).__name__
+        raise ValueError(f"an image must be an array, uint8 [H, W, 3] with a pixel, not {found}; see read_image")
     pixels = torch.from_numpy(np.ascontiguousarray(image)).to(clip.device).permute(2, 0, 1)[None].float() / 255
     size = (clip.image_size, clip.image_size)
     pixels = F.interpolate(pixels, size=size, mode=clip.interpolation, align_corners=False, antialias=True)[0]

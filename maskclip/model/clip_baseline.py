@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskclip.model.clip import Clip
-from maskclip.model.inputs import check_images, check_masks
-from maskclip.model.visual_encoder import MaskCLIPVisualEncoder, MaskEncoding
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder, MaskEncoding, check_images, check_masks
 
 
 class MaskedImages:
@@ -37,19 +36,11 @@ class MaskedImages:
         """Nothing can be seen before the masks are known: `images` [B, 3, S, S] themselves."""
         return images
 
-    def __call__(self, images: Tensor, mask_logits: Tensor) -> MaskEncoding:
-        """`encode(see(images), mask_logits)`."""
-        return self.encode(images, mask_logits)
-
     @torch.no_grad()
     def encode(self, images: Tensor, mask_logits: Tensor) -> MaskEncoding:
-        """Embeddings of the masked images, and the masks as they came.
+        """Embeddings of the masked images, and the masks as they came; arguments as the encoder's.
 
-        Args:
-            images: [B, 3, S, S], CLIP-normalized.
-            mask_logits: [B, M, S, S]; M_t is 1 where the logit is at least 0 (probability 1/2).
-        Raises:
-            ValueError: a shape, type or value that does not fit, named.
+        M_t is 1 where the logit [B, M, S, S] is at least 0 (probability 1/2).
         """
         check_images(images, self.patch)
         check_masks(mask_logits, None, len(images), images.shape[-1])
@@ -64,19 +55,20 @@ class MaskedImages:
         pass_of_mask = ((~empty).cumsum(0) - 1 + empty.any()).masked_fill(empty, 0)
         return MaskEncoding(torch.cat(seen)[pass_of_mask].unflatten(0, mask_logits.shape[:2]), [], mask_logits)
 
+    __call__ = encode
+
     def _pictures(self, images: Tensor, masks: Tensor) -> Tensor:
         """M_t * I for images [n, 3, S, S] and bool masks [n, S, S], cut out if so wanted."""
         pictures = torch.where(masks[:, None], images, self.black.to(images))
         if not self.crop:
             return pictures
         cut = [picture[(..., *_box(mask))][None] for picture, mask in zip(pictures, masks, strict=True)]
-        size = images.shape[-2:]
-        return torch.cat([F.interpolate(picture, size, mode="bicubic", antialias=True) for picture in cut])
+        return torch.cat([F.interpolate(picture, images.shape[-2:], mode="bicubic", antialias=True) for picture in cut])
 
 
-def _box(mask: Tensor) -> tuple[slice, slice]:
+def _box(mask: Tensor) -> tuple[slice, ...]:
     """The bounding box of a bool mask [S, S] as row and column slices; all if it has no pixel."""
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    if not len(rows):
+    if not mask.any():
         return slice(None), slice(None)
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    inside = [mask.any(other).nonzero()[:, 0] for other in (1, 0)]
+    return tuple(slice(int(lines[0]), int(lines[-1]) + 1) for lines in inside)

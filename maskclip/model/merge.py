@@ -21,12 +21,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 BAND = 1 << 20  # numbers held at once in a band of rows: 4 MB in fp32, about what a cache takes
+Size = tuple[int, int]  # height, width
 
 
 @torch.no_grad()
-def semantic_map(
-    class_probs: Tensor, mask_logits: Tensor, size: tuple[int, int], *, no_object: bool = False, band: int = BAND
-) -> np.ndarray:
+def semantic_map(class_probs: Tensor, mask_logits: Tensor, size: Size, *, no_object: bool = False) -> np.ndarray:
     """The class of every pixel, int32 [H, W]: argmax of sum_m class_probs[m] sigmoid(mask_logits[m]).
 
     All -1 (void) when there is no mask. Released: `semantic_inference`.
@@ -37,7 +36,7 @@ def semantic_map(
     if probs.numel() == 0:
         return semantic
     weights = probs.T.contiguous()  # [K, M]
-    for rows, logits in row_bands(mask_logits, size, max(weights.shape), band):
+    for rows, logits in row_bands(mask_logits, size, max(weights.shape)):
         scores = weights @ logits.sigmoid().flatten(1).to(weights.dtype)  # [K, rows * W]
         semantic[rows] = scores.argmax(0).view(-1, size[1]).cpu().numpy()
     return semantic
@@ -47,13 +46,12 @@ def semantic_map(
 def panoptic_map(
     class_probs: Tensor,
     mask_logits: Tensor,
-    size: tuple[int, int],
+    size: Size,
     isthing: Sequence[bool],
     *,
     score_threshold: float = 0.3,
     overlap_threshold: float = 0.5,
     no_object: bool = False,
-    band: int = BAND,
 ) -> tuple[np.ndarray, list[dict]]:
     """Segment ids int32 [H, W], 0 void, and {"id", "category" (class), "isthing", "score"} of each.
 
@@ -71,7 +69,7 @@ def panoptic_map(
     if not keep.any():
         return ids, []
     scores, classes = scores[keep], classes[keep]
-    winner, inside, won, area = _competition(mask_logits[keep], scores, size, band)
+    winner, inside, won, area = _competition(mask_logits[keep], scores, size)
     visible = np.bincount(winner[inside], minlength=len(scores))
     merged: list[int] = []  # mask -> segment id, 0 = dropped
     segments: dict[tuple, dict] = {}
@@ -89,13 +87,13 @@ def panoptic_map(
 
 
 def _competition(
-    mask_logits: Tensor, scores: Tensor, size: tuple[int, int], band: int
+    mask_logits: Tensor, scores: Tensor, size: Size
 ) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
     """Which mask has each pixel, whether it is inside of it; pixels that each mask wins, and has."""
     count = len(scores)
     winner, inside = np.empty(size, np.int64), np.empty(size, bool)
     won, area = (torch.zeros(count, dtype=torch.long, device=scores.device) for _ in range(2))
-    for rows, logits in row_bands(mask_logits, size, count, band):
+    for rows, logits in row_bands(mask_logits, size, count):
         masks = logits.sigmoid()
         best = (scores[:, None, None] * masks).argmax(0)
         won += best.flatten().bincount(minlength=count)
@@ -109,14 +107,13 @@ def _competition(
 def instances(
     class_probs: Tensor,
     mask_logits: Tensor,
-    size: tuple[int, int],
+    size: Size,
     isthing: Sequence[bool],
     top_k: int = 100,
     *,
     things_first: bool = True,
     no_object: bool = False,
     released_labels: bool = False,
-    band: int = BAND,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks bool [n, H, W] (logit > 0), classes int64 [n], scores float32 [n], best first; n <= top_k.
 
@@ -124,11 +121,10 @@ def instances(
     several classes; the score is that probability times the mean sigmoid inside the mask. Pairs
     without a pixel are left out.
 
-    Where the released `instance_inference` differs (its issue 7: AP on ADE20K far under the paper's):
-    it picks the top k among things *and stuff* and then drops the stuff (things_first=False); and,
-    having dropped the last class from the scores but not from the labels, it pairs flat index i of
-    M x (K - 1) scores with class i mod K of mask i div K, so that nearly every label is wrong
-    (released_labels=True repeats this).
+    The released `instance_inference` (its issue 7: AP on ADE20K far under the paper's) picks the top k
+    among things *and stuff*, then drops the stuff (things_first=False); and it drops the last class
+    from the scores, not from the labels: flat index i of M x (K - 1) scores gets class i mod K of mask
+    i div K, so that nearly every label is wrong (released_labels=True).
     """
     K = len(isthing)
     _check(class_probs, mask_logits, K + no_object)
@@ -143,7 +139,7 @@ def instances(
     used, which = masks.unique(return_inverse=True)
     binary = np.zeros((len(used), *size), bool)
     total, area = (torch.zeros(len(used), dtype=torch.float64, device=probs.device) for _ in range(2))
-    for rows, logits in row_bands(mask_logits[used], size, len(used), band) if len(used) else ():
+    for rows, logits in row_bands(mask_logits[used], size, len(used)) if len(used) else ():
         inside = logits > 0
         total += (logits.sigmoid() * inside).sum((1, 2))
         area += inside.sum((1, 2))
@@ -154,17 +150,15 @@ def instances(
     return binary[which[order].cpu().numpy()], classes[order].cpu().numpy(), scores[order].float().cpu().numpy()
 
 
-def row_bands(
-    mask_logits: Tensor, size: tuple[int, int], depth: int, band: int = BAND
-) -> Iterator[tuple[slice, Tensor]]:
+def row_bands(mask_logits: Tensor, size: Size, depth: int) -> Iterator[tuple[slice, Tensor]]:
     """Bilinear upsampling (align_corners=False) of [M, h, w] to [M, H, W], a band of rows at a time.
 
-    Yields (rows, logits [M, len(rows), W]); `depth` numbers for each of their pixels fit into `band`.
+    Yields (rows, logits [M, len(rows), W]); `depth` numbers for each of their pixels fit into `BAND`.
     """
     (H, W), (h, w) = size, mask_logits.shape[-2:]
     if min(H, W) < 1:
         raise ValueError(f"size is {size} but must be (height, width) in pixels, at least 1 each.")
-    step = max(1, band // (max(depth, 1) * W))
+    step = max(1, BAND // (max(depth, 1) * W))
     logits = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
     at = ((torch.arange(H, device=logits.device, dtype=torch.float64) + 0.5) * (h / H) - 0.5).clamp(min=0)
     above = at.long().clamp(max=h - 1)
@@ -180,16 +174,13 @@ def row_bands(
 
 def _check(class_probs: Tensor, mask_logits: Tensor, columns: int | None = None) -> None:
     """Everything belongs together, and is finite."""
-    if class_probs.ndim != 2 or mask_logits.ndim != 3 or len(class_probs) != len(mask_logits):
+    given, logits = tuple(class_probs.shape), tuple(mask_logits.shape)
+    if len(given) != 2 or len(logits) != 3 or given[0] != logits[0] or not mask_logits.is_floating_point():
         raise ValueError(
-            f"class_probs has shape {tuple(class_probs.shape)} and mask_logits {tuple(mask_logits.shape)}; "
-            "they must be [M, K] and [M, h, w] for the same M masks."
+            f"class_probs is {given} and mask_logits {mask_logits.dtype} {logits}; they must be [M, K] and logits in "
+            "floating point, negative outside of a mask, [M, h, w], for the same M masks."
         )
-    if not mask_logits.is_floating_point():
-        raise ValueError(f"mask_logits are {mask_logits.dtype}; they must be logits, negative outside of a mask.")
-    if columns is not None and class_probs.shape[1] != columns:
-        raise ValueError(
-            f"class_probs has {class_probs.shape[1]} columns but must have {columns}, one for each class in isthing."
-        )
+    if columns not in (None, given[1]):
+        raise ValueError(f"class_probs has {given[1]} columns but must have {columns}, one for each class in isthing.")
     if not (torch.isfinite(class_probs).all() and torch.isfinite(mask_logits).all()):
         raise ValueError("class_probs or mask_logits are not finite; the model that made them has diverged.")

@@ -22,32 +22,28 @@ ProposalSource = Callable[[list[np.ndarray]], list[Proposals]]
 
 @dataclass(frozen=True)
 class SeenImage:
-    """One image as its encoder sees it, for any number of mask sets; `size` (H, W) is its own."""
+    """One image as its encoder sees it, for any number of mask sets."""
 
     features: ImageFeatures | Tensor
-    size: tuple[int, int]
+    size: tuple[int, int]  # the image's own height and width
 
 
 @dataclass(frozen=True)
 class SegmentedImage:
-    """One image's masks in CLIP's space; words come later, and may change at no cost.
+    """One image's masks in CLIP's space; words come later, and may change at no cost."""
 
-    `embeddings` [M, C] (not normalized), `mask_logits` [M, S, S] (refined), `objectness` [M] in
-    0 to 1, `size` (H, W).
-    """
-
-    embeddings: Tensor
-    mask_logits: Tensor
-    objectness: Tensor
+    embeddings: Tensor  # [M, C], not normalized
+    mask_logits: Tensor  # [M, S, S], refined
+    objectness: Tensor  # [M], 0 to 1
     size: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class NamedMasks:
-    """Masks and what they are: `class_probs` [M, K] over the names, and `mask_logits` [M, S, S]."""
+    """Masks and what they are."""
 
-    class_probs: Tensor
-    mask_logits: Tensor
+    class_probs: Tensor  # [M, K] over the names
+    mask_logits: Tensor  # [M, S, S]
     size: tuple[int, int]
 
     def semantic(self) -> np.ndarray:
@@ -97,25 +93,29 @@ class MaskCLIP:
     @torch.inference_mode()
     def encode(self, seen: SeenImage, proposals: Proposals) -> SegmentedImage:
         """Embeddings and refined masks of `proposals` on an image already seen."""
-        features: Any = seen.features
-        return self._segmented(self.encoder.encode(features, self._at_clips_size(proposals)), proposals, seen.size)
+        return self._segmented(self.encoder.encode, seen.features, proposals, seen.size)
 
     @torch.inference_mode()
     def embed(self, image: np.ndarray, proposals: Proposals | None = None) -> SegmentedImage:
         """`encode(see(image), proposals)`, without keeping CLIP's pass longer than a layer.
 
-        Args:
-            proposals: None lets the model's own source propose.
-        Raises:
-            ValueError: there is neither a proposal source nor proposals, or the image is none.
+        Without `proposals` the model's own source proposes; a ValueError says if there is none.
         """
         pixels = preprocess(self.clip, image)[None]
         if proposals is None:
             if self.proposals is None:
                 raise ValueError("no masks to name: give MaskCLIP a proposal source, or embed(...) proposals")
             (proposals,) = self.proposals([image])
-        encoding = self.encoder(pixels, self._at_clips_size(proposals))
-        return self._segmented(encoding, proposals, (image.shape[0], image.shape[1]))
+        return self._segmented(self.encoder, pixels, proposals, (image.shape[0], image.shape[1]))
+
+    def _segmented(
+        self, encode: Callable[..., MaskEncoding], image: Any, proposals: Proposals, size: tuple[int, int]
+    ) -> SegmentedImage:
+        """`encode` the image with the masks [M, h, w] as CLIP sees them: [1, M, S, S]."""
+        logits, side = proposals.mask_logits.to(self.clip.mean)[:, None], self.clip.image_size
+        logits = interpolate(logits, (side, side), mode="bilinear", align_corners=False).transpose(0, 1)
+        encoding = encode(image, logits)
+        return SegmentedImage(encoding.embeddings[0], encoding.masks[0], proposals.scores, size)
 
     def words(self, names: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
         """Normalized text embeddings [K, C] of the names; the last vocabulary is kept."""
@@ -133,13 +133,8 @@ class MaskCLIP:
     ) -> NamedMasks:
         """Classify every mask against any names: softmax of cosine similarity over the temperature.
 
-        Args:
-            objectness_power: probabilities times objectness to this power; 0, as released, ignores it.
-        Raises:
-            ValueError: no names.
+        Probabilities are weighed by objectness to the power given; 0, as released, ignores it.
         """
-        if not names:
-            raise ValueError("no category names; give at least one word to look for")
         logits = classify(masks.embeddings, self.words(names, templates), self.temperature)
         probs = logits.float().softmax(-1) * masks.objectness.to(logits.device)[:, None] ** objectness_power
         return NamedMasks(probs, masks.mask_logits, masks.size)
@@ -147,12 +142,3 @@ class MaskCLIP:
     def __call__(self, image: np.ndarray, names: Sequence[str], proposals: Proposals | None = None) -> NamedMasks:
         """From a picture and words to named masks, in one go."""
         return self.name(self.embed(image, proposals), names)
-
-    def _at_clips_size(self, proposals: Proposals) -> Tensor:
-        """Mask logits [M, h, w] as CLIP sees the image: [1, M, S, S]."""
-        logits = proposals.mask_logits.to(self.clip.mean)[:, None]
-        return interpolate(logits, (self.clip.image_size,) * 2, mode="bilinear", align_corners=False).transpose(0, 1)
-
-    @staticmethod
-    def _segmented(encoding: MaskEncoding, proposals: Proposals, size: tuple[int, int]) -> SegmentedImage:
-        return SegmentedImage(encoding.embeddings[0], encoding.masks[0], proposals.scores, size)

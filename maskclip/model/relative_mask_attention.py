@@ -2,7 +2,7 @@
 
 Nothing here ever holds an M x N x D tensor: Eq. 3 is folded, Eq. 5 is streamed over masks.
 
-Shapes: B images, M masks, N = gh * gw image patches of p x p pixels, D channels in H heads, S = gh * p pixels a side.
+Shapes: B images, M masks, N image patches of p x p pixels, D channels in H heads, S pixels a side.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ CACHE_BYTES = {"cpu": 2**22, "cuda": 2**28}  # how much of an M x N x D tensor m
 
 
 def grid_of(pixels: Tensor, patch: int) -> Tensor:
-    """[B, M, S, S] -> [B, M, gh, gw, p, p], a view of each patch's pixels wherever the layout allows one."""
-    batch, masks, height, width = pixels.shape
-    return pixels.reshape(batch, masks, height // patch, patch, width // patch, patch).transpose(3, 4)
+    """[B, M, S, S] -> [B, M, S / p, S / p, p, p], a view: the pixels of each patch."""
+    return pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).transpose(3, 4)
 
 
 def patchify(pixels: Tensor, patch: int) -> Tensor:
@@ -34,31 +33,22 @@ def patchify(pixels: Tensor, patch: int) -> Tensor:
 
 @torch.no_grad()
 def visible_tokens(mask_logits: Tensor, patch: int) -> Tensor:
-    """Eq. 1 and 2: what each mask class token may look at (True = may, the way torch's attention wants it).
+    """Eq. 1 and 2: what each mask class token may look at, bool [B, M, 1 + N] (True = may, as in torch).
 
-    Of Eq. 1 only the rows of the mask tokens need saying: the class token, always; image patch j, if the mask has a
-    pixel there (probability at least one half); mask tokens, its own included, never, so they have no column here.
-
-    Args:
-        mask_logits: [B, M, S, S].
-    Returns:
-        bool [B, M, 1 + N], the class token first. A mask without a pixel sees the class token only.
+    The class token, first, always; image patch j, if the mask has a pixel there (probability at least
+    one half). Mask tokens, its own included, never, so they have no column.
     """
-    grid = grid_of(mask_logits, patch)
-    in_patch = grid.amax(4).amax(4).flatten(2).sigmoid() >= 0.5  # sigmoid is monotone: the maximum decides
-    return F.pad(in_patch, (1, 0), value=True)
+    most = grid_of(mask_logits, patch).amax((4, 5)).flatten(2)
+    return F.pad(most.sigmoid() >= 0.5, (1, 0), value=True)  # sigmoid is monotone: the maximum decides
 
 
 class RelativeMaskAttention(nn.Module):
     """The trained weights of one RMA layer, and Eq. 3 to 5 with them.
 
     Args:
-        width: D, CLIP's width.
-        heads: H, CLIP's attention heads.
-        patch: p, CLIP's patch size in pixels.
         query_form: phi_Qm, "layernorm" as in the released code or "linear" as in the paper (Eq. 3).
         refine: whether the layer refines masks (Eq. 5); without, it has no f_r.
-        zero_init: begin with f_r = 0, so that untrained masks stay as proposed (the released code begins at random).
+        zero_init: begin with f_r = 0, so that untrained masks stay as proposed.
         generator: randomness of the initial weights, which follow the released code.
     """
 
@@ -73,19 +63,20 @@ class RelativeMaskAttention(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.width, self.heads, self.patch = width, heads, patch
-        self.scale = (width // heads) ** -0.5
+        self.heads, self.patch, self.scale = heads, patch, (width // heads) ** -0.5
         self.refined = Buffers()
         self.mask_embedding = nn.Conv2d(1, width, patch, patch)  # f2
         self.mask_query = nn.LayerNorm(width) if query_form == "layernorm" else nn.Linear(width, width)  # phi_Qm
         self.image_key = nn.Linear(width, width)  # phi_Km
         self.residual = nn.Conv2d(width, patch * patch, 1) if refine else None  # f_r
 
-        for layer in (self.mask_embedding, self.mask_query, self.image_key, self.residual):
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+        layer: Any
+        for layer in self.children():
+            if not isinstance(layer, nn.LayerNorm):
                 nn.init.kaiming_normal_(layer.weight, generator=generator)
-                bias: Any = layer.bias
-                nn.init.uniform_(bias, generator=generator) if isinstance(layer, nn.Conv2d) else nn.init.zeros_(bias)
+                nn.init.zeros_(layer.bias)
+            if layer in (self.mask_embedding, self.residual):
+                nn.init.uniform_(layer.bias, generator=generator)
         if zero_init and self.residual is not None:
             for parameter in self.residual.parameters():
                 nn.init.zeros_(parameter)
@@ -93,83 +84,70 @@ class RelativeMaskAttention(nn.Module):
     def mask_attention(self, mask_logits: Tensor, image_tokens: Tensor, visible: Tensor) -> Tensor:
         """Eq. 3: A'_{M,N} = sum_c (phi_Qm(T_MP) (*) phi_Km(T_IM))_c, per head, folded.
 
-        A mask patch x has only p * p numbers, so its D channels W x + b need never be formed: with a head's keys k,
-        <W x + b, k> = <x, W^T k> + <b, k>, where W^T k is computed once per image token. A LayerNorm in between folds
-        too: subtracting the mean over channels is subtracting it from W and b; the variance is a quadratic form in x.
+        A mask patch x has only p * p numbers, so its D channels W x + b need never be formed: with a
+        head's keys k, <W x + b, k> = <x, W^T k> + <b, k>, where W^T k is computed once per image
+        token. A LayerNorm in between folds too: subtracting the mean over channels is subtracting it
+        from W and b; the variance is a quadratic form in x.
 
         Args:
             mask_logits: [B, M, S, S]; f2 reads their tanh.
             image_tokens: [B, N, D] T_IM, normalized as CLIP's attention takes them.
-            visible: bool [B, M, 1 + N]; where a mask may not look, its attention is not needed, and not computed.
+            visible: bool [B, M, 1 + N]; attention is computed only where a mask may look.
         Returns:
-            [B, H, M, N], not scaled, at least float32; of no meaning where not visible.
+            [B, H, M, N], not scaled; of no meaning where not visible.
         """
-        batch, tokens, _ = image_tokens.shape
-        f2_bias: Any = self.mask_embedding.bias
-        dtype = torch.promote_types(mask_logits.dtype, torch.float32)
+        batch, tokens, width = image_tokens.shape
+        query: Any = self.mask_query
+        f2: Any = self.mask_embedding
         with torch.autocast(mask_logits.device.type, enabled=False):
-            weight = self.mask_embedding.weight.to(dtype).flatten(1)  # [D, p * p]
-            bias = f2_bias.to(dtype)
-            keys = F.linear(image_tokens.to(dtype), self.image_key.weight.to(dtype), self.image_key.bias.to(dtype))
-            keys = keys.view(batch, tokens, self.heads, -1)
-            normed = isinstance(self.mask_query, nn.LayerNorm)
-            if normed:
-                weight, bias = weight - weight.mean(0), bias - bias.mean()
-                gram = weight.T @ weight / self.width  # variance of W x + b = x^T gram x + 2 x^T cross + constant
-                cross, constant = bias @ weight / self.width, bias.square().mean() + self.mask_query.eps
-                offset = self._per_head(keys, self.mask_query.bias.to(dtype))
-                keys = keys * self.mask_query.weight.to(dtype).view(self.heads, -1)
+            keys = self.image_key(image_tokens.to(f2.weight.dtype)).view(batch, tokens, self.heads, -1)
+            weight, bias = f2.weight.flatten(1), f2.bias  # W [D, p * p] and b [D]
+            if isinstance(query, nn.Linear):
+                weight, bias = query.weight @ weight, query(bias)
             else:
-                query = self.mask_query.weight.to(dtype)
-                weight, bias = query @ weight, query @ bias + self.mask_query.bias.to(dtype)
+                weight, bias = weight - weight.mean(0), bias - bias.mean()
+                gram = weight.T @ weight / width  # variance of W x + b = x^T gram x + 2 x^T cross + constant
+                cross, constant = bias @ weight / width, bias.square().mean() + query.eps
+                offset = _per_head(keys, query.bias)
+                keys = keys * query.weight.view(self.heads, -1)
             folded = torch.einsum("bnhc,hcp->bnph", keys, weight.view(self.heads, -1, weight.shape[1])).flatten(0, 1)
-            constant_score = self._per_head(keys, bias)
+            constant_score = _per_head(keys, bias)
 
             scores = []
-            masks_at_once = _fitting(batch * tokens * self.patch**2 * dtype.itemsize, mask_logits.device)
+            masks_at_once = _fitting(batch * tokens * self.patch**2 * keys.itemsize, keys.device)
             pieces = mask_logits.split(masks_at_once, dim=1), visible[..., 1:].split(masks_at_once, dim=1)
             for logits, seen in zip(*pieces, strict=True):
                 seen = (seen.transpose(1, 2).flatten(0, 1),)  # [B * N, m]
-                patches = patchify(logits.to(dtype), self.patch).transpose(1, 2).flatten(0, 1)
+                patches = patchify(logits.to(keys.dtype), self.patch).transpose(1, 2).flatten(0, 1)
                 x = patches[seen].tanh()  # [patches seen, p * p]
                 score = torch.baddbmm(constant_score, torch.zeros_like(patches).index_put(seen, x), folded)  # B*N, m, H
-                if normed:
+                if isinstance(query, nn.LayerNorm):
                     variance = (torch.addmm(2 * cross, x, gram) * x).sum(-1) + constant
-                    variance = variance.clamp_min(self.mask_query.eps)  # against rounding
-                    scale = score.new_ones(score.shape[:2]).index_put(seen, variance.rsqrt())
-                    score = score * scale[..., None] + offset
+                    scale = variance.clamp_min(query.eps).rsqrt()  # clamped against rounding
+                    score = score * score.new_ones(score.shape[:2]).index_put(seen, scale)[..., None] + offset
                 scores.append(score.view(batch, tokens, -1, self.heads).permute(0, 3, 2, 1))
             return torch.cat(scores, dim=2)
 
     def relative_attention(self, mask_attention: Tensor, visible: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 4: A_{M,N} = (phi_Q(T_MC) phi_K(T_IM)^T + A'_{M,N}) / 2, both scaled by 1 / sqrt(D / H).
 
-        Given as what makes fused attention compute it: halved image keys, and half of A' as its additive mask. The
-        class token's column is no part of A_{M,N}: it is neither halved nor added to.
-
-        Args:
-            mask_attention: [B, H, M, N] of Eq. 3.
-            visible: bool [B, M, 1 + N].
-            keys: [B, H, 1 + N, D / H], CLIP's own.
-        Returns:
-            keys [B, H, 1 + N, D / H] and additive mask [B, H, M, 1 + N].
+        Given as what makes fused attention compute it: image keys [B, H, 1 + N, D / H], halved, and
+        half of A' as the additive mask [B, H, M, 1 + N]. The class token's column is no part of
+        A_{M,N}: it is neither halved nor added to. `keys` are CLIP's own.
         """
         additive = F.pad(mask_attention * (self.scale / 2), (1, 0)).masked_fill(~visible[:, None], -math.inf)
         keys = torch.cat([keys[:, :, :1], keys[:, :, 1:] / 2], dim=2)
         return keys, additive.to(keys.dtype)
 
     def refine_masks(self, mask_logits: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        """Eq. 5: M_r = sigmoid(sigmoid^-1(M_c) + f_r(phi_Q(T_MC) phi_K(T_IM))), on logits, where it is a plain sum.
+        """Eq. 5: M_r = sigmoid(sigmoid^-1(M_c) + f_r(phi_Q(T_MC) phi_K(T_IM))), on logits: a plain sum.
 
-        f_r sees the scaled product of query and key channel by channel, [M, N, D]; it is QuickGELU, then one 1 x 1
-        convolution to p * p channels, laid out as the pixels of the patch.
+        f_r sees the scaled product of query and key channel by channel, [M, N, D]; it is QuickGELU,
+        then one 1 x 1 convolution to p * p channels, laid out as the pixels of the patch.
 
-        Args:
-            mask_logits: [B, M, S, S] M_c.
-            queries: [B, H, M, D / H] CLIP's queries of the mask tokens.
-            keys: [B, H, 1 + N, D / H] CLIP's keys. No gradient is given to them: CLIP is frozen.
-        Returns:
-            [B, M, S, S] refined mask logits; the input itself if this layer does not refine.
+        `mask_logits` [B, M, S, S] M_c, `queries` [B, H, M, D / H] of the mask tokens and `keys`
+        [B, H, 1 + N, D / H] are CLIP's; keys are given no gradient. The answer is [B, M, S, S], the
+        input itself if this layer does not refine.
         """
         if self.residual is None:
             return mask_logits
@@ -178,10 +156,10 @@ class RelativeMaskAttention(nn.Module):
         weight = (self.residual.weight.flatten(1) / QUICK_GELU).to(queries.dtype)
         return _StreamedResidual.apply(mask_logits, queries, keys, weight, self.residual.bias, self.patch, self.refined)
 
-    @staticmethod
-    def _per_head(keys: Tensor, vector: Tensor) -> Tensor:
-        """<k, v> head by head: keys [B, N, H, D / H], vector [D] -> [B * N, 1, H]."""
-        return (keys * vector.view(keys.shape[2:])).sum(-1).flatten(0, 1).unsqueeze(1)
+
+def _per_head(keys: Tensor, vector: Tensor) -> Tensor:
+    """<k, v> head by head: keys [B, N, H, D / H], vector [D] -> [B * N, 1, H]."""
+    return (keys * vector.view(keys.shape[2:])).sum(-1).flatten(0, 1).unsqueeze(1)
 
 
 def _fitting(item_bytes: int, device: torch.device) -> int:
@@ -190,14 +168,14 @@ def _fitting(item_bytes: int, device: torch.device) -> int:
 
 
 def _products(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Eq. 5's queries (*) keys, piece by piece: slices of images and of masks, and their product [images, masks, N, D].
+    """Eq. 5's queries (*) keys by pieces: slices of images and masks, and their product [.., .., N, D].
 
-    All pieces lie in one buffer the size of the cache, so each is gone when the next is asked for.
+    All pieces lie in one buffer the size of the cache: each is gone when the next is asked for.
     """
     images, masks = queries.shape[:2]
     fitting = _fitting(keys[0].numel() * keys.element_size(), keys.device)
     images_at_once, masks_at_once = min(images, max(1, fitting // masks)), min(masks, fitting)
-    buffer = keys.new_empty(images_at_once * masks_at_once * keys[0].numel())
+    buffer = keys.new_empty(images_at_once, masks_at_once, *keys.shape[1:]).flatten()
     for image in range(0, images, images_at_once):
         for mask in range(0, masks, masks_at_once):
             i, m = slice(image, image + images_at_once), slice(mask, mask + masks_at_once)
@@ -207,7 +185,7 @@ def _products(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, Ten
 
 
 class _StreamedResidual(torch.autograd.Function):
-    """mask_logits + weight silu(queries (*) keys) + bias, patch by patch, a few masks at a time, again in backward."""
+    """mask_logits + weight silu(queries (*) keys) + bias, a few masks at a time, again in backward."""
 
     @staticmethod
     def forward(

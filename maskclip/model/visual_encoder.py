@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maskclip.model.inputs import check_images, check_masks, check_rma, plain_vit
 from maskclip.model.relative_mask_attention import RelativeMaskAttention, visible_tokens
 
 ViT = Any  # open_clip's vision transformer, and one of its layers: a module's parts have no types
@@ -28,45 +27,30 @@ Block = Any
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """What one CLIP layer shows to mask class tokens.
+    """What one CLIP layer shows to mask class tokens."""
 
-    keys, values: [B, H, 1 + N, D / H], the class token first.
-    image_tokens: [B, N, D] T_IM, after the layer's first LayerNorm; None in layers without RMA.
-    class_token: [B, 1, D] as it enters the layer.
-    """
-
-    keys: Tensor
-    values: Tensor
-    image_tokens: Tensor | None
-    class_token: Tensor
+    keys: Tensor  # [B, H, 1 + N, D / H], the class token first
+    values: Tensor  # the same
+    image_tokens: Tensor | None  # [B, N, D] T_IM, after the first LayerNorm; None in layers without RMA
+    class_token: Tensor  # [B, 1, D] as it enters the layer
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """One CLIP pass over B images: `encode` answers any number of mask sets from it.
-
-    layers: one `LayerFeatures` per CLIP layer.
-    image_embedding: [B, C], CLIP's own embedding of the whole image, not normalized.
-    size: S, the images' side in pixels.
-    """
+    """One CLIP pass over B images: `encode` answers any number of mask sets from it."""
 
     layers: list[LayerFeatures]
-    image_embedding: Tensor
-    size: int
+    image_embedding: Tensor  # [B, C], CLIP's own, of the whole image, not normalized
+    size: int  # S
 
 
 @dataclass(frozen=True)
 class MaskEncoding:
-    """What becomes of M masks.
+    """What becomes of M masks."""
 
-    embeddings: [B, M, C] in CLIP's joint space, not normalized.
-    mask_logits: one [B, M, S, S] per RMA layer in order, refined if the encoder refines.
-    masks: [B, M, S, S], the final logits: the last of `mask_logits`, or the given ones.
-    """
-
-    embeddings: Tensor
-    mask_logits: list[Tensor]
-    masks: Tensor
+    embeddings: Tensor  # [B, M, C] in CLIP's joint space, not normalized
+    mask_logits: list[Tensor]  # [B, M, S, S] after each RMA layer, refined if the encoder refines
+    masks: Tensor  # the last of them, or the given ones
 
 
 class MaskCLIPVisualEncoder(nn.Module):
@@ -105,25 +89,25 @@ class MaskCLIPVisualEncoder(nn.Module):
             refine_masks: False leaves out Eq. 5 (Table 8, "w/o MR").
             query_form: phi_Qm of Eq. 3, "layernorm" (released code) or "linear" (paper).
             zero_init_refinement: begin with residuals of zero, not the released code's random ones.
-            generator: randomness of RMA's initial weights (torch's global one if None).
+            generator: randomness of RMA's initial weights.
         Raises:
             ValueError: not such a CLIP, layers that it lacks, or an unknown query_form.
         """
-        visual = plain_vit(clip_model)
+        visual = _plain_vit(clip_model)
         blocks = visual.transformer.resblocks
-        check_rma(rma_layers, len(blocks), query_form)
-        width, heads, patch = visual.conv1.out_channels, blocks[0].attn.num_heads, visual.patch_size[0]
-        rma = nn.ModuleDict()
-        for n in sorted(rma_layers):
-            rma[str(n)] = RelativeMaskAttention(
-                width, heads, patch, query_form, refine_masks, zero_init_refinement, generator
-            )
-        weight = visual.conv1.weight  # RMA trains, so it is never kept in half precision
-        return cls(visual, rma.to(weight.device, torch.promote_types(weight.dtype, torch.float32)))
+        layers = tuple(rma_layers)
+        if any(type(n) is not int or not 1 <= n <= len(blocks) for n in layers) or len(set(layers)) < len(layers):
+            raise ValueError(f"rma_layers is {layers}; it must hold layers of the ViT, 1 to {len(blocks)}, none twice")
+        if query_form not in ("layernorm", "linear"):
+            raise ValueError(f"query_form is {query_form!r}; it must be 'layernorm' (released) or 'linear' (paper)")
+        weight, heads = visual.conv1.weight, blocks[0].attn.num_heads
+        options = query_form, refine_masks, zero_init_refinement, generator
+        rma = {str(n): RelativeMaskAttention(len(weight), heads, weight.shape[-1], *options) for n in sorted(layers)}
+        dtype = torch.promote_types(weight.dtype, torch.float32)  # RMA trains: never in half precision
+        return cls(visual, nn.ModuleDict(rma).to(weight.device, dtype))
 
     @property
     def blocks(self) -> Sequence[Block]:
-        """CLIP's layers."""
         return self.visual.transformer.resblocks
 
     @property
@@ -145,7 +129,7 @@ class MaskCLIPVisualEncoder(nn.Module):
                 interpolated to it).
             mask_logits: [B, M, S, S], finite; a pixel is in its mask where the logit is at least 0.
             valid: bool [B, M], False for padding where images have different numbers of masks: there
-                all results are 0, whatever is given, and no gradient comes from it. None: all valid.
+                all results are 0, whatever is given, and no gradient comes from it.
         Raises:
             ValueError: a shape, type or value that does not fit, named.
         """
@@ -262,6 +246,57 @@ class MaskCLIPVisualEncoder(nn.Module):
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
+
+
+def _plain_vit(clip_model: nn.Module) -> ViT:
+    """The image tower, if it is a ViT as `_image_tokens` and `_layer` compute it."""
+    visual: Any = getattr(clip_model, "visual", None)
+    blocks = getattr(getattr(visual, "transformer", None), "resblocks", ())
+    parts = ("conv1", "class_embedding", "positional_embedding", "ln_post")
+    plain = (
+        blocks
+        and all(hasattr(visual, part) for part in parts)
+        and getattr(visual, "pool_type", "tok") == "tok"
+        and getattr(visual, "attn_pool", None) is None
+        and all(isinstance(block.attn, nn.MultiheadAttention) and block.attn.batch_first for block in blocks)
+        and visual.patch_size[0] == visual.patch_size[1]
+    )
+    if not plain:
+        raise ValueError(
+            f"clip_model is a {type(clip_model).__name__} with image tower {type(visual).__name__}; it must be an "
+            "open_clip CLIP with a plain ViT: square patches, torch's multi-head attention and a class token that is "
+            "its answer (no ResNet, no timm tower, no pooling of image tokens)"
+        )
+    return visual
+
+
+def check_images(images: Tensor, patch: int) -> None:
+    """CLIP-normalized images [B, 3, S, S], S a multiple of the patch."""
+    shape = tuple(images.shape)
+    square = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0
+    if not (square and shape[2] % patch == 0 and images.is_floating_point()):
+        raise ValueError(
+            f"images is {images.dtype} {shape}; it must be floating point [B, 3, S, S], normalized as CLIP's images "
+            f"are, with S a multiple of the patch, {patch}"
+        )
+
+
+def check_masks(mask_logits: Tensor, valid: Tensor | None, batch: int, size: int) -> Tensor:
+    """Mask logits [B, M, S, S], with zeros for padding, so that nothing in it can matter."""
+    shape = tuple(mask_logits.shape)
+    if len(shape) != 4 or shape != (batch, shape[1], size, size) or not mask_logits.is_floating_point():
+        raise ValueError(
+            f"mask_logits is {mask_logits.dtype} {shape}; it must be logits in floating point, [B, M, S, S], here "
+            f"({batch}, M, {size}, {size})"
+        )
+    if valid is not None:
+        if valid.dtype != torch.bool or valid.shape != shape[:2]:
+            raise ValueError(f"valid is {valid.dtype} {tuple(valid.shape)}; it must be bool [B, M], {shape[:2]}")
+        if not valid.all():
+            mask_logits = mask_logits.masked_fill(~valid[..., None, None], 0)
+    if mask_logits.numel() and not torch.stack(torch.aminmax(mask_logits.detach())).isfinite().all():
+        raise ValueError("mask_logits holds values that are not finite; every valid mask must be finite logits")
+    return mask_logits
 
 
 def _project(attention: nn.MultiheadAttention, normed: Tensor, which: str) -> list[Tensor]:

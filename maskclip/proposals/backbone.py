@@ -1,15 +1,18 @@
-"""The ResNet under both proposal networks and its normalization."""
+"""The ResNet under both proposal networks, and weights into it and them: every key in its place, or one sentence."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torchvision import ops
 from transformers import AutoBackbone, ResNetConfig
 
-from maskclip.proposals.weights import fill, pretrained, read_weights
 from maskclip.settings import BackboneConfig
 
 
@@ -28,40 +31,76 @@ class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
     """torchvision's, in one pass over the features instead of two."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-def set_normalization(module: nn.Module, kind: str, channels_per_group: int = 8) -> None:
-    """Replace each `BatchNorm2d` below `module` in place: "batch" leaves it, "frozen" fixes it, "group" is GroupNorm.
+def set_up_backbone(module: nn.Module, backbone: BackboneConfig) -> None:
+    """Give a ResNet with batch norms the normalization and the weights of its settings, in place.
 
-    Parameter names stay; a frozen norm keeps its numbers as buffers.
+    Parameter names stay; a frozen norm keeps its numbers as buffers. FileNotFoundError where the weights
+    are neither a file nor on the hub, ValueError where they are another ResNet's.
     """
-    if kind not in ("batch", "frozen", "group"):
-        raise ValueError(f"normalization is {kind!r}; it must be 'batch', 'frozen' or 'group'")
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                channels = child.num_features
-                if kind == "batch":
-                    nn.init.ones_(child.weight)  # transformers' Mask2Former fills it with noise
-                    continue
-                if kind == "group":
-                    new = nn.GroupNorm(max(1, channels // channels_per_group), channels)
-                else:
-                    new = FrozenBatchNorm2d(channels, eps=child.eps)
-                setattr(parent, name, new)
-
-
-def load_backbone_weights(module: nn.Module, weights: str | None) -> None:
-    """Fill a backbone from a safetensors file or a hub name; None leaves it as it is.
-
-    Raises:
-        FileNotFoundError: neither a file nor reachable on the hub.
-        ValueError: the file's tensors are not this backbone's; the sentence names some.
-    """
-    if weights is not None:
+                setattr(parent, name, _normalization(child, backbone.normalization))
+    if weights := backbone.weights:
         if Path(weights).is_file():
             state = read_weights(weights)
         else:
             state = pretrained(AutoBackbone, weights, "backbone weights", out_indices=[1, 2, 3, 4]).state_dict()
         fill(module, state, weights)
+
+
+def _normalization(norm: nn.BatchNorm2d, kind: str) -> nn.Module:
+    if kind == "group":
+        return nn.GroupNorm(max(1, norm.num_features // 8), norm.num_features)
+    if kind == "frozen":
+        return FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+    nn.init.ones_(norm.weight)  # transformers' Mask2Former fills it with noise
+    return norm
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError where it is cut off or not there."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); train or fetch it again") from None
+
+
+def pretrained(architecture: Any, name: str, what: str, **options: Any) -> Any:
+    """A model of transformers by folder or hub name; FileNotFoundError, which calls it `what`, if there is none."""
+    try:
+        return architecture.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"no {what} at {name}, neither on this machine nor on the hub ({reason})") from None
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], origin: str | Path, ignored: tuple[str, ...] = ()) -> None:
+    """Load `state`, which came from `origin`, into `model`; ValueError where it does not fit (`check_fit`).
+
+    Keys that begin with one of `ignored`, and counters of batches, are left as they are.
+    """
+
+    def taken(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        left = [key for key in weights if key.startswith(ignored) or key.endswith("num_batches_tracked")]
+        return {key: value for key, value in weights.items() if key not in left}
+
+    check_fit(taken(state), taken(model.state_dict()), origin)
+    model.load_state_dict(taken(state), strict=False)
+
+
+def check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str | Path) -> None:
+    """ValueError where weights from `origin` are not those wanted; it names keys missing, surplus or misshapen."""
+    missing = [f"missing: {key}" for key in wanted if key not in given]
+    surplus = [f"surplus: {key}" for key in given if key not in wanted]
+    misshapen = [
+        f"misshapen: {key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in given and given[key].shape != value.shape
+    ]
+    if wrong := missing + surplus + misshapen:
+        named = "; ".join(missing[:4] + surplus[:4] + misshapen[:4])
+        raise ValueError(f"{origin} is of another architecture: {len(wrong)} keys differ, such as {named}")

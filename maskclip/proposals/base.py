@@ -21,23 +21,21 @@ CERTAIN = 10.0  # the logit of a ground-truth pixel: sigmoid and tanh are both s
 class Proposals:
     """The class-agnostic masks of one image.
 
-    Attributes:
-        mask_logits: `[M, h, w]`, positive inside a mask; they cover exactly the whole image, at the source's own
-            resolution. M may be 0.
-        scores: `[M]` in [0, 1], the objectness. Nothing here says what the object is.
+    `mask_logits [M, h, w]` (M may be 0), positive inside a mask, cover exactly the whole image, at
+    the source's own resolution. `scores [M]` in [0, 1] are the objectness, not what an object is.
     """
 
     mask_logits: Tensor
     scores: Tensor
 
     def __post_init__(self) -> None:
-        if self.mask_logits.ndim != 3 or self.scores.shape != self.mask_logits.shape[:1]:
+        masks, scores = self.mask_logits, self.scores
+        # of a binary mask's 0 and 1 the sigmoid would call both inside
+        if masks.ndim != 3 or scores.shape != masks.shape[:1] or not masks.is_floating_point():
             raise ValueError(
-                f"proposals need mask logits [M, h, w] and scores [M], not {list(self.mask_logits.shape)} "
-                f"and {list(self.scores.shape)}"
+                f"mask logits are {masks.dtype} {list(masks.shape)}, scores {list(scores.shape)}; "
+                "give numbers [M, h, w], negative outside of a mask, and [M]"
             )
-        if not self.mask_logits.is_floating_point():  # of a binary mask's 0 and 1 the sigmoid calls both inside
-            raise ValueError(f"mask logits are {self.mask_logits.dtype}; give numbers negative outside of a mask")
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -58,25 +56,21 @@ class Proposals:
 ProposalSource = Callable[[Sequence[np.ndarray]], list[Proposals]]
 
 
-def network_size(image: np.ndarray, short_side: int, long_side: int, multiple: int = 4) -> tuple[int, int]:
-    """The size (h, w) at which a network sees an image: short side as given, the long one bounded, aspect ratio kept.
+def as_seen(image: np.ndarray, config: Any, stride: int, device: torch.device) -> Tensor:
+    """An image as a network sees it, `[3, h, w]` in 0 to 255: its short side as in `config`, its long side bounded.
 
-    Both are rounded to `multiple`, so that mask logits at that stride cover the image exactly.
-
-    Raises:
-        ValueError: no uint8 RGB image `[H, W, 3]`; grey, CMYK, 16-bit and rotated files are for `maskclip.data`.
+    Both are rounded to multiples of `stride`, so that mask logits at that stride cover the image exactly. ValueError
+    where it is no uint8 RGB image `[H, W, 3]`; grey, CMYK, 16-bit and rotated files are for `maskclip.data`.
     """
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+    if np.shape(image)[2:] != (3,) or getattr(image, "dtype", None) != np.uint8 or 0 in image.shape:
+        what = f"{getattr(image, 'dtype', type(image).__name__)} {list(np.shape(image))}"
         raise ValueError(
             f"a proposal source takes uint8 RGB images [H, W, 3], not {what}; read files with maskclip.data"
         )
-    if 0 in image.shape:
-        raise ValueError(f"an image of size {image.shape[0]} x {image.shape[1]} has no pixels")
-    height, width = image.shape[:2]
-    scale = min(short_side / min(height, width), long_side / max(height, width))
-    resized = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
-    return resized[0], resized[1]
+    sides = image.shape[:2]
+    scale = min(config.short_side / min(sides), config.long_side / max(sides))
+    height, width = (max(stride, round(side * scale / stride) * stride) for side in sides)
+    return resize_image(image, (height, width), device)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int], device: str | torch.device = "cpu") -> Tensor:
@@ -87,22 +81,17 @@ def resize_image(image: np.ndarray, size: tuple[int, int], device: str | torch.d
     return pixels[0]
 
 
-def in_groups_of_size(
-    images: Sequence[np.ndarray],
-    sizes: Sequence[tuple[int, int]],
-    propose: Callable[[list[np.ndarray], list[tuple[int, int]]], list[Proposals]],
-) -> list[Proposals]:
-    """Let a network propose for images together whose sizes (h, w) are one once padded to multiples of `MULTIPLE`.
+def in_groups_of_size(images: list[Tensor], propose: Callable[[list[Tensor]], list[Proposals]]) -> list[Proposals]:
+    """Let a network propose for images `[3, h, w]` together that are of one size once padded to `MULTIPLE`.
 
-    An image alone is padded just so, and no image's result depends on its neighbours. `propose` takes the images and
-    sizes of one group.
+    An image alone is padded just so: no image's result depends on its neighbours.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, (height, width) in enumerate(sizes):
-        groups.setdefault((-(-height // MULTIPLE), -(-width // MULTIPLE)), []).append(index)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(tuple(-(-side // MULTIPLE) for side in image.shape[1:]), []).append(index)
     found: dict[int, Proposals] = {}
     for group in groups.values():
-        found |= zip(group, propose([images[index] for index in group], [sizes[index] for index in group]))
+        found |= zip(group, propose([images[index] for index in group]))
     return [found[index] for index in range(len(images))]
 
 
@@ -116,6 +105,5 @@ def ground_truth_proposals(sample: Any) -> Proposals:
     if not sample.segments and sample.semantic is not None:
         semantic = torch.from_numpy(sample.semantic)
         masks = [semantic == index for index in torch.unique(semantic).tolist() if index >= 0]
-    height, width = sample.size
-    stacked = torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool)
+    stacked = torch.stack(masks) if masks else torch.zeros(0, *sample.size, dtype=torch.bool)
     return Proposals(torch.where(stacked, CERTAIN, -CERTAIN), torch.ones(len(stacked)))

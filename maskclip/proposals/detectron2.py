@@ -1,7 +1,7 @@
 """Mask R-CNN R50-FPN on detectron2, as the paper trained it, through detectron2's documented API.
 
-detectron2 is no dependency: `environment.yml` installs it, and machines with pip alone use the same network on
-torchvision (`maskclip.proposals.mask_rcnn`). Objects are one class, masks class-agnostic, things and stuff alike.
+detectron2 is no dependency: `environment.yml` installs it, and machines with pip alone use the same
+network on torchvision (`maskclip.proposals.mask_rcnn`).
 """
 
 from __future__ import annotations
@@ -13,23 +13,12 @@ from torch import Tensor, nn
 
 from maskclip.settings import MaskRCNNConfig
 
-DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
-    ("basic", (2, 2, 2, 2)): 18,
-    ("basic", (3, 4, 6, 3)): 34,
-    ("bottleneck", (3, 4, 6, 3)): 50,
-    ("bottleneck", (3, 4, 23, 3)): 101,
-    ("bottleneck", (3, 8, 36, 3)): 152,
-}
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 NORMS = {"frozen": "FrozenBN", "batch": "BN", "group": "GN"}
 
 
 def detectron2_config(config: MaskRCNNConfig, classes: int = 1) -> Any:
-    """detectron2's R50-FPN-1x with our sizes laid over it.
-
-    Raises:
-        ModuleNotFoundError: detectron2, or a package it needs, is not installed.
-        ValueError: a ResNet that detectron2 does not have.
-    """
+    """detectron2's R50-FPN-1x with our sizes laid over it; ValueError for a ResNet that it does not have."""
     try:
         from detectron2 import model_zoo
     except ModuleNotFoundError as error:
@@ -39,12 +28,13 @@ def detectron2_config(config: MaskRCNNConfig, classes: int = 1) -> Any:
             f"detectron2 {lacks}; use environment.yml, or set implementation: torchvision"
         ) from None
     backbone = config.backbone
-    depth = DEPTHS.get((backbone.block, tuple(backbone.depths)))
-    first = backbone.widths[0]
-    if depth is None or tuple(backbone.widths) != tuple(first * 2**stage for stage in range(4)):
+    first, block_layers = backbone.widths[0], {"basic": 2, "bottleneck": 3}[backbone.block]
+    depth = 2 + block_layers * sum(backbone.depths)  # the stem and the classifier are layers too
+    doubling = tuple(first * 2**stage for stage in range(4))
+    if DEPTHS.get(depth) != tuple(backbone.depths) or tuple(backbone.widths) != doubling:
         raise ValueError(
             f"detectron2 has no ResNet of {backbone.block} blocks {tuple(backbone.depths)} and widths "
-            f"{tuple(backbone.widths)}; its depths are 18, 34, 50, 101 and 152, its widths double"
+            f"{tuple(backbone.widths)}; its depths are {', '.join(map(str, DEPTHS))}, its widths double"
         )
     cfg = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     model = cfg.MODEL

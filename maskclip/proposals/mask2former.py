@@ -13,53 +13,38 @@ from torch.nn import functional
 from transformers import Mask2FormerConfig as NetworkConfig
 from transformers import Mask2FormerForUniversalSegmentation
 
-from maskclip.proposals.backbone import load_backbone_weights, resnet_config, set_normalization
-from maskclip.proposals.base import (
-    MULTIPLE,
-    PIXEL_MEAN,
-    PIXEL_STD,
-    Proposals,
-    in_groups_of_size,
-    network_size,
-    resize_image,
-)
+from maskclip.proposals.backbone import resnet_config, set_up_backbone
+from maskclip.proposals.base import MULTIPLE, PIXEL_MEAN, PIXEL_STD, Proposals, as_seen, in_groups_of_size
 from maskclip.settings import Mask2FormerConfig
 
 # transformers doubts every backbone but Swin; the paper's is a ResNet, and the released weights give equal masks
 logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)
+SIZES = ("hidden_dim", "encoder_layers", "encoder_feedforward_dim")  # transformers and our settings call them alike
+WEIGHTS = ("no_object_weight", "class_weight", "mask_weight", "dice_weight")
 
 
 def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2FormerForUniversalSegmentation:
     """A network with fresh weights, its backbone pretrained where the config says so.
 
-    `classes=1` is object / no object, the paper's class-agnostic head.
-
-    Its forward takes `pixel_values [B, 3, H, W]` (ImageNet-normalized, H and W multiples of 32), and gives
-    `masks_queries_logits [B, M, H/4, W/4]` and `class_queries_logits [B, M, classes + 1]`, the last "no object".
+    `classes=1` is object / no object, the paper's class-agnostic head. Its forward takes `pixel_values [B, 3, H, W]`
+    (ImageNet-normalized, H and W multiples of 32), and gives `masks_queries_logits [B, M, H/4, W/4]` and
+    `class_queries_logits [B, M, classes + 1]`, the last "no object".
     """
-    backbone = config.backbone
     network = NetworkConfig(
-        backbone_config=resnet_config(backbone),
+        backbone_config=resnet_config(config.backbone),
         feature_size=config.hidden_dim,
         mask_feature_size=config.hidden_dim,
-        hidden_dim=config.hidden_dim,
-        encoder_layers=config.encoder_layers,
-        encoder_feedforward_dim=config.encoder_feedforward_dim,
         decoder_layers=config.decoder_layers + 1,  # transformers counts the prediction before the first layer too
         dim_feedforward=config.feedforward_dim,
         num_attention_heads=config.heads,
         num_queries=config.queries,
         train_num_points=config.points,
-        no_object_weight=config.no_object_weight,
-        class_weight=config.class_weight,
-        mask_weight=config.mask_weight,
-        dice_weight=config.dice_weight,
-        feature_strides=tuple(4 * 2**stage for stage in range(len(backbone.widths))),
+        feature_strides=tuple(4 * 2**stage for stage in range(len(config.backbone.widths))),
         num_labels=classes,  # type: ignore[call-arg]  # every transformers config takes it
+        **{name: getattr(config, name) for name in SIZES + WEIGHTS},
     )
     model = Mask2FormerForUniversalSegmentation(network)
-    set_normalization(model.model.pixel_level_module.encoder, backbone.normalization)
-    load_backbone_weights(model.model.pixel_level_module.encoder, backbone.weights)
+    set_up_backbone(model.model.pixel_level_module.encoder, config.backbone)
     return model
 
 
@@ -70,35 +55,26 @@ def normalize(images: Tensor) -> Tensor:
 
 
 class Mask2FormerSource:
-    """A Mask2Former of transformers as a proposal source; a class-aware one's class head serves as objectness only.
+    """A Mask2Former of transformers as a proposal source; it puts the model into evaluation mode.
 
-    Mask logits come at a fourth of the size at which the network sees the image. Objectness is 1 - p(no object); of a
-    network without a class head, as the authors', the mean probability inside the mask, 0 where there is no inside.
-
-    The source takes the model over: into evaluation mode, its backbone's weights channels-last.
-
-    Args:
-        config: the sizes at which the network sees images.
-        classes: 0 for a network without a class head.
+    Mask logits come at a fourth of the size at which the network sees the image. Objectness, a class head's
+    only use, is 1 - p(no object); without one (`classes=0`), the mean probability inside the mask, or 0.
     """
 
     def __init__(self, model: Any, config: Mask2FormerConfig, classes: int = 1) -> None:
-        self.model = model.eval()
-        self.config, self.class_head = config, classes > 0
+        self.model, self.config, self.class_head = model.eval(), config, classes > 0
         # all channels of a pixel side by side: on a CPU the backbone takes a tenth less time
-        self.model.model.pixel_level_module.encoder.to(memory_format=torch.channels_last)
+        model.model.pixel_level_module.encoder.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
-        """uint8 RGB images of any sizes -> their proposals, one per query; an image's result is its own alone."""
-        sizes = [network_size(image, self.config.short_side, self.config.long_side) for image in images]
-        return in_groups_of_size(images, sizes, self._propose)
+        """uint8 RGB images of any sizes -> their proposals, one per query."""
+        return in_groups_of_size([as_seen(image, self.config, 4, self.model.device) for image in images], self._propose)
 
-    def _propose(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Proposals]:
-        padded = []
-        for image, (height, width) in zip(images, sizes):
-            pixels = normalize(resize_image(image, (height, width), self.model.device))
-            padded.append(functional.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)))
+    def _propose(self, images: list[Tensor]) -> list[Proposals]:
+        sizes = [image.shape[1:] for image in images]
+        padding = [(0, -width % MULTIPLE, 0, -height % MULTIPLE) for height, width in sizes]
+        padded = [functional.pad(normalize(image), sides) for image, sides in zip(images, padding)]
         output = self.model(pixel_values=torch.stack(padded))
         proposals = []
         for masks, classes, (height, width) in zip(output.masks_queries_logits, output.class_queries_logits, sizes):

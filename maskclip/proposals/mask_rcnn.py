@@ -10,42 +10,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, masks_to_boxes
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision import ops
+from torchvision.models.detection import MaskRCNN, faster_rcnn, image_list, mask_rcnn, rpn
 from transformers import ResNetBackbone
 
 from maskclip.proposals import detectron2
-from maskclip.proposals.backbone import load_backbone_weights, resnet_config, set_normalization
-from maskclip.proposals.base import (
-    PIXEL_MEAN,
-    PIXEL_STD,
-    Proposals,
-    in_groups_of_size,
-    network_size,
-    resize_image,
-)
+from maskclip.proposals.backbone import resnet_config, set_up_backbone
+from maskclip.proposals.base import PIXEL_MEAN, PIXEL_STD, Proposals, as_seen, in_groups_of_size
 from maskclip.settings import MaskRCNNConfig
 
 
 class ResNetPyramid(nn.Module):
-    """ResNet and feature pyramid: `[B, 3, H, W]` -> a map of `fpn_dim` channels per stage, strides 4, 8, ..., and one
-    of half the last's size."""
+    """`[B, 3, H, W]` -> a map of `fpn_dim` channels per stage, strides 4, 8, ..., and one of half the last's size."""
 
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
-        backbone = config.backbone
-        self.body = ResNetBackbone(resnet_config(backbone))
-        set_normalization(self.body, backbone.normalization)
-        load_backbone_weights(self.body, backbone.weights)
-        if backbone.weights is not None:  # R50-FPN-1x keeps the stem and the first stage as ImageNet left them
-            for parameter in [*self.body.embedder.parameters(), *self.body.encoder.stages[0].parameters()]:
-                parameter.requires_grad_(False)
-        self.pyramid = FeaturePyramidNetwork(list(backbone.widths), config.fpn_dim, LastLevelMaxPool())
+        self.body = ResNetBackbone(resnet_config(config.backbone))
+        set_up_backbone(self.body, config.backbone)
+        if config.backbone.weights:  # R50-FPN-1x keeps the stem and the first stage as ImageNet left them
+            self.body.embedder.requires_grad_(False)
+            self.body.encoder.stages[0].requires_grad_(False)
+        coarsest = ops.feature_pyramid_network.LastLevelMaxPool()
+        self.pyramid = ops.FeaturePyramidNetwork(list(config.backbone.widths), config.fpn_dim, coarsest)
         self.out_channels = config.fpn_dim
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
@@ -57,42 +43,37 @@ def build_mask_rcnn(config: MaskRCNNConfig, classes: int = 1) -> nn.Module:
     """Mask R-CNN with fresh weights; `classes=1` is object / background, as in the paper."""
     if config.implementation == "detectron2":
         return detectron2.build_detectron2(config, classes)
-    backbone = ResNetPyramid(config)
     levels = [str(stage) for stage in range(len(config.backbone.widths))]
-    box_pool = MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2)
-    mask_pool = MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2)
-    width = config.fpn_dim
+    width, anchors = config.fpn_dim, config.anchor_sizes
     return MaskRCNN(
-        backbone,
+        ResNetPyramid(config),
         num_classes=None,
         min_size=config.train_short_sides,
         max_size=config.long_side,
         image_mean=[value / 255 for value in PIXEL_MEAN],
         image_std=[value / 255 for value in PIXEL_STD],
-        rpn_anchor_generator=AnchorGenerator(
-            tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
-        ),
+        rpn_anchor_generator=rpn.AnchorGenerator([(size,) for size in anchors], [(0.5, 1.0, 2.0)] * len(anchors)),
         rpn_pre_nms_top_n_train=config.rpn_proposals_train,
         rpn_post_nms_top_n_train=config.rpn_proposals_train,
         rpn_pre_nms_top_n_test=config.rpn_proposals,
         rpn_post_nms_top_n_test=config.rpn_proposals,
         rpn_batch_size_per_image=config.rpn_samples,
         box_batch_size_per_image=config.box_samples,
-        box_roi_pool=box_pool,
-        box_head=TwoMLPHead(width * 49, config.head_dim),
-        box_predictor=FastRCNNPredictor(config.head_dim, classes + 1),
+        box_roi_pool=ops.MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        box_head=faster_rcnn.TwoMLPHead(width * 49, config.head_dim),
+        box_predictor=faster_rcnn.FastRCNNPredictor(config.head_dim, classes + 1),
         box_score_thresh=config.score_threshold,
         box_nms_thresh=config.nms_threshold,
         box_detections_per_img=config.detections,
-        mask_roi_pool=mask_pool,
-        mask_head=MaskRCNNHeads(width, (width,) * config.mask_head_layers, 1),
-        mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
+        mask_roi_pool=ops.MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        mask_head=mask_rcnn.MaskRCNNHeads(width, (width,) * config.mask_head_layers, 1),
+        mask_predictor=mask_rcnn.MaskRCNNPredictor(width, width, classes + 1),
     )
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
     """The tight boxes (x0, y0, x1, y1), upper ends exclusive, of non-empty masks `[n, H, W]` -> float `[n, 4]`."""
-    return masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1], device=masks.device)
+    return ops.masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1], device=masks.device)
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -117,18 +98,16 @@ class MaskRCNNSource:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[Proposals]:
-        """uint8 RGB images of any sizes -> their proposals, possibly none; an image's result is its own alone."""
-        config = self.config
-        sizes = [network_size(image, config.short_side, config.long_side, config.mask_stride) for image in images]
-        return in_groups_of_size(images, sizes, self._propose)
+        """uint8 RGB images of any sizes -> their proposals, possibly none."""
+        stride, device = self.config.mask_stride, next(self.model.parameters()).device
+        return in_groups_of_size([as_seen(image, self.config, stride, device) for image in images], self._propose)
 
-    def _propose(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Proposals]:
-        device, stride = next(self.model.parameters()).device, self.config.mask_stride
-        detections = detectron2.detect if self.config.implementation == "detectron2" else detect
-        pixels = [resize_image(image, size, device) for image, size in zip(images, sizes)]
-        proposals = []
-        for (boxes, scores, masks), (height, width) in zip(detections(self.model, pixels), sizes):
-            pasted = paste_masks(masks.float(), boxes.float() / stride, (height // stride, width // stride))
+    def _propose(self, images: list[Tensor]) -> list[Proposals]:
+        found = (detectron2.detect if self.config.implementation == "detectron2" else detect)(self.model, images)
+        proposals, stride = [], self.config.mask_stride
+        for (boxes, scores, masks), image in zip(found, images):
+            size = image.shape[1] // stride, image.shape[2] // stride
+            pasted = paste_masks(masks.float(), boxes.float() / stride, size)
             proposals.append(Proposals(torch.logit(pasted, eps=1e-3).cpu(), scores.float().cpu()))
         return proposals
 
@@ -139,6 +118,6 @@ def detect(model: Any, images: list[Tensor]) -> list[tuple[Tensor, Tensor, Tenso
     batch = model.transform.batch_images(normalized, model.transform.size_divisible)
     shapes = [tuple(image.shape[-2:]) for image in images]
     features = model.backbone(batch)
-    boxes, _ = model.rpn(ImageList(batch, shapes), features)
+    boxes, _ = model.rpn(image_list.ImageList(batch, shapes), features)
     detections, _ = model.roi_heads(features, boxes, shapes)
     return [(found["boxes"], found["scores"], found["masks"][:, 0]) for found in detections]

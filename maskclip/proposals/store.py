@@ -1,15 +1,13 @@
 """Proposals stored once per data set, in an SQLite file of one row per image, keyed so that a stale one is never used.
 
-Logits are quantized in equal steps of tanh(logit / 4): by 1/4 near 0, more coarsely where the sigmoid is flat. The
-sign, which is the mask, survives exactly. Deflated, flat regions cost next to nothing; an image whose masks are so
-rough that one takes more than `BYTES_PER_MASK` gets steps twice as wide, and again, down to the masks alone.
+Logits are quantized in equal steps of tanh(logit / 4), by 1/4 near 0; the sign, which is the mask,
+survives exactly. An image whose masks are so rough that one takes more than `BYTES_PER_MASK`, deflated,
+gets steps twice as wide, and again, down to the masks alone.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
@@ -31,7 +29,7 @@ SCHEMA = """
     CREATE TABLE meta (key TEXT);
     CREATE TABLE images (place INTEGER PRIMARY KEY, checksum, id, levels, height, width, scores BLOB, masks BLOB);
 """
-Row = tuple[int | str, int, int, int, bytes, bytes]  # an image: what follows the checksum
+Row = tuple[Any, ...]  # an image: what follows the checksum
 
 
 def quantize(logits: np.ndarray, levels: int = LEVELS[0]) -> np.ndarray:
@@ -56,15 +54,7 @@ def encode(image_id: int | str, proposals: Proposals) -> Row:
     return (image_id, levels, *logits.shape[1:], proposals.scores.float().numpy().tobytes(), masks)
 
 
-def decode(row: Row) -> Proposals:
-    """The inverse of `encode`."""
-    _, levels, height, width, scores, masks = row
-    steps = np.frombuffer(zlib.decompress(masks), np.int8).reshape(len(scores) // 4, height, width)
-    objectness = np.frombuffer(scores, np.float32).copy()
-    return Proposals(torch.from_numpy(dequantize(steps, levels)), torch.from_numpy(objectness))
-
-
-def checksum(row: Row) -> int:
+def _checksum(row: Row) -> int:
     """What tells a damaged row: SQLite itself would not."""
     return zlib.crc32(repr(row[:-2]).encode() + row[-2] + row[-1])
 
@@ -72,7 +62,7 @@ def checksum(row: Row) -> int:
 def proposal_key(network: str | Path, dataset: Any) -> str:
     """What a store is keyed by: the network's weights and record, the data set's fingerprint.
 
-    `network` is a folder that `train_proposals` wrote, a file of `maskclip convert`, or another name as it is.
+    `network` is a folder of `train_proposals`, a file of `maskclip convert`, or another name.
     """
     path = Path(network)
     name = "" if path.exists() else network
@@ -87,24 +77,20 @@ def store_proposals(
 ) -> Path:
     """Run a source over a data set, once: nothing happens if `path` is already the whole store of this key.
 
-    Written to `<path>.partial` batch by batch and moved into place at the end; after a kill the next call goes on
-    after the last whole batch of the same key. A damaged store, or one of other images, is written anew. Another
-    process that is writing the same store is waited for. The same proposals give the same bytes.
+    Written to `<path>.partial` and moved into place at the end; after a kill the next call goes on after
+    the last whole batch. A damaged store, or one of other images, is written anew. Another process that
+    writes the same store is waited for. The same proposals give the same bytes. OSError: a full disk.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock") as lock:
-            if not path.is_file() or _levels(path, key).keys() != set(dataset.image_ids):
-                path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock") as lock:
+        if not path.is_file() or _levels(path, key).keys() != set(dataset.image_ids):
+            path.unlink(missing_ok=True)
+            try:
                 _write_store(source, dataset, path, key, batch, progress)
-            Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it notices, and takes a new one
-    except (OSError, sqlite3.Error) as error:
-        number = getattr(error, "errno", errno.EIO)  # SQLite's have none
-        if number is None:  # a reader's own sentence about a picture
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(number, f"cannot store proposals in {path}: {reason}; make room or allow writing") from None
+            except sqlite3.Error as error:
+                raise OSError(f"cannot store proposals in {path}: {error}; make room or allow writing") from None
+        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it notices, and takes a new one
     return path
 
 
@@ -117,37 +103,34 @@ def _levels(path: Path, key: str) -> dict[int | str, int]:
 
 
 def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, batch: int, progress: bool) -> None:
-    partial, journal = (path.with_name(path.name + ending) for ending in (".partial", ".partial-journal"))
-    done = _levels(partial, key)
-    if not done:
+    partial = Path(f"{path}.partial")
+    if not (done := _levels(partial, key)):
         partial.unlink(missing_ok=True)
-        journal.unlink(missing_ok=True)
+        Path(f"{partial}-journal").unlink(missing_ok=True)
     remaining = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in done]
-    batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
     with closing(sqlite3.connect(partial)) as connection:
         if not done:
             connection.executescript(f"PRAGMA page_size = {PAGE_SIZE}; {SCHEMA}")
             connection.execute("INSERT INTO meta VALUES (?)", [key])
             connection.commit()
+        batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
         for indices in tqdm(batches, desc=f"proposals of {dataset.name}", disable=not progress):
             samples = [dataset[index] for index in indices]
             for index, sample, proposals in zip(indices, samples, source([sample.image for sample in samples])):
                 row = encode(sample.image_id, proposals)
-                connection.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [index, checksum(row), *row])
+                connection.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [index, _checksum(row), *row])
             connection.commit()
-    os.replace(partial, path)
-    levels = StoredProposals(path, key).levels()
-    if coarser := sum(value < LEVELS[0] for value in levels.values()):
+    partial.replace(path)
+    levels = list(StoredProposals(path, key).levels().values())
+    if coarser := len(levels) - levels.count(LEVELS[0]):
         print(f"{path}: the masks of {coarser} of {len(levels)} images were too rough to be stored in full precision")
 
 
 class StoredProposals(Mapping[int | str, Proposals]):
     """The proposals of a data set by image id, read as they are asked for, by any number of processes.
 
-    Raises:
-        FileNotFoundError: there is no such store.
-        ValueError: cut off or damaged, or of another network or data set than `key` says.
-        KeyError: an image that it does not have is asked for.
+    FileNotFoundError without a store, ValueError if it is damaged or of another key (network, pictures),
+    KeyError for an image that it does not have.
     """
 
     def __init__(self, path: str | Path, key: str) -> None:
@@ -169,15 +152,18 @@ class StoredProposals(Mapping[int | str, Proposals]):
         return {image_id: self._row(image_id)[1] for image_id in self}
 
     def __getitem__(self, image_id: int | str) -> Proposals:
-        return decode(self._row(image_id))
+        _, levels, height, width, scores, masks = self._row(image_id)
+        steps = np.frombuffer(zlib.decompress(masks), np.int8).reshape(-1, height, width)
+        objectness = np.frombuffer(scores, np.float32).copy()
+        return Proposals(torch.from_numpy(dequantize(steps, levels)), torch.from_numpy(objectness))
 
     def _row(self, image_id: int | str) -> Row:
         if image_id not in self._places:
             raise KeyError(f"{self.path} has no proposals of image {image_id!r}; run the proposals stage again")
         try:
             [(_, found, *rest)] = self._select("SELECT * FROM images WHERE place = ?", self._places[image_id])
-            row: Any = tuple(rest)
-            if found == checksum(row) and row[0] == image_id:
+            row = tuple(rest)
+            if found == _checksum(row) and row[0] == image_id:
                 return row
         except (sqlite3.Error, ValueError, TypeError):
             pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskclip.proposals.base import resize_image
-from maskclip.settings import TrainingConfig
+from maskclip.proposals.mask_rcnn import boxes_of_masks
+from maskclip.settings import MaskRCNNConfig, TrainingConfig
 
 
 @dataclass
 class Example:
-    """One training image: `image [3, h, w]` in 0 to 255, `masks [n, h, w]` of 0 and 1, `classes [n]` (class index);
-    `number` is its place among all examples of a training."""
+    """`image [3, h, w]` in 0 to 255, `masks [n, h, w]` of 0 and 1, `classes [n]`; its place in the whole training."""
 
     image: Tensor
     masks: Tensor
@@ -31,9 +32,8 @@ def augment(sample: Any, config: TrainingConfig, rng: np.random.Generator) -> Ex
     Crowd regions and segments that fall out of the crop are dropped; n may be 0.
     """
     segments = [segment for segment in sample.segments if not segment.iscrowd]
-    height, width = sample.image.shape[:2]
-    masks = np.stack([segment.mask for segment in segments]) if segments else np.zeros((0, height, width), bool)
     image = sample.image
+    masks = np.array([segment.mask for segment in segments], bool).reshape(-1, *image.shape[:2])
     if rng.random() < 0.5:
         image, masks = image[:, ::-1], masks[:, :, ::-1]
     if config.crop:
@@ -43,9 +43,8 @@ def augment(sample: Any, config: TrainingConfig, rng: np.random.Generator) -> Ex
     if config.color_jitter:
         pixels = _jitter_color(pixels, config.color_jitter, rng)
     present = masks.any((1, 2))
-    classes = torch.tensor([segment.category for segment in segments], dtype=torch.int64)
-    tensor = torch.from_numpy(np.ascontiguousarray(masks[present])).float()
-    return Example(pixels, tensor, classes[torch.from_numpy(present)])
+    classes = np.array([segment.category for segment in segments], np.int64)[present]
+    return Example(pixels, torch.from_numpy(np.ascontiguousarray(masks[present])).float(), torch.from_numpy(classes))
 
 
 def _jitter_scale(
@@ -80,22 +79,45 @@ class StepExamples(Dataset):
     """The examples of step after step; which images, and how augmented, follows from (seed, step) alone.
 
     So a resumed run sees what an undisturbed one would, whatever the number of processes or reading workers. Item
-    `n` is example `n % batch` of step `n // batch`.
+    `n` is example `n % batch` of step `n // batch`. All classes are 0, unless the network is `class_aware`.
     """
 
-    def __init__(self, dataset: Any, config: TrainingConfig, seed: int) -> None:
-        self.dataset, self.config, self.seed = dataset, config, seed
-        self._epoch, self._order = -1, np.zeros(0, dtype=int)
-
-    def __len__(self) -> int:
-        return self.config.steps * self.config.batch
+    def __init__(self, dataset: Any, config: TrainingConfig, seed: int, class_aware: bool = False) -> None:
+        self.dataset, self.config, self.seed, self.class_aware = dataset, config, seed, class_aware
 
     def __getitem__(self, number: int) -> Example:
         epoch, position = divmod(number, len(self.dataset))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.dataset))
-        rng = np.random.default_rng([self.seed, 1, number])
-        example = augment(self.dataset[int(self._order[position])], self.config, rng)
+        index = _order(len(self.dataset), self.seed, epoch)[position]
+        example = augment(self.dataset[int(index)], self.config, np.random.default_rng([self.seed, 1, number]))
         example.number = number
+        example.classes *= self.class_aware
         return example
+
+
+@lru_cache(maxsize=1)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+
+
+def to_detectron2(example: Example, config: MaskRCNNConfig) -> dict[str, Any]:
+    """One training example as detectron2's models take it: BGR, resized by its own transform, `Instances`."""
+    from detectron2.data import transforms
+    from detectron2.structures import BitMasks, Boxes, Instances
+
+    short_side = config.train_short_sides[example.number % len(config.train_short_sides)]
+    image = transforms.AugInput(example.image.permute(1, 2, 0).numpy()[:, :, ::-1].copy())
+    resize = transforms.ResizeShortestEdge(short_side, config.long_side)(image)
+    size = image.image.shape[:2]
+    resized = [resize.apply_segmentation(mask) for mask in example.masks.numpy().astype(np.uint8)]
+    masks = torch.from_numpy(np.array(resized, bool).reshape(-1, *size))
+    present = masks.flatten(1).any(1)
+    masks = masks[present]
+    instances = Instances(
+        size, gt_boxes=Boxes(boxes_of_masks(masks)), gt_classes=example.classes[present], gt_masks=BitMasks(masks)
+    )
+    return {"image": torch.from_numpy(image.image.transpose(2, 0, 1).copy()), "instances": instances}
+
+
+def detectron2_batch(examples: list[Example], config: MaskRCNNConfig) -> list[dict[str, Any]]:
+    """A batch of them."""
+    return [to_detectron2(example, config) for example in examples]

@@ -8,7 +8,8 @@ Each move is one step: killed between two of them, the next call goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -33,46 +34,42 @@ def holds_finished(folder: Path, wanted: str, files: Sequence[str], retrain: boo
     Raises:
         ValueError: the folder has a damaged checkpoint.
     """
-    state = PartialState()
-    answer = [_make_ready(folder, wanted, files, retrain) if state.is_main_process else False]
-    return bool(broadcast_object_list(answer)[0] if state.num_processes > 1 else answer[0])
+    answer = [PartialState().is_main_process and _make_ready(folder, wanted, files, retrain)]
+    return bool(broadcast_object_list(answer)[0])
 
 
 def _make_ready(folder: Path, wanted: str, files: Sequence[str], retrain: bool) -> bool:
-    found, record = _held(folder, files), written_record(folder)
-    if found == wanted:
-        if "files" not in record:
-            return False  # unfinished: its checkpoint is gone on with
-        whole = record.get("files") == file_digests(folder, files)
-        if whole and not retrain:
+    found, finished = _held(folder, files)
+    if found == wanted and not (finished and retrain):
+        if finished:
             print(f"{folder} holds this training, finished; it is kept, whatever the code is now (or retrain)")
             (folder / CHECKPOINT).unlink(missing_ok=True)
-            return True
-        found = wanted if whole else "damaged"
+        return finished  # what is unfinished is gone on with
     former = [] if retrain else list(takewhile(Path.exists, _beside(folder, wanted)))
-    if found is None and former and folder.exists() and any(folder.iterdir()):
+    if found is None and former and any(folder.glob("*")):
         found = "unknown"
     if found is not None:
         aside = next(place for place in _beside(folder, found) if not place.exists())
         folder.rename(aside)
-        why = "to be trained again" if found == wanted else "other settings, data or seed"
-        if found == "damaged":
-            why = f"{' or '.join(files)} is missing, damaged or of another training"
+        damaged = f"{' or '.join(files)} is missing, damaged or of another training"
+        why = {wanted: "to be trained again", "damaged": damaged}.get(found, "other settings, data or seed")
         print(f"{folder}: {why}; what was there is kept as {aside.name}")
-    if not former:
-        return False
-    former[-1].rename(folder)
-    print(f"{folder}: {former[-1].name} is of these settings and taken back")
-    return _make_ready(folder, wanted, files, retrain)
+    if former:
+        former[-1].rename(folder)
+        print(f"{folder}: {former[-1].name} is of these settings and taken back")
+    return bool(former) and _make_ready(folder, wanted, files, retrain)
 
 
-def _held(folder: Path, files: Sequence[str]) -> str | None:
-    """The hash of the training in a folder, "damaged" if it cannot be known, None where there is none."""
-    if found := written_record(folder).get("hash"):
-        return str(found)
+def _held(folder: Path, files: Sequence[str]) -> tuple[str | None, bool]:
+    """The hash of the training in a folder, "damaged" if it cannot be known, None where there is none; is it whole?"""
+    record = written_record(folder)
+    if "hash" in record:
+        finished = "files" in record
+        whole = not finished or record["files"] == file_digests(folder, files)
+        return (str(record["hash"]), finished) if whole else ("damaged", False)
     if (folder / CHECKPOINT).is_file():
-        return str(load_checkpoint(folder / CHECKPOINT).get("hash", "unknown"))
-    return "damaged" if any((folder / name).exists() for name in (*files, "record.json")) else None
+        return str(load_checkpoint(folder / CHECKPOINT).get("hash", "unknown")), False
+    return ("damaged" if any((folder / name).exists() for name in (*files, "record.json")) else None), False
 
 
 def _beside(folder: Path, name: str) -> Iterator[Path]:
@@ -80,19 +77,24 @@ def _beside(folder: Path, name: str) -> Iterator[Path]:
     return (folder.with_name(f"{folder.name}.{name}" + (f".{number}" if number > 1 else "")) for number in count(1))
 
 
-def finish(folder: Path, record: Mapping[str, Any], files: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write a training's files, and to its record, first whose they are, and last that they are all there."""
-    _write_record(folder, record)
-    for name, write in files.items():
-        write_atomically(folder / name, write)
-    _write_record(folder, {**record, "files": file_digests(folder, list(files))})
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+def finish(folder: Path, record: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write a training's files, and to its record, first whose they are, and last that they are all there.
+
+    Of several processes the first one writes; the others wait.
+    """
+    if PartialState().is_main_process:
+        _write_record(folder, record)
+        for name, content in files.items():
+            write_atomically(folder / name, partial(Path.write_bytes, data=content))
+        _write_record(folder, {**record, "files": file_digests(folder, files)})
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    PartialState().wait_for_everyone()
 
 
 def tell(folder: Path, **said: Any) -> None:
     """Let a finished training's record say what has changed without changing the training."""
     record = written_record(folder)
-    if PartialState().is_main_process and any(record.get(name) != value for name, value in said.items()):
+    if PartialState().is_main_process and record != {**record, **said}:
         _write_record(folder, {**record, **said})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from maskclip.files import load_checkpoint, save_checkpoint
 from maskclip.settings import MaskClipTraining, TrainingConfig
+
+UNDECAYED = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.Embedding)
+BACKBONES = ("pixel_level_module.encoder", "backbone.body", "backbone.bottom_up")  # where networks have them
 
 
 @dataclass
@@ -25,45 +29,55 @@ class Training:
     Attributes:
         model: of which all that requires a gradient is trained; on its device already.
         learning_rate: of a step; a parameter group's own `factor` multiplies it.
-        batches: from a step on, this process's share of each batch; a pure function of the step.
-        losses: scalars of a batch by name; "loss" is minimized, all are drawn.
+        examples: item `n` is example `n % batch` of step `n // batch`, and depends on nothing else.
+        losses: scalars of a list of examples by name; "loss" is minimized, all are drawn.
         random_seed: of all that is drawn in a step, so that nothing depends on the steps before.
+        collate: what a reading process makes of the examples of a step.
     """
 
     name: str
     hash: str
+    accelerator: Accelerator
+    settings: MaskClipTraining | TrainingConfig
     model: nn.Module
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]
-    batches: Callable[[int], Iterable[Any]]
-    losses: Callable[[Any], dict[str, Tensor]]
+    examples: Dataset
+    losses: Callable[[list[Any]], dict[str, Tensor]]
     random_seed: Callable[[int], int]
-    settings: MaskClipTraining | TrainingConfig
+    collate: Callable[[list[Any]], list[Any]] = list
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [value for value in self.model.parameters() if value.requires_grad]
+    def __post_init__(self) -> None:
+        self.optimizer = self.accelerator.prepare(self.optimizer)
+        self.parameters = [value for value in self.model.parameters() if value.requires_grad]
 
 
-def join_processes(on_cpu: bool, name: str, batch: int) -> PartialState:
-    """Find the other processes of this training; accelerate must hear first of all that they are on the CPU, or each
-    would take itself for the only one.
+def join_processes(name: str, batch: int, on_cpu: bool) -> None:
+    """Find the other processes of this training: accelerate must hear first of all that they are on the CPU.
 
     Raises:
         ValueError: the batch does not divide among them.
     """
-    state = PartialState(cpu=on_cpu or not torch.accelerator.is_available())
-    if batch % state.num_processes:
+    processes = PartialState(cpu=on_cpu or not torch.accelerator.is_available()).num_processes
+    if batch % processes:
         raise ValueError(
-            f"a batch of {batch} does not divide among {state.num_processes} processes; set {name}.batch to a multiple"
+            f"a batch of {batch} does not divide among {processes} processes; set {name}.batch to a multiple"
         )
-    return state
 
 
-def fit(
-    training: Training, checkpoint: Path, accelerator: Accelerator, progress: bool = True
-) -> list[dict[str, float]]:
+def parameter_groups(model: nn.Module, weight_decay: float, backbone_factor: float = 1.0) -> list[dict[str, Any]]:
+    """What an optimizer trains: a network's backbone at its own rate, norms and embeddings without weight decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for path, module in model.named_modules():
+        factor = backbone_factor if any(part in path for part in BACKBONES) else 1.0
+        for name, parameter in module.named_parameters(recurse=False):
+            decay = 0.0 if isinstance(module, UNDECAYED) or name == "level_embed" else weight_decay
+            if parameter.requires_grad:
+                groups.setdefault((factor, decay), []).append(parameter)
+    return [{"params": group, "factor": factor, "weight_decay": decay} for (factor, decay), group in groups.items()]
+
+
+def fit(training: Training, checkpoint: Path, progress: bool = True) -> list[dict[str, float]]:
     """Train the model in place; a checkpoint of the same hash is gone on with, and left there at the end.
 
     Returns:
@@ -72,30 +86,34 @@ def fit(
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
-    settings, optimizer = training.settings, accelerator.prepare(training.optimizer)
-    training.optimizer = optimizer
-    if accelerator.num_processes > 1:
-        with torch.no_grad():
-            for value in training.parameters:  # every process begins where the first one does
-                value.copy_(broadcast(value))
-    curve = _resume(training, checkpoint, accelerator)
+    settings, accelerator = training.settings, training.accelerator
+    with torch.no_grad():
+        for value in training.parameters:  # every process begins where the first one does
+            value.copy_(broadcast(value))
+    curve = _resume(training, checkpoint) if checkpoint.is_file() else []
     training.model.train()
     steps, silent = range(len(curve), settings.steps), not (progress and accelerator.is_main_process)
     bar = tqdm(steps, training.name, settings.steps, initial=len(curve), mininterval=5, unit="step", disable=silent)
-    for step, batch in zip(bar, training.batches(len(curve))):
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    shares = (list(range(step * settings.batch + rank, (step + 1) * settings.batch, processes)) for step in steps)
+    loader = DataLoader(
+        training.examples, batch_sampler=shares, num_workers=settings.workers, collate_fn=training.collate
+    )
+    for step, batch in zip(bar, loader):
         torch.manual_seed(training.random_seed(step))
-        for group in optimizer.param_groups:
+        for group in training.optimizer.param_groups:
             group["lr"] = training.learning_rate(step) * group.get("factor", 1.0)
-        curve.append({"step": step, **_step(training, batch, step, accelerator)})
+        curve.append({"step": step, **_step(training, batch, step)})
         bar.set_postfix(loss=f"{curve[-1]['loss']:.3f}", refresh=False)
         whole = (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps
         if whole and accelerator.is_main_process:
-            _save(training, curve, checkpoint, accelerator)
+            _save(training, curve, checkpoint)
     return curve
 
 
-def _step(training: Training, batch: Any, step: int, accelerator: Accelerator) -> dict[str, float]:
+def _step(training: Training, batch: list[Any], step: int) -> dict[str, float]:
     """One step on every process's share of a batch, with the mean of their gradients; its losses."""
+    accelerator, parameters = training.accelerator, training.parameters
     with accelerator.autocast():
         losses = {name: value.float() for name, value in training.losses(batch).items()}
     loss = losses["loss"]
@@ -103,7 +121,6 @@ def _step(training: Training, batch: Any, step: int, accelerator: Accelerator) -
         raise FloatingPointError(
             f"{training.name}: the loss is {loss.item()} at step {step}; lower the learning rate or use float32"
         )
-    parameters = training.parameters
     training.optimizer.zero_grad()
     if loss.requires_grad:  # not where no picture of the batch has a segment
         accelerator.backward(loss)
@@ -119,24 +136,22 @@ def _step(training: Training, batch: Any, step: int, accelerator: Accelerator) -
     return {name: value.item() for name, value in shown.items()}
 
 
-def _save(training: Training, curve: list[dict[str, float]], checkpoint: Path, accelerator: Accelerator) -> None:
+def _save(training: Training, curve: list[dict[str, float]], checkpoint: Path) -> None:
     """All that the next steps depend on; weights that are frozen do not change."""
     frozen = {name for name, value in training.model.named_parameters() if not value.requires_grad}
     weights = {name: value for name, value in training.model.state_dict().items() if name not in frozen}
     state = {"hash": training.hash, "curve": curve, "model": weights, "optimizer": training.optimizer.state_dict()}
-    if accelerator.scaler is not None:
-        state["scaler"] = accelerator.scaler.state_dict()
+    if (scaler := training.accelerator.scaler) is not None:
+        state["scaler"] = scaler.state_dict()
     save_checkpoint(checkpoint, state)
 
 
-def _resume(training: Training, checkpoint: Path, accelerator: Accelerator) -> list[dict[str, float]]:
-    """Load the state of a run that was killed; its curve, which is empty where there was none."""
-    if not checkpoint.is_file():
-        return []
-    state = load_checkpoint(checkpoint, accelerator.device)
+def _resume(training: Training, checkpoint: Path) -> list[dict[str, float]]:
+    """Load the state of a run that was killed; its curve."""
+    state = load_checkpoint(checkpoint, training.accelerator.device)
     training.model.load_state_dict(state["model"], strict=False)
     training.optimizer.load_state_dict(state["optimizer"])
-    if accelerator.scaler is not None and "scaler" in state:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    accelerator.print(f"{training.name}: resuming at step {len(state['curve'])} of {training.settings.steps}")
+    if training.accelerator.scaler is not None and "scaler" in state:
+        training.accelerator.scaler.load_state_dict(state["scaler"])
+    training.accelerator.print(f"{training.name}: resuming at step {len(state['curve'])} of {training.settings.steps}")
     return state["curve"]

@@ -1,9 +1,8 @@
 """What MaskCLIP is trained for (Sec. 4.2): 2 L_ce + 5 L_dice + 5 L_bce over Hungarian-matched masks.
 
-Matching and point-sampled mask losses are Mask2Former's, taken from transformers. What is ours is an
-economy (docs/paper_and_released_code.md): masks do not see one another and the no-object class weighs
-nothing, so only matched masks can contribute a gradient. `match` finds them without a graph, `select`
-names them, and the losses are taken on what the encoder says of them alone.
+Matching and point-sampled mask losses are transformers'. Ours is an economy (docs/paper_and_released_code.md): masks
+do not see one another and no object weighs nothing, so only matched masks, which `match` finds without a graph and
+`select` names, contribute a gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
 from transformers import Mask2FormerConfig
@@ -24,11 +22,14 @@ Indices = list[tuple[Tensor, Tensor]]  # per image: matched masks and their targ
 
 
 @dataclass
-class Targets:
-    """The annotated segments of a batch: class indices [n_b] and binary masks [n_b, T, T], one entry per image."""
+class Batch:
+    """Pictures and proposals, padded where `valid` [B, M] is False, and the annotated segments of each picture."""
 
-    labels: list[Tensor]
-    masks: list[Tensor]
+    images: Tensor  # [B, 3, S, S]
+    mask_logits: Tensor  # [B, M, S, S]
+    valid: Tensor
+    labels: list[Tensor]  # B of class indices [n_b]
+    masks: list[Tensor]  # B of binary masks [n_b, T, T]
 
 
 def build_criterion(training: MaskClipTraining, num_classes: int) -> Mask2FormerLoss:
@@ -51,23 +52,17 @@ def masks_per_process(labels: Sequence[Tensor], device: torch.device) -> Tensor:
     once more, and so weighs masks against classes by that number too much.
     """
     count = torch.tensor(float(sum(len(one) for one in labels)), device=device)
-    return (reduce(count, "mean") if PartialState().num_processes > 1 else count).clamp(min=1)
+    return reduce(count, "mean").clamp(min=1)
 
 
-def match(criterion: Mask2FormerLoss, masks: Tensor, logits: Tensor, valid: Tensor, targets: Targets) -> Indices:
-    """Hungarian matching of mask logits [B, M, S, S] and class logits [B, M, K + 1], image by image.
-
-    Padding, where `valid` [B, M] is False, takes no part in it.
-    """
+def match(criterion: Mask2FormerLoss, masks: Tensor, logits: Tensor, batch: Batch) -> Indices:
+    """Hungarian matching of mask logits [B, M, S, S] and class logits [B, M, K + 1], picture by picture, no padding."""
     matches: Indices = []
-    for image, count in enumerate(valid.sum(1).tolist()):
-        found = criterion.matcher(
-            masks[image : image + 1, :count].float(),
-            logits[image : image + 1, :count],
-            targets.masks[image : image + 1],
-            targets.labels[image : image + 1],
+    for image, count in enumerate(batch.valid.sum(1).tolist()):
+        one = slice(image, image + 1)
+        matches += criterion.matcher(
+            masks[one, :count].float(), logits[one, :count], batch.masks[one], batch.labels[one]
         )
-        matches.extend((rows.cpu(), columns.cpu()) for rows, columns in found)
     return matches
 
 
@@ -86,7 +81,7 @@ def maskclip_losses(
     logits: Tensor,
     layers: list[Tensor],
     valid: Tensor,
-    targets: Targets,
+    batch: Batch,
     matches: list[Indices],
     training: MaskClipTraining,
 ) -> dict[str, Tensor]:
@@ -100,24 +95,25 @@ def maskclip_losses(
         `loss`, the sum of `loss_ce`, `loss_dice`, `loss_bce`: scalars. The mask losses are summed over
         all layers (each layer's own, as the paper means it); classes are supervised once.
     """
-    count = masks_per_process(targets.labels, logits.device)
-    ce = training.class_weight * _class_loss(criterion, logits, valid, targets, matches[-1])
+    count = masks_per_process(batch.labels, logits.device)
+    ce = training.class_weight * _class_loss(criterion, logits, valid, batch.labels, matches[-1])
     dice, bce = logits.new_zeros(()), logits.new_zeros(())
     for masks, matched in zip(layers, matches):
         if masks.requires_grad:  # masks that are not refined have nothing to learn (Table 8, w/o MR)
-            part = criterion.loss_masks(masks.float(), targets.masks, matched, count)  # type: ignore[arg-type]
+            part = criterion.loss_masks(masks.float(), batch.masks, matched, count)  # type: ignore[arg-type]
             dice = dice + training.dice_weight * part["loss_dice"]
             bce = bce + training.mask_weight * part["loss_mask"]
     return {"loss": ce + dice + bce, "loss_ce": ce, "loss_dice": dice, "loss_bce": bce}
 
 
-def _class_loss(criterion: Mask2FormerLoss, logits: Tensor, valid: Tensor, targets: Targets, match: Indices) -> Tensor:
+def _class_loss(
+    criterion: Mask2FormerLoss, logits: Tensor, valid: Tensor, labels: list[Tensor], match: Indices
+) -> Tensor:
     """Cross entropy over [B, M, K + 1]; masks matched to nothing count as "other", padding counts not at all."""
-    wanted = torch.full(logits.shape[:2], int(criterion.empty_weight.numel()) - 1)
-    for image, (masks, labels) in enumerate(match):
-        wanted[image, masks] = targets.labels[image].cpu()[labels]
-    wanted[~valid.cpu()] = -100
-    weight = criterion.empty_weight.to(logits.device)
-    wanted = wanted.to(logits.device)
+    weight = criterion.empty_weight
+    wanted = torch.full(logits.shape[:2], len(weight) - 1, device=logits.device)
+    for image, (masks, segments) in enumerate(match):
+        wanted[image, masks] = labels[image][segments]
+    wanted[~valid] = -100
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, weight, reduction="sum")
-    return loss / weight[wanted.clamp(min=0)][wanted >= 0].sum().clamp(min=1)
+    return loss / weight[wanted[valid]].sum().clamp(min=1)

@@ -4,57 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from maskclip.data import Dataset
-from maskclip.files import check_as_written, load_checkpoint, settings_hash, write_tensors
+from maskclip.files import check_as_written, checkpoint_bytes, load_checkpoint, settings_hash
 from maskclip.model.clip import Clip, classify, preprocess, text_embeddings
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
+from maskclip.proposals.weights import differences
 from maskclip.settings import MaskClipTraining
 from maskclip.training.finished import CHECKPOINT, finish, holds_finished
-from maskclip.training.fit import Training, fit, join_processes
-from maskclip.training.losses import Targets, build_criterion, maskclip_losses, match, select
+from maskclip.training.fit import Training, fit, join_processes, parameter_groups
+from maskclip.training.losses import Batch, build_criterion, maskclip_losses, match, select
 
 FILES = ("curve.csv", "encoder.pt")  # of a finished training, beside its record
 CURVE = ("step", "loss", "loss_ce", "loss_dice", "loss_bce")
 TARGET_SIZE_RATIO = 2  # ground truth is sampled on a grid this much finer than CLIP's input
 # What does not change the trained weights; the encoder knows its own RMA layers.
-UNRELATED = ("checkpoint_every", "workers", "activation_checkpointing", "rma_layers")
+UNRELATED = {"checkpoint_every", "workers", "activation_checkpointing", "rma_layers"}
 
 
-@dataclasses.dataclass
-class Batch:
-    """`images` [B, 3, S, S]; `mask_logits` [B, M, S, S] padded where `valid` [B, M] is False; `targets`."""
+class Examples(torch.utils.data.Dataset):
+    """CLIP's input, the stored proposals, and the labels and masks of the annotated segments, maybe mirrored."""
 
-    images: Tensor
-    mask_logits: Tensor
-    valid: Tensor
-    targets: Targets
-
-
-class _Items(torch.utils.data.Dataset):
-    """One training picture: CLIP's input, the stored proposals and the annotated segments, maybe mirrored."""
-
-    def __init__(self, clip: Clip, dataset: Dataset, proposals: Mapping[int | str, Proposals]):
+    def __init__(self, clip: Clip, dataset: Dataset, proposals: Mapping[int | str, Proposals], seed: int):
         # on the CPU, whatever CLIP is on: a reading process (`workers`) cannot use the GPU of the one that forked it
         self.clip = dataclasses.replace(clip, mean=clip.mean.cpu(), std=clip.std.cpu())
-        self.dataset, self.proposals = dataset, proposals
+        self.dataset, self.proposals, self.seed = dataset, proposals, seed
 
-    def __getitem__(self, key: tuple[int, bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        index, mirror = key
-        sample = self.dataset[index]
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        epoch, place = divmod(number, len(self.dataset))
+        order, mirrored = _order(len(self.dataset), self.seed, epoch)
+        sample = self.dataset[order[place]]
         image = preprocess(self.clip, sample.image)
         logits = self.proposals[sample.image_id].mask_logits.float()
         segments = [segment for segment in sample.segments if not segment.iscrowd]
@@ -64,45 +57,33 @@ class _Items(torch.utils.data.Dataset):
         if segments:
             full = torch.stack([torch.from_numpy(segment.mask) for segment in segments])
             masks = interpolate(full[None].float(), size, mode="nearest-exact")[0]
-        if mirror:
+        if mirrored[place]:
             image, logits, masks = image.flip(-1), logits.flip(-1), masks.flip(-1)
         return image, logits, labels, masks
 
 
-def _order(count: int, batch: int, seed: int, first_step: int, rank: int, ranks: int) -> Iterator[list]:
-    """Endless batches of (index, mirrored), a pure function of seed and step: a resumed run sees the same pictures."""
-    epoch, keys = -1, []
-    for position in itertools.count(first_step * batch):
-        if position // count != epoch:
-            epoch = position // count
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            order = torch.randperm(count, generator=generator).tolist()
-            mirrored = (torch.rand(count, generator=generator) < 0.5).tolist()
-        offset = position % count
-        keys.append((order[offset], mirrored[offset]))
-        if len(keys) == batch:
-            yield keys[rank::ranks]
-            keys = []
+@lru_cache(maxsize=1)
+def _order(count: int, seed: int, epoch: int) -> tuple[list[int], list[bool]]:
+    """In which order an epoch takes the pictures, and which places of it are mirrored."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(count, generator=generator).tolist()
+    return order, (torch.rand(count, generator=generator) < 0.5).tolist()
 
 
-def _collate(items: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple:
-    images, logits, labels, masks = zip(*items)
-    return torch.stack(images), logits, list(labels), list(masks)
-
-
-def _to_batch(collated: tuple, size: int, device: torch.device) -> Batch:
+def _to_batch(examples: list[tuple[Tensor, Tensor, Tensor, Tensor]], size: int, device: torch.device) -> Batch:
     """Onto the device, the proposals brought to CLIP's input resolution S as the released code does (bilinear)."""
-    images, logits, labels, masks = collated
-    # an image without proposals carries one padding place, so that the batch keeps its shape
+    images, logits, labels, masks = ([part.to(device) for part in parts] for parts in zip(*examples))
     resized = [
-        interpolate(one[None].to(device), (size, size), mode="bilinear", align_corners=False)[0]
-        if len(one)
-        else torch.zeros(0, size, size, device=device)
+        interpolate(one[None], (size, size), mode="bilinear")[0] if len(one) else one.new_zeros(0, size, size)
         for one in logits
     ]
-    valid = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in resized], batch_first=True)
-    targets = Targets([one.to(device) for one in labels], [one.to(device) for one in masks])
-    return Batch(images.to(device), pad_sequence(resized, batch_first=True), valid.to(device), targets)
+    return Batch(torch.stack(images), *_padded(resized), labels, masks)
+
+
+def _padded(masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Masks [M_b, S, S] of each image as [B, M, S, S], and which of them [B, M] are no padding."""
+    valid = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in masks], batch_first=True)
+    return pad_sequence(masks, batch_first=True), valid.to(masks[0].device)
 
 
 def trained_weights(encoder: MaskCLIPVisualEncoder) -> dict[str, Tensor]:
@@ -119,29 +100,13 @@ def load_trained_weights(encoder: MaskCLIPVisualEncoder, path: str | Path) -> Ma
     """
     weights = load_checkpoint(path)
     check_as_written(Path(path))
-    wanted = trained_weights(encoder)
-    for name in sorted(weights.keys() ^ wanted.keys()):
-        raise ValueError(f"{path} {'has' if name in weights else 'lacks'} {name}; it was trained with other RMA layers")
-    for name, value in wanted.items():
-        found = weights[name]
-        if not (isinstance(found, Tensor) and found.dtype == torch.float32 and found.isfinite().all()):
+    for name, value in weights.items():
+        if not (isinstance(value, Tensor) and value.dtype == torch.float32 and value.isfinite().all()):
             raise ValueError(f"{path}: {name} is no tensor of finite float32 numbers; delete the file and train again")
-        if found.shape != value.shape:
-            raise ValueError(f"{path}: {name} is {tuple(found.shape)}, this CLIP needs {tuple(value.shape)}")
+    if wrong := differences(weights, trained_weights(encoder)):
+        raise ValueError(f"{path} is of other RMA layers or of another CLIP: {'; '.join(wrong[:3])}")
     encoder.load_state_dict(weights, strict=False)
     return encoder
-
-
-def decayed(encoder: MaskCLIPVisualEncoder, weight_decay: float) -> list[dict[str, Any]]:
-    """What trains, in two groups: norms are not decayed, as released."""
-    norms = {
-        id(value) for part in encoder.modules() if isinstance(part, torch.nn.LayerNorm) for value in part.parameters()
-    }
-    trained = [value for value in encoder.parameters() if value.requires_grad]
-    return [
-        {"params": [value for value in trained if id(value) not in norms], "weight_decay": weight_decay},
-        {"params": [value for value in trained if id(value) in norms], "weight_decay": 0.0},
-    ]
 
 
 def batch_losses(
@@ -158,14 +123,13 @@ def batch_losses(
     with torch.no_grad():
         seen = encoder.encode(features, batch.mask_logits, batch.valid)
         logits = classify(seen.embeddings, text, training.temperature).float()
-        matches = [match(criterion, masks, logits, batch.valid, batch.targets) for masks in seen.mask_logits]
+        matches = [match(criterion, masks, logits, batch) for masks in seen.mask_logits]
     chosen, matches = select(matches, batch.valid, everything=training.no_object_weight > 0)
 
-    masks = pad_sequence([batch.mask_logits[image, keep] for image, keep in enumerate(chosen)], batch_first=True)
-    valid = pad_sequence([torch.ones(len(keep), dtype=torch.bool) for keep in chosen], batch_first=True)
-    seen = encoder.encode(features, masks, valid.to(masks.device))
+    masks, valid = _padded([batch.mask_logits[image, keep] for image, keep in enumerate(chosen)])
+    seen = encoder.encode(features, masks, valid)
     logits = classify(seen.embeddings, text, training.temperature).float()
-    return maskclip_losses(criterion, logits, seen.mask_logits, valid, batch.targets, matches, training)
+    return maskclip_losses(criterion, logits, seen.mask_logits, valid, batch, matches, training)
 
 
 def training_record(
@@ -179,7 +143,7 @@ def training_record(
     """What `record.json` says; its hash changes with all that changes the trained weights, code and versions aside."""
     first = proposals[dataset.image_ids[0]].mask_logits  # stands for the proposal network's weights
     identity = {
-        "settings": {name: value for name, value in dataclasses.asdict(training).items() if name not in UNRELATED},
+        "settings": TypeAdapter(MaskClipTraining).dump_python(training, exclude=UNRELATED),
         "rma_layers": list(encoder.rma_layers),
         "trained": sorted(trained_weights(encoder)),
         "clip": _digest(clip.model.state_dict()),
@@ -211,10 +175,8 @@ def train_maskclip(
 ) -> pd.DataFrame:
     """Train the encoder's RMA parameters in place; AdamW, constant rate, CLIP frozen, the class "other" for no object.
 
-    `out` ends with encoder.pt (the trained weights), curve.csv and record.json. Called again for the same settings,
-    data and seed, the function goes on where it was killed, with the pictures, mirrorings and sampled points of an
-    undisturbed run, or finds the training finished and keeps it. Another training that was there is put beside
-    (`maskclip.training.finished`).
+    `out` ends with encoder.pt (the trained weights), curve.csv and record.json. A killed training is gone on with as if
+    undisturbed; a finished one is kept, another one put beside (`maskclip.training.finished`).
 
     Args:
         proposals: stored proposals by image id.
@@ -230,47 +192,31 @@ def train_maskclip(
     if not trained_weights(encoder):
         raise ValueError("this encoder has no RMA layers, so nothing to train; it is the w/o RMA baseline as it is")
     out, on_cpu = Path(out), clip.device.type == "cpu"
-    join_processes(on_cpu, "maskclip", training.batch)
+    join_processes("maskclip", training.batch, on_cpu)
     record = training_record(encoder, clip, dataset, proposals, training, seed)
     if holds_finished(out, record["hash"], FILES, retrain):
         load_trained_weights(encoder, out / "encoder.pt")
         return pd.read_csv(out / "curve.csv")
 
     accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
-    device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
+    device = accelerator.device
     encoder.to(device)
     encoder.checkpointing = training.activation_checkpointing
     text = text_embeddings(clip, [*record["names"], "other"]).to(device)
     criterion = build_criterion(training, len(record["names"])).to(device)
-    items = _Items(clip, dataset, proposals)
-
-    def batches(first: int) -> torch.utils.data.DataLoader:
-        order = _order(len(dataset), training.batch, seed, first, rank, ranks)
-        return torch.utils.data.DataLoader(
-            items, batch_sampler=order, collate_fn=_collate, num_workers=training.workers
-        )
-
     stage = Training(
         name="MaskCLIP",
         hash=record["hash"],
+        accelerator=accelerator,
+        settings=training,
         model=encoder,
-        optimizer=torch.optim.AdamW(decayed(encoder, training.weight_decay), lr=training.learning_rate),
+        optimizer=torch.optim.AdamW(parameter_groups(encoder, training.weight_decay), lr=training.learning_rate),
         learning_rate=lambda step: training.learning_rate * min(1, (step + 1) / max(1, training.warmup_steps)),
-        batches=batches,
+        examples=Examples(clip, dataset, proposals, seed),
         losses=lambda read: batch_losses(encoder, _to_batch(read, clip.image_size, device), text, criterion, training),
         random_seed=lambda step: seed * 1_000_003 + step,
-        settings=training,
     )
-    curve = pd.DataFrame(fit(stage, out / CHECKPOINT, accelerator), columns=CURVE)
-    if accelerator.is_main_process:
-        weights = trained_weights(encoder)
-        finish(
-            out,
-            record,
-            {
-                "curve.csv": lambda path: curve.to_csv(path, index=False),
-                "encoder.pt": lambda path: write_tensors(path, weights),
-            },
-        )
-    accelerator.wait_for_everyone()
+    curve = pd.DataFrame(fit(stage, out / CHECKPOINT), columns=CURVE)
+    weights = checkpoint_bytes(trained_weights(encoder))
+    finish(out, record, {"curve.csv": curve.to_csv(index=False).encode(), "encoder.pt": weights})
     return curve

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
+from study import errors_as_sentences
 from study.params import load_params
 from study.report import build_report
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Build the report; 0, or 1 after one sentence on stderr about what is wrong."""
+def main(arguments: list[str] | None = None) -> None:
+    """Build the report, or end with one sentence about what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m study.report", description="Tables, claims, charts, one page.")
     parser.add_argument("results", nargs="?", help="a profile's results (default: results/<profile of params.yaml>)")
     parser.add_argument("reports", nargs="?", default="reports", help="folder to write to (default: reports)")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these (default: all there are)")
     parser.add_argument("--reasons", help="YAML file of reasons for claims (default: REPORTS/reasons.yaml)")
     given = parser.parse_args(arguments)
-    try:
+    with errors_as_sentences():
         results = given.results or f"results/{load_params()[0]['profile']}"
         print(f"wrote {build_report(results, given.reports, given.seeds, given.reasons)}")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # a report is written to files, also where there is no screen
-
-import matplotlib.pyplot as plt
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -37,24 +34,20 @@ _TWINS = ("class_agnostic", "class_aware")  # they differ in class supervision a
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(WIDTH, height), squeeze=False)
-    return figure, list(axes[0])
+def _panels(count: int, height: float, layout: Any = None) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), layout=layout)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def _title(figure: Figure, message: str, detail: str, handles: Sequence[Artist] | None = None) -> Figure:
-    """The message above, in words one can quote; below it, small and grey, what is drawn.
-
-    `handles` (None: no legend) stand below the chart, with the paper's diamond.
-    """
+    """A message one can quote; below it, small, what is drawn; a legend with the paper's diamond, if `handles`."""
     height = figure.get_size_inches()[1]
     figure.text(0.01, 1 + 0.42 / height, message, ha="left", va="bottom", fontsize=16, fontweight="bold")
     figure.text(0.01, 1 + 0.12 / height, detail, ha="left", va="bottom", fontsize=11.5, color=MUTED)
     if handles is not None:
-        diamond = Line2D([], [], linestyle="", marker="D", markersize=7, label="the paper (real data)")
-        diamond.set(markerfacecolor="white", markeredgecolor=INK)
-        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": min(len(handles) + 1, 6)}
-        figure.legend(handles=[*handles, diamond], columnspacing=1.5, handlelength=1.2, **place)
+        paper = Line2D([], [], ls="", marker="D", markersize=7, mfc="white", mec=INK, label="the paper (real data)")
+        legend = partial(figure.legend, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(handles) + 1, 6))
+        legend(handles=[*handles, paper], columnspacing=1.5, handlelength=1.2)
     return figure
 
 
@@ -64,11 +57,7 @@ def _diamond(axes: Axes, x: float, y: float, zorder: int = 5) -> None:
 
 
 def _bars(axes: Axes, values: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    """Grouped bars with 95 % intervals and every seed as a dot; the paper's numbers as diamonds.
-
-    `values` has `group`, `row`, `value` (NaN: not measured) and, where there are any, the
-    `paper`'s numbers, a line a seed; `colours` has the rows in order.
-    """
+    """Grouped bars with 95 % intervals, seeds as dots; of `values` (`group`, `row`, `value`, perhaps `paper`)."""
     groups, rows, width = list(values.group.unique()), list(colours), 0.8 / len(colours)
     for bar, of_bar in values.groupby(["group", "row"], sort=False):
         group, row = map(str, bar)
@@ -85,7 +74,7 @@ def _bars(axes: Axes, values: pd.DataFrame, colours: Mapping[str, str]) -> None:
 
 
 def _horizontal(axes: Axes, names: Sequence[str]) -> None:
-    """Horizontal bars: names in ink, the first on top, the grid upright."""
+    """Names beside horizontal bars, the first on top; the grid upright."""
     axes.set_yticks(range(len(names)), names, color=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
@@ -93,87 +82,53 @@ def _horizontal(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _methods(number: int) -> list[Method]:
-    """The study's own rows of a table, in its order."""
+    """The study's own rows of a table."""
     return [method for method in table_rows(number).values() if method]
 
 
-def _measured(results: Results, number: int) -> bool:
-    """Whether anything of a table was measured."""
-    cells = [(number, method.id, column) for method in _methods(number) for column in TABLES[number].columns]
-    return any(len(study_values(results, *cell)) for cell in cells)
-
-
-def _table_chart(numbers: Sequence[int], message: str, results: Results) -> Figure:
-    """The panels of one table or more side by side."""
+def _table_chart(
+    numbers: Sequence[int], about: str, column: str, compared: Sequence[str], results: Results
+) -> Figure | None:
+    """The panels of some tables side by side; the title has one column's numbers of the `compared` methods."""
     panels = [(number, *panel) for number in numbers for panel in TABLES[number].panels.items()]
+    cells = pd.DataFrame(
+        [
+            (title, name, method.id, paper_number(number, method.id, column), value)
+            for number, title, columns in panels
+            for column, name in columns.items()
+            for method in _methods(number)
+            for value in [*study_values(results, number, method.id, column)] or [np.nan]
+        ],
+        columns=["panel", "group", "row", "paper", "value"],
+    )
+    if cells.value.isna().all():
+        return None
     figure, all_axes = _panels(len(panels), 4.3)
-    for axes, (number, title, columns) in zip(all_axes, panels):
-        values = pd.DataFrame(
-            [
-                (name, method.id, paper_number(number, method.id, column), value)
-                for column, name in columns.items()
-                for method in _methods(number)
-                for value in [*study_values(results, number, method.id, column)] or [np.nan]
-            ],
-            columns=["group", "row", "paper", "value"],
-        )
-        _bars(axes, values.astype({"paper": float}), {method.id: method.colour for method in _methods(number)})
+    for axes, (number, title, _) in zip(all_axes, panels):
+        _bars(axes, cells[cells.panel == title], {method.id: method.colour for method in _methods(number)})
         axes.set_title(title)
+    means = {METHODS[m].label_in(numbers[0]): study_mean(results, numbers[0], m, column) for m in compared}
+    said = ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean)
     n, shown = len(results.seeds), {method.id: method for number in numbers for method in _methods(number)}
     seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
-    handles = [Patch(color=method.colour, label=method.label) for method in shown.values()]
     tables = f"Table{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"
-    return _title(figure, message, f"{tables}; study ({results.profile} profile): {seeds}", handles)
+    handles = [Patch(color=method.colour, label=method.label) for method in shown.values()]
+    detail = f"{tables}; study ({results.profile} profile): {seeds}"
+    return _title(figure, f"{about}: {said or 'not measured'}", detail, handles)
 
 
-def _versus(results: Results, number: int, column: str) -> str:
-    """`MaskCLIP 15.1, CLIP Baseline 8.2`: a message that is true however it comes out."""
-    means = {METHODS[m].label: study_mean(results, number, m, column) for m in ("maskclip", "clip_baseline")}
-    return ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean) or "not measured"
-
-
-def _semantic(results: Results) -> str:
-    means = pd.DataFrame({c: {m.id: study_mean(results, 2, m.id, c) for m in _methods(2)} for c in TABLES[2].columns})
-    means = means.dropna(axis=1, how="all")
-    return f"MaskCLIP comes first on {(means.idxmax() == 'maskclip').sum()} of {len(means.columns)} semantic sets"
-
-
-def _split(results: Results) -> str:
-    target, base = (study_mean(results, 5, "maskclip_split", f"generalized {group}") for group in ("target", "base"))
-    reached = f"{target / base:.0%} of the trained ones' AP50" if base > 0 else "no measured share of the others' AP50"
-    return f"Classes never trained on reach {reached} (generalized)"
-
-
-def _ground_truth(results: Results) -> str | None:
-    own, given = (study_mean(results, 7, method, "PQ") for method in ("maskclip", "maskclip_gt"))
-    times = f"Ground-truth masks give {given / own:.1f} times the PQ" if own > 0 else "Ground-truth masks"
-    return times if given > 0 else None
-
-
-def _ablations(results: Results) -> str | None:
-    gain = study_mean(results, 8, "maskclip", "PQ") - study_mean(results, 8, "wo_refinement", "PQ")
-    layers = {m.label_in(9): mean for m in _methods(9) if (mean := study_mean(results, 9, m.id, "PQ")) > 0}
-    if gain != gain and len(layers) < 2:
-        return None
-    best = max(layers, key=lambda label: layers[label], default="none")
-    change = f"changes PQ by {gain:+.1f}" if abs(gain) >= 0.05 else "leaves PQ as it is"
-    return f"Refinement {change}; of the layer sets, {best} comes first"
-
-
-def efficiency(results: Results) -> Figure | None:
+def _efficiency(results: Results) -> Figure | None:
     """Table 6: FLOPs and time on a logarithmic scale."""
     if results.efficiency.empty:
         return None
-    methods = _methods(6)
-    figure, panels = _panels(2, 3.8)
+    methods, (figure, panels) = _methods(6), _panels(2, 3.8)
     for axes, column in zip(panels, ("TFLOPs", "seconds")):
         for y, method in enumerate(methods):
             value, printed = study_mean(results, 6, method.id, column), paper_number(6, method.id, column)
             if value == value:
                 axes.barh(y, value, 0.62, color=method.colour, zorder=2)
                 axes.annotate(f"{value:.3g}", (value, y), (6, 0), textcoords="offset points", va="center", fontsize=11)
-            if printed:
-                _diamond(axes, printed, y)
+            _diamond(axes, printed, y)
         axes.set_xscale("log")
         left, right = axes.get_xlim()
         axes.set_xlim(left / 2, right * 2)
@@ -181,34 +136,33 @@ def efficiency(results: Results) -> Figure | None:
         axes.set_title(f"{column}, {results.cost_model(TABLES[6].columns[column][1])} (logarithmic)")
         _horizontal(axes, [method.label if axes is panels[0] else "" for method in methods])
     ratio = study_mean(results, 6, "clip_baseline", "seconds") / study_mean(results, 6, "wo_rma", "seconds")
-    message = f"Mask tokens: {ratio:.3g} times the speed of one CLIP pass per mask"
-    detail = "Table 6; the features of 100 masks of one image"
-    return _title(figure, message if ratio > 0 else "What 100 masks cost", detail, [])
+    message = f"Mask tokens: {ratio:.3g} times the speed of one CLIP pass per mask" if ratio > 0 else "Cost"
+    return _title(figure, message, "Table 6; the features of 100 masks of one image", [])
 
 
-def seed_spread(results: Results) -> Figure | None:
+def _seed_spread(results: Results) -> Figure | None:
     """Every seed's PQ and mIoU, one line a seed: is the order of the methods the same each time?"""
-    if len(results.seeds) < 2 or not _measured(results, 3):
+    frames = []
+    for number, column in ((3, "PQ"), (2, "A-150")):
+        values = {m.id: study_values(results, number, m.id, column) for m in _methods(number)}
+        frames.append(pd.DataFrame(values).dropna(axis=1, how="all"))
+    if len(results.seeds) < 2 or frames[0].empty:
         return None
     figure, panels = _panels(2, 4.2)
-    same = 0
-    for axes, (number, column, title) in zip(panels, ((3, "PQ", "PQ, A-150 (%)"), (2, "A-150", "mIoU, A-150 (%)"))):
-        frame = pd.DataFrame({m.id: study_values(results, number, m.id, column) for m in _methods(number)})
-        frame = frame.dropna(axis=1, how="all")
+    for axes, frame, title in zip(panels, frames, ("PQ, A-150 (%)", "mIoU, A-150 (%)")):
         axes.plot(range(frame.shape[1]), frame.to_numpy().T, color=MUTED, linewidth=1.2, alpha=0.7, zorder=2)
-        for x, method in enumerate(METHODS[str(name)] for name in frame):
+        methods = [METHODS[str(name)] for name in frame]
+        for x, method in enumerate(methods):
             axes.scatter([x] * len(frame), frame[method.id], s=70, color=method.colour, edgecolor="white", zorder=3)
-        labels = [METHODS[str(name)].label.replace("MaskCLIP ", "MaskCLIP\n") for name in frame]
-        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xticks(range(len(methods)), [m.label.replace("MaskCLIP ", "MaskCLIP\n") for m in methods])
         axes.set_title(title)
         axes.margins(x=0.08, y=0.12)
-        same += len(frame.rank(axis=1).drop_duplicates()) == 1
+    same = sum(len(frame.rank(axis=1).drop_duplicates()) == 1 for frame in frames)
     message = f"The order of the methods is the same in every seed on {same} of 2 measures"
-    detail = f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2"
-    return _title(figure, message, detail)
+    return _title(figure, message, f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2")
 
 
-def attributes(results: Results) -> Figure | None:
+def _attributes(results: Results) -> Figure | None:
     """C18: words that differ in one attribute, told apart without having been trained on."""
     if results.attributes.empty:
         return None
@@ -227,19 +181,21 @@ def attributes(results: Results) -> Figure | None:
 
 
 def training_curves(results: Results) -> Figure | None:
-    """The smoothed training losses: visual encoders left, proposal networks right."""
+    """The smoothed training losses: visual encoders left, proposal networks right; None where there are none."""
     if results.curves.empty:
         return None
     curves, quarters = results.curves, {}
-    groups: dict[str, Mapping[str, Method | ProposalNetwork]] = {
-        title: {name: entry for name, entry in table.items() if name in set(curves.method)}
-        for title, table in (("visual encoder", METHODS), ("proposal network", NETWORKS))
+    tables: dict[str, Mapping[str, Method | ProposalNetwork]] = {
+        "visual encoder": METHODS,
+        "proposal network": NETWORKS,
     }
-    figure, panels = _panels(len(shown := {title: table for title, table in groups.items() if table}), 4.3)
-    for axes, (title, table) in zip(panels, shown.items()):
-        for name, entry in table.items():
-            runs = curves[curves.method == name].pivot_table(index="step", columns="seed", values="loss").dropna()
-            smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), getattr(entry, "label", name)
+    trained = {title: [table[name] for name in table if name in set(curves.method)] for title, table in tables.items()}
+    shown = {title: entries for title, entries in trained.items() if entries}
+    figure, panels = _panels(len(shown), 4.3)
+    for axes, (title, entries) in zip(panels, shown.items()):
+        for entry in entries:
+            runs = curves[curves.method == entry.id].pivot_table(index="step", columns="seed", values="loss").dropna()
+            smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), getattr(entry, "label", entry.id)
             lowest, highest = smooth.min(axis=1), smooth.max(axis=1)
             axes.fill_between(smooth.index, lowest, highest, color=entry.colour, alpha=0.15, lw=0)
             axes.plot(smooth.index, smooth.mean(axis=1), color=entry.colour, linewidth=2, label=label)
@@ -249,13 +205,13 @@ def training_curves(results: Results) -> Figure | None:
         axes.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     of = "MaskCLIP" if "MaskCLIP" in quarters else next(iter(quarters))
     message = "Training {}: mean loss {:.1f} in the first quarter, {:.1f} in the last".format(of, *quarters[of])
-    several = f"; mean of {n} seeds, band: their range" if (n := curves.seed.nunique()) > 1 else ""
-    return _title(figure, message, f"encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed{several}")
+    detail = "encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed; mean of seeds, band: their range"
+    return _title(figure, message, detail)
 
 
 def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -> Figure:
     """The proposals' quality (0 to 1) by group of segments; a panel a value of one column."""
-    panels = list(table[panel].unique())
+    panels = table[panel].unique()
     figure, all_axes = _panels(len(panels), 4.0)
     colours = {name: network.colour for name, network in NETWORKS.items() if name in set(table.source)}
     ordered = table.rename(columns={"source": "row"}).sort_values("group", key=lambda group: group.map(_GROUPS.index))
@@ -267,45 +223,44 @@ def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -
     return _title(figure, message, detail)
 
 
-def proposal_quality(results: Results) -> Figure | None:
+def _proposal_quality(results: Results) -> Figure | None:
     """AR@100 and mean best IoU of the proposals for every group of ground-truth segments."""
     table = results.proposal_quality
     if table.empty or (table := table[~table.source.isin(_TWINS)]).empty:
         return None
-    dataset, source = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0], table.source.iloc[0]
+    dataset = "a150" if "a150" in set(table.dataset) else table.dataset.iloc[0]
     table = table[table.dataset == dataset].replace({"metric": {"AR100": "AR@100", "mean_best_iou": "mean best IoU"}})
-    message, metric = "How good the proposals are", table.metric.iloc[0]
+    source, metric = table.source.iloc[0], table.metric.iloc[0]
     means = table[(table.metric == metric) & (table.source == source)].groupby("group").value.mean()
-    if {"novel", "trained"} <= set(means.index):
-        novel, trained = (f"{means[group]:.2f}" for group in ("novel", "trained"))
-        message = f"Proposals, {metric}: {novel} on categories never trained on, {trained} on trained ones"
+    said = [f"{means[group]:.2f} on {group} categories" for group in ("novel", "trained") if group in means]
+    message = f"Proposals, {metric}: {', '.join(said) or f'{means.iloc[0]:.2f}'}"
     return _quality_chart(table, "metric", message, f"{source}; data set {dataset}; by group of annotated segments")
 
 
-def class_supervision(results: Results) -> Figure | None:
+def _class_supervision(results: Results) -> Figure | None:
     """AR@100 of one network, trained with class supervision and without, from the same start."""
     table = results.proposal_quality
     if table.empty or not {*_TWINS} <= {*table.source}:
         return None
     table = table[(table.metric == "AR100") & table.source.isin(_TWINS)].assign(panel="AR@100, " + table.dataset)
     differences = []
-    for (dataset, group), values in table.groupby(["dataset", "group"], sort=False):
-        if group in ("all", "novel"):
-            seeds = values.pivot_table(index="seed", columns="source", values="value")
-            mean, half = interval(seeds.class_agnostic - seeds.class_aware)
-            differences.append(f"{dataset} {group} {mean:+.3f}" + (f" ± {half:.3f}" if half == half else ""))
+    for (dataset, group), values in table[table.group.isin(("all", "novel"))].groupby(["dataset", "group"], sort=False):
+        seeds = values.pivot_table(index="seed", columns="source", values="value")
+        mean, half = interval(seeds.class_agnostic - seeds.class_aware)
+        differences.append(f"{dataset} {group} {mean:+.3f}" + (f" ± {half:.3f}" if half == half else ""))
     detail = f"class-agnostic minus class-aware, seed by seed: {', '.join(differences)}"
     return _quality_chart(table, "panel", "Masks learned without classes and with them", detail)
 
 
-def comparisons(judgements: list[Judgement]) -> Figure | None:
+def _comparisons(judgements: list[Judgement]) -> Figure | None:
     """Every difference the claims speak of, relative to its second side."""
     pairs = [(judged.claim, outcome) for judged in judgements for outcome in judged.outcomes]
-    shown = [(claim, outcome, outcome.b) for claim, outcome in pairs if outcome.kind == "difference" and outcome.b]
+    shown = [(claim, outcome, outcome.b) for claim, outcome in pairs if outcome.kind == "difference" and outcome.b > 0]
     if not shown:
         return None
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.3 * len(shown)), layout="none")
-    figure.subplots_adjust(left=0.3, right=0.99, top=0.995, bottom=0.8 / figure.get_size_inches()[1])
+    height = 1.2 + 0.3 * len(shown)
+    figure, (axes,) = _panels(1, height, layout="none")
+    figure.subplots_adjust(left=0.3, right=0.99, top=0.995, bottom=0.8 / height)
     beside, before = axes.get_yaxis_transform(), None
     for y, (claim, outcome, base) in enumerate(shown):
         if claim is not before:
@@ -315,8 +270,7 @@ def comparisons(judgements: list[Judgement]) -> Figure | None:
             before = claim
         mean, half = 100 * outcome.value / base, np.nan_to_num(100 * (outcome.high - outcome.value) / base)
         axes.errorbar(mean, y, xerr=half, fmt="o", markersize=7, elinewidth=2.4, color=_STATES[outcome.state], zorder=4)
-        if outcome.paper_a and outcome.paper_b:
-            _diamond(axes, (outcome.paper_a / outcome.paper_b - 1) * 100, y, zorder=3)
+        _diamond(axes, (outcome.paper_a / outcome.paper_b - 1) * 100, y, zorder=3)
     _horizontal(axes, [outcome.label for _, outcome, _ in shown])
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("symlog", linthresh=20)
@@ -330,47 +284,39 @@ def comparisons(judgements: list[Judgement]) -> Figure | None:
     return _title(figure, message, f"every difference behind C1 to C8 and C14 to C17{several}", handles)
 
 
-# name -> the tables it draws, and its message (None: there is nothing to see)
-TABLE_CHARTS: dict[str, tuple[tuple[int, ...], Callable[[Results], str | None]]] = {
-    "table2_semantic": ((2,), _semantic),
-    "table3_panoptic": ((3,), lambda results: f"Panoptic quality: {_versus(results, 3, 'PQ')}"),
-    "table4_instance": ((4,), lambda results: f"Instances, LVIS AP: {_versus(results, 4, 'LVIS AP')}"),
-    "table5_split": ((5,), _split),
-    "table7_ground_truth": ((7,), _ground_truth),
-    "tables8_9_ablations": ((8, 9), _ablations),
+_BOTH = ("maskclip", "clip_baseline")
+# name -> the tables it draws; what its title compares, in which column, of which methods
+_TABLE_CHARTS: dict[str, tuple[tuple[int, ...], str, str, tuple[str, ...]]] = {
+    "table2_semantic": ((2,), "mIoU, A-150", "A-150", _BOTH),
+    "table3_panoptic": ((3,), "Panoptic quality", "PQ", _BOTH),
+    "table4_instance": ((4,), "Instances, LVIS AP", "LVIS AP", _BOTH),
+    "table5_split": ((5,), "AP50 of classes never trained on", "generalized target", ("maskclip_split",)),
+    "table7_ground_truth": ((7,), "Panoptic quality", "PQ", ("maskclip", "maskclip_gt")),
+    "tables8_9_ablations": ((8, 9), "Panoptic quality", "PQ", ("maskclip", "wo_refinement")),
 }
 # name -> how to draw it (None: its results are missing), its caption
 CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
-    "table6_efficiency": (efficiency, f"Table 6. {TABLES[6].title}."),
-    "seeds": (seed_spread, "The spread over seeds."),
-    "attributes": (attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
+    name: (partial(_table_chart, *chart), " ".join(f"Table {n}. {TABLES[n].title}." for n in chart[0]))
+    for name, chart in _TABLE_CHARTS.items()
+} | {
+    "table6_efficiency": (_efficiency, f"Table 6. {TABLES[6].title}."),
+    "seeds": (_seed_spread, "The spread over seeds."),
+    "attributes": (_attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
     "training_curves": (training_curves, "Training of both stages."),
-    "proposal_quality": (proposal_quality, "Quality of the proposals."),
-    "class_supervision": (class_supervision, "What class labels do to the masks (Sec. 3.1)."),
+    "proposal_quality": (_proposal_quality, "Quality of the proposals."),
+    "class_supervision": (_class_supervision, "What class labels do to the masks (Sec. 3.1)."),
 }
-
-
-def _draw(results: Results, judgements: list[Judgement]) -> Iterator[tuple[str, Figure | None, str]]:
-    """Name, chart and caption."""
-    yield "claims", comparisons(judgements), "The comparisons behind the claims."
-    for name, (numbers, say) in TABLE_CHARTS.items():
-        message = say(results) if any(_measured(results, number) for number in numbers) else None
-        caption = " ".join(f"Table {number}. {TABLES[number].title}." for number in numbers)
-        yield name, _table_chart(numbers, message, results) if message else None, caption
-    for name, (draw, caption) in CHARTS.items():
-        yield name, draw(results), caption
 
 
 def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
     """Draw every chart there are results for into `folder`; name -> (file, caption)."""
-    drawn = {}
-    with as_file(files(__package__) / "report.mplstyle") as style, plt.style.context(["default", style]):
-        for name, figure, caption in _draw(results, judgements):
-            path = folder / f"{name}.png"
+    drawn, claims = {}, (lambda _: _comparisons(judgements), "The comparisons behind the claims.")
+    with as_file(files(__package__) / "report.mplstyle") as look, matplotlib.style.context(["default", look]):
+        for name, (draw, caption) in {"claims": claims, **CHARTS}.items():
+            path, figure = folder / f"{name}.png", draw(results)
             if figure is None:  # a chart of former results would be shown as if it were of these
                 path.unlink(missing_ok=True)
                 continue
             write_atomically(path, figure.savefig)
-            plt.close(figure)
             drawn[name] = path, caption
     return drawn

@@ -7,6 +7,9 @@ import io
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -14,39 +17,63 @@ import jinja2
 import torch
 from PIL import Image
 
-from study.report import claims
-from study.report.results import Results
-from study.report.tables import Table, paper_number, read_data, study_mean
+from maskclip.files import write_atomically
+from study.report import claims, tables
+from study.report.figures import draw_figures
+from study.report.results import Results, read_results
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "accelerate", "pycocotools", "numpy", "pandas")
 _LARGE = 700_000  # bytes; larger pictures are re-encoded: the report must be small enough to mail
-# The few numbers to remember: scores, and ratios of two methods' scores, with their names.
-_SCORES = ((3, "PQ", "PQ, A-150"), (2, "A-150", "mIoU, A-150"))
-_RATIOS = (
+# The few numbers to remember: table, column, two methods, what it is and, of a ratio of the two, over what.
+_HEADLINES = (
+    (3, "PQ", "maskclip", "clip_baseline", "PQ, A-150", ""),
+    (2, "A-150", "maskclip", "clip_baseline", "mIoU, A-150", ""),
     (6, "TFLOPs", "clip_baseline", "maskclip", "fewer FLOPs for 100 masks", "than one CLIP pass per mask"),
     (7, "PQ", "maskclip_gt", "maskclip", "PQ with ground-truth masks", "over MaskCLIP on its own proposals"),
 )
 
 
-def render_page(
-    results: Results, tables: dict[int, Table], judgements: list[claims.Judgement], figures: dict[str, tuple[Path, str]]
-) -> str:
+def build_report(
+    results_dir: str | Path,
+    reports_dir: str | Path,
+    seeds: Sequence[int] | None = None,
+    reasons: str | Path | None = None,
+) -> Path:
+    """Write the report on results/<profile> into a folder; return the HTML page's path.
+
+    Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png;
+    metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`. `seeds` leaves other seeds' results
+    out; `reasons` is a YAML file of what people found out (None: `reports_dir/reasons.yaml`).
+
+    Raises:
+        FileNotFoundError, ValueError: as read_results and read_reasons; no file `reasons`.
+    """
+    if reasons is not None and not Path(reasons).is_file():
+        raise FileNotFoundError(f"there is no file of reasons {reasons}")
+    out, results = Path(reports_dir), read_results(results_dir, seeds)
+    found = claims.read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
+    judged = claims.judge_claims(results, found)
+    built = {number: tables.build_table(results, number, found.get(f"Table {number}", "")) for number in tables.TABLES}
+    figures = draw_figures(results, judged, out / "figures")
+    texts = claims.claims_files(judged) | {"index.html": _page(results, built, judged, figures)}
+    for number, table in built.items():
+        texts[f"plots/table{number}.csv"] = tables.to_plots(table)
+        texts[f"tables/table{number}.csv"] = tables.to_csv(table)
+        texts[f"tables/table{number}.md"] = tables.to_markdown(table)
+        texts[f"tables/table{number}.tex"] = tables.to_latex(table)
+    for name, content in texts.items():
+        write_atomically(out / name, partial(Path.write_text, data=content, encoding="utf-8"))
+    return out / "index.html"
+
+
+def _page(results: Results, built: dict[int, tables.Table], judgements: list[claims.Judgement], figures: dict) -> str:
     """The whole report as one HTML text without a single outside address to load from."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.from_string(read_data("report.html")).render(
-        results=results,
-        tables=tables,
-        judgements=judgements,
-        figures=figures,
-        embed=embed_picture,
-        rule=claims.RULE,
-        counts=claims.count_verdicts(judgements),
-        headlines=headlines(results),
-        facts=run_facts(results),
-        times=results.times.to_dict("records"),
-    )
+    text, undefined = tables.read_data("report.html"), jinja2.StrictUndefined
+    page = jinja2.Template(text, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
+    counts, times = claims.count_verdicts(judgements), results.times.to_dict("records")
+    said = {"rule": claims.RULE, "counts": counts, "headlines": _headlines(results), "facts": _run_facts(results)}
+    shown = {"judgements": judgements, "tables": built, "figures": figures, "times": times}
+    return page.render(results=results, embed=embed_picture, **said, **shown)
 
 
 def embed_picture(path: Path) -> str:
@@ -62,26 +89,23 @@ def embed_picture(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def headlines(results: Results) -> list[dict[str, str]]:
+def _headlines(results: Results) -> list[dict[str, str]]:
     """The few numbers to remember; those that were not measured are left out."""
     found = []
-    for table, column, name in _SCORES:
-        best, base = (study_mean(results, table, method, column) for method in ("maskclip", "clip_baseline"))
-        paper = ", ".join(f"{paper_number(table, method, column):.1f}" for method in ("maskclip", "clip_baseline"))
-        if best == best and base == base:
-            detail = f"MaskCLIP; CLIP Baseline {base:.1f} (paper: {paper})"
-            found.append({"value": f"{best:.1f}", "name": name, "detail": detail})
-    for table, column, a, b, name, detail in _RATIOS:
-        above, below = (study_mean(results, table, method, column) for method in (a, b))
-        printed = [paper_number(table, method, column) or float("nan") for method in (a, b)]
-        if above == above and below > 0:
-            detail = f"{detail} (paper: {printed[0] / printed[1]:.3g}×)"
-            found.append({"value": f"{above / below:.3g}×", "name": name, "detail": detail})
+    for table, column, a, b, name, ratio in _HEADLINES:
+        ours, other = (tables.study_mean(results, table, method, column) for method in (a, b))
+        paper, papers_other = (tables.paper_number(table, method, column) for method in (a, b))
+        if ratio and other > 0 and ours == ours:
+            detail = f"{ratio} (paper: {paper / papers_other:.3g}×)"
+            found.append({"value": f"{ours / other:.3g}×", "name": name, "detail": detail})
+        elif not ratio and ours == ours and other == other:
+            detail = f"MaskCLIP; CLIP Baseline {other:.1f} (paper: {paper:.1f}, {papers_other:.1f})"
+            found.append({"value": f"{ours:.1f}", "name": name, "detail": detail})
     return found
 
 
-def run_facts(results: Results) -> dict[str, str]:
-    """What ran: profile, seeds, versions, machine, commit."""
+def _run_facts(results: Results) -> dict[str, str]:
+    """What ran: profile, seeds, versions, machine and, in a checkout, the commit."""
     versions = {"python": platform.python_version()} | {package: metadata.version(package) for package in _PACKAGES}
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     facts = {
@@ -90,13 +114,7 @@ def run_facts(results: Results) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{gpu}",
     }
-    return facts | ({"commit": commit} if (commit := _commit()) else {})
-
-
-def _commit() -> str | None:
-    """The commit of the checkout the study runs in, if it is one."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
+    with suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, check=True, timeout=10)
+        facts["commit"] = said.stdout.decode().strip()
+    return facts

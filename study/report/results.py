@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from study.methods import METHODS, NETWORKS
+from study.methods import METHODS, NETWORKS, SCORE_COLUMNS
 
-SCORE_COLUMNS = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]
 # Other results, by the beginning of their files' names, which is also their field in Results.
 _COLUMNS = {
     "scores": SCORE_COLUMNS,
@@ -31,18 +30,14 @@ _SAME_DATASET = {"a150_semantic": "a150", "a150_instances": "a150"}
 
 @dataclass
 class Results:
-    """One profile's results, all seeds together; what is not there is an empty table.
-
-    `scores` has SCORE_COLUMNS, values in percent; `times` has stage, seconds and peak_gb; `pictures` are the
-    notebooks' pictures with their captions.
-    """
+    """One profile's results, all seeds together; `scores` in percent, `pictures` with captions."""
 
     scores: pd.DataFrame
-    efficiency: pd.DataFrame = field(default_factory=pd.DataFrame)
-    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
-    proposal_quality: pd.DataFrame = field(default_factory=pd.DataFrame)
-    attributes: pd.DataFrame = field(default_factory=pd.DataFrame)
-    times: pd.DataFrame = field(default_factory=pd.DataFrame)
+    efficiency: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["efficiency"]))
+    curves: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["curves"]))
+    proposal_quality: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["proposal_quality"]))
+    attributes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["attributes"]))
+    times: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["times"]))
     pictures: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
@@ -65,16 +60,12 @@ class Results:
     def cost(self, method: str, metric: str) -> pd.Series:
         """`time_s`, `tflops` or `peak_gb` for 100 masks of one image, on `cost_model(metric)`."""
         table = self.efficiency
-        if table.empty:
-            return pd.Series(dtype=float)
         measured = (table.model == self.cost_model(metric)) & (table.masks == 100)
-        chosen = table[measured & (table.method == method) & (table.metric == metric)]
-        return chosen.reset_index(drop=True)["value"]
+        return table[measured & (table.method == method) & (table.metric == metric)].reset_index(drop=True)["value"]
 
     def cost_model(self, metric: str) -> str | None:
         """The model a cost was measured on: the paper's ViT-L/14, else the first one."""
-        table = self.efficiency
-        models = [str(m) for m in table[table.metric == metric].model.unique()] if len(table) else []
+        models = [str(model) for model in self.efficiency.query("metric == @metric").model.unique()]
         return next((m for m in models if "L-14" in m or "L/14" in m), models[0] if models else None)
 
 
@@ -88,16 +79,13 @@ def interval(values: pd.Series | np.ndarray) -> tuple[float, float]:
 
 
 def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Results:
-    """Read a profile's results: `<seed>/<stage>.csv` and what lies beside them.
+    """Read a profile's results from `folder`, results/<profile>, and its times from runs/<profile>/times.
 
-    Args:
-        folder: results/<profile>, such as results/mini; times lie in runs/<profile>/times.
-        seeds: leave out what other seeds have left there.
+    `seeds`: leave out what other seeds have left there.
 
     Raises:
         FileNotFoundError: the folder, or any score in it, is missing.
-        ValueError: a file is cut off, lacks a column or has an unknown method; two profiles are
-            mixed; one value is given twice.
+        ValueError: a file is cut off, lacks a column or has an unknown method; profiles are mixed; a value is twice.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -105,29 +93,22 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
     numbered = sorted((path for path in root.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     folders = [root, *(path for path in numbered if seeds is None or int(path.name) in seeds)]
     found: dict[str, list[pd.DataFrame]] = {kind: [] for kind in _COLUMNS}
-    for path in (path for folder in folders for path in _csv_files(folder)):
+    written = "[!.]*.csv"  # hidden ones are what a killed process had begun to write
+    for path in (path for folder in folders for path in sorted(folder.glob(written))):
         kind = next((k for k in _COLUMNS if path.stem == k or path.stem.startswith(f"{k}_")), "scores")
         found[kind].append(_read_csv(path, kind))
-    for path in _csv_files(root.parent.parent / "runs" / root.name / "times"):
+    for path in sorted((root.parent.parent / "runs" / root.name / "times").glob(written)):
         seed, _, stage = path.stem.partition("-")  # <seed>-<stage>, or <stage> where no seed matters
         if seeds is None or not seed.isdigit() or int(seed) in seeds:
             found["times"].append(_read_csv(path, "times").assign(stage=stage if seed.isdigit() else path.stem))
     if not found["scores"]:
-        raise FileNotFoundError(
-            f"no scores in {root} (expected <seed>/<stage>.csv files); name a profile's folder, such as results/mini, "
-            "and run the study first"
-        )
+        raise FileNotFoundError(f"no scores in {root}/<seed>/*.csv; name a profile's folder and run the study first")
     tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in found.items() if parts}
     tables["scores"] = _clean_scores(tables["scores"])
     if "times" in tables:
         stages = tables["times"].groupby("stage", as_index=False)
         tables["times"] = stages.agg(seconds=("seconds", "mean"), peak_gb=("peak_gb", "max"))
     return Results(**tables, pictures=[picture for folder in folders[:2] for picture in _pictures(folder / "figures")])
-
-
-def _csv_files(folder: Path) -> list[Path]:
-    """By name, without hidden ones: those are what a killed process had begun to write."""
-    return sorted(folder.glob("[!.]*.csv"))
 
 
 def _read_csv(path: Path, kind: str) -> pd.DataFrame:

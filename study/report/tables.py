@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import resources
 
 import pandas as pd
@@ -18,7 +17,7 @@ DASH = "–"  # a result that is not there
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What one of the paper's tables holds; tables.yaml says what its parts mean."""
+    """What one of the paper's tables holds, see tables.yaml."""
 
     title: str
     columns: dict[str, tuple[str, str]]
@@ -35,11 +34,16 @@ def read_data(name: str) -> str:
 
 
 TABLES = {number: TableSpec(**parts) for number, parts in YAML(typ="safe").load(read_data("tables.yaml")).items()}
+# (table, row, column) -> the number as the paper prints it
+PAPER_NUMBERS = {
+    (int(line["table"]), line["row"], line["column"]): line["value"]
+    for line in csv.DictReader(read_data("paper_numbers.csv").splitlines())
+}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table; of the study with its mean, 95 % half-width and number of seeds."""
+    """One number of a table, with its 95 % half-width."""
 
     text: str = DASH
     mean: float = float("nan")
@@ -47,64 +51,21 @@ class Cell:
     seeds: int = 0
     best: bool = False
 
-    @property
-    def full(self) -> tuple[str, str, str]:
-        """Number, half-width and seeds as a CSV file has them."""
-        if not self.seeds:
-            return "" if self.text == DASH else self.text, "", ""
-        return f"{self.mean:.4f}", f"{self.half:.4f}" if self.half == self.half else "", str(self.seeds)
-
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables, filled: for each method the paper's numbers and the study's.
-
-    frame: `Method`, in Table 2 `COCO training data`, and `Numbers` (whose: `paper`, `paper (cited)` or `study`) as
-        texts, then a Cell a column.
-    """
+    """One of the paper's tables, filled. `frame` has `Method`, in Table 2 `COCO training data`, and `Numbers`
+    (`paper`, `paper (cited)` or `study`) as texts, then a Cell a column."""
 
     number: int
+    spec: TableSpec
     frame: pd.DataFrame
-    remark: str = ""
-
-    @property
-    def spec(self) -> TableSpec:
-        """Its title and columns."""
-        return TABLES[self.number]
-
-    @property
-    def caption(self) -> str:
-        """Its number in the paper and its title."""
-        return f"Table {self.number}. {self.spec.title}"
-
-    @property
-    def footnote(self) -> str:
-        """What the numbers are, and how many seeds stand behind the study's."""
-        counts = sorted({cell.seeds for cell in self.frame[list(self.spec.columns)].to_numpy().flat if cell.seeds})
-        if not counts:
-            return f"{self.remark} No result of the study yet ({DASH}).".strip()
-        seeds = f"mean over {' or '.join(map(str, counts))} seeds ± half-width of the 95 % interval (t distribution)"
-        if self.number == 6:
-            seeds = "one measurement each"
-        elif counts == [1]:
-            seeds = "one seed, so no interval"
-        bold = "bold: the study's best; " if self.spec.contest else ""
-        cited = "paper (cited)" in set(self.frame.Numbers) and self.number != 6
-        source = " Cited: the paper's numbers, not run here." if cited else ""
-        return f"{self.remark} Study: {seeds}; {bold}{DASH}: not measured.{source}".strip()
+    footnote: str
 
 
-@cache
-def paper_numbers() -> dict[tuple[int, str, str], str]:
-    """(table, row, column) -> the number as the paper prints it."""
-    lines = csv.DictReader(read_data("paper_numbers.csv").splitlines())
-    return {(int(line["table"]), line["row"], line["column"]): line["value"] for line in lines}
-
-
-def paper_number(number: int, method: str, column: str) -> float | None:
-    """A number of the paper, of a method of METHODS; None where it prints none."""
-    printed = paper_numbers().get((number, METHODS[method].label_in(number), column))
-    return float(printed) if printed else None
+def paper_number(number: int, method: str, column: str) -> float:
+    """A number of the paper, of a method of METHODS; NaN where it prints none."""
+    return float(PAPER_NUMBERS.get((number, METHODS[method].label_in(number), column), "nan"))
 
 
 def study_values(results: Results, number: int, method: str, column: str) -> pd.Series:
@@ -120,32 +81,46 @@ def study_mean(results: Results, number: int, method: str, column: str) -> float
 
 def table_rows(number: int) -> dict[str, Method | None]:
     """Label -> method (None: a system the paper cites), in the paper's order, new rows last."""
-    printed, own = (row for table, row, _ in paper_numbers() if table == number), rows_of(number)
+    printed, own = (row for table, row, _ in PAPER_NUMBERS if table == number), rows_of(number)
     return {row: own.get(row) for row in (*printed, *own)}
 
 
 def build_table(results: Results, number: int, found: str = "") -> Table:
-    """Table `number` (2 to 9): of each row the paper's numbers and, unless cited, the study's.
-
-    What people `found` out about it (see claims.read_reasons) follows in its footnote.
-    """
+    """Table `number` (2 to 9) with the paper's numbers and the study's; `found`: what people found out, for below."""
     spec, lines = TABLES[number], []
     rows, columns = table_rows(number), list(spec.columns)
     own = {m.id: [study_values(results, number, m.id, column) for column in columns] for m in rows.values() if m}
     best = pd.DataFrame(own).map(lambda values: interval(values)[0]).max(axis=1)
     for row, method in rows.items():
         note = method.supervision if method else spec.supervision.get(row, "")
-        printed = [Cell(paper_numbers().get((number, row, column), DASH)) for column in columns]
+        printed = [Cell(PAPER_NUMBERS.get((number, row, column), DASH)) for column in columns]
         if any(cell.text != DASH for cell in printed):
             lines.append([row, note, "paper" if method and method.network else "paper (cited)", *printed])
         if method:
             cells = [_study_cell(values, spec, top) for values, top in zip(own[method.id], best)]
             lines.append([row, note, "study", *cells])
     frame = pd.DataFrame(lines, columns=["Method", "COCO training data", "Numbers", *columns])
+    frame = frame if number == 2 else frame.drop(columns="COCO training data")
     costs = {c: results.cost_model(metric) for c, (dataset, metric) in spec.columns.items() if dataset == "efficiency"}
     models = ", ".join(f"{column} with {model}" for column, model in costs.items() if model)
-    remark = " ".join(filter(None, [spec.remark, models and f"Study: {models}.", found]))
-    return Table(number, frame if number == 2 else frame.drop(columns="COCO training data"), remark)
+    notes = (spec.remark, models and f"Study: {models}.", found, _what_numbers_are(number, frame))
+    return Table(number, spec, frame, " ".join(filter(None, notes)))
+
+
+def _what_numbers_are(number: int, frame: pd.DataFrame) -> str:
+    """What stands in a table, and how many seeds stand behind the study's numbers."""
+    counts = sorted({cell.seeds for cell in frame[list(TABLES[number].columns)].to_numpy().flat if cell.seeds})
+    if not counts:
+        return f"No result of the study yet ({DASH})."
+    seeds = f"mean over {' or '.join(map(str, counts))} seeds ± half-width of the 95 % interval (t distribution)"
+    if number == 6:
+        seeds = "one measurement each"
+    elif counts == [1]:
+        seeds = "one seed, so no interval"
+    bold = "bold: the study's best; " if TABLES[number].contest else ""
+    cited = "paper (cited)" in set(frame.Numbers) and number != 6
+    source = " Cited: the paper's numbers, not run here." if cited else ""
+    return f"Study: {seeds}; {bold}{DASH}: not measured.{source}"
 
 
 def _study_cell(values: pd.Series, spec: TableSpec, best: float) -> Cell:
@@ -160,15 +135,31 @@ def to_csv(table: Table) -> str:
     """Tidy: one line per method and source; the study's with full precision, `±` and `seeds`."""
     parts = {"method": table.frame.Method, "numbers": table.frame.Numbers}
     for column in table.spec.columns:
-        for i, end in enumerate(("", " ±", " seeds")):
-            parts[column + end] = table.frame[column].map(lambda cell, i=i: cell.full[i])
-    return pd.DataFrame(parts).to_csv(index=False, lineterminator="\n")
+        cells = table.frame[column]
+        parts[column] = cells.map(lambda cell: f"{cell.mean:.4f}" if cell.seeds else cell.text.replace(DASH, ""))
+        parts[f"{column} ±"] = cells.map(lambda cell: f"{cell.half:.4f}" if cell.half == cell.half else "")
+        parts[f"{column} seeds"] = cells.map(lambda cell: cell.seeds or "")
+    return plain_csv(pd.DataFrame(parts))
+
+
+def to_plots(table: Table) -> str:
+    """The study's rows, means over seeds, as `dvc plots show` draws them."""
+    study = table.frame[table.frame.Numbers == "study"]
+    means = study[list(table.spec.columns)].map(lambda cell: round(cell.mean, 4)).dropna(axis=1, how="all")
+    means.insert(0, "method", study.Method)
+    return plain_csv(means)
+
+
+def plain_csv(frame: pd.DataFrame) -> str:
+    """The same text on every system."""
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def to_markdown(table: Table) -> str:
     """The table in GitHub's Markdown: caption, cells, footnote; the study's best numbers bold."""
     frame = table.frame.map(lambda v: v if isinstance(v, str) else f"**{v.text}**" if v.best else v.text)
-    return f"**{table.caption}**\n\n{markdown(frame, len(table.spec.columns))}\n\n{table.footnote}\n"
+    cells = markdown(frame, len(table.spec.columns))
+    return f"**Table {table.number}. {table.spec.title}**\n\n{cells}\n\n{table.footnote}\n"
 
 
 def markdown(frame: pd.DataFrame, numbers: int = 0) -> str:

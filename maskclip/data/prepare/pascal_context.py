@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.io
 
-from maskclip.data.masks import decode
+from maskclip.data.coco import decode
 from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size, size_of
 from maskclip.data.prepare.filling import Placing, filling, place, put_image, put_names, run
 
