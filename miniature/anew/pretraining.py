@@ -26,7 +26,7 @@ from transformers import ResNetBackbone
 
 from maskclip.data import Annotation, Category, Dataset, Segment
 from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
-from maskclip.proposals.backbone import resnet_config, set_normalization
+from maskclip.proposals.backbone import resnet_config, set_up_backbone
 from maskclip.settings import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, from_mapping
 from maskclip.training.proposal_networks import train_proposals
 from miniature.anew.captions import training_scenes
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.backbone: Any = ResNetBackbone(resnet_config(config))
-        set_normalization(self.backbone, config.normalization)
+        set_up_backbone(self.backbone, config)
         self.head = nn.Linear(config.widths[-1], len(things()))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
