@@ -74,7 +74,9 @@ def test_benchmark(tmp_path):
     assert set(frame.model) == {"mini_clip"} and set(frame.metric) == {"time_s", "tflops", "peak_gb"}
     assert "rows has ['nonsense']" in failure("benchmark", "--rows", "nonsense")
     (tmp_path / "file").touch()
-    assert "cannot write" in failure("benchmark", *options, "--csv", tmp_path / "file" / "out.csv")
+    assert "cannot write" in failure(
+        "benchmark", *options, "--metrics", "tflops", "--csv", tmp_path / "file" / "out.csv"
+    )
     assert run("benchmark", "--threads", 0).exit_code == 2
 
 

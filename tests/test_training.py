@@ -97,5 +97,5 @@ def test_weights_of_other_layers_or_another_clip_are_refused(tmp_path):
     first = min(weights)
     for changed, said in ({**weights, first: torch.ones(2)}, "misshapen"), ({first: weights[first]}, "missing"):
         save_checkpoint(tmp_path / "encoder.pt", changed)
-        with pytest.raises(ValueError, match=rf"encoder\.pt is of other RMA layers or of another CLIP: {said}: "):
+        with pytest.raises(ValueError, match=rf"encoder\.pt is of other RMA layers or of another CLIP: .*{said}: "):
             load_trained_weights(encoder_of(CLIP), tmp_path / "encoder.pt")

@@ -92,7 +92,9 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], origin: str | Path, igno
     model.load_state_dict(taken(state), strict=False)
 
 
-def check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str | Path) -> None:
+def check_fit(
+    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str | Path, of: str = "another architecture"
+) -> None:
     """ValueError where weights from `origin` are not those wanted; it names keys missing, surplus or misshapen."""
     missing = [f"missing: {key}" for key in wanted if key not in given]
     surplus = [f"surplus: {key}" for key in given if key not in wanted]
@@ -103,4 +105,4 @@ def check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin:
     ]
     if wrong := missing + surplus + misshapen:
         named = "; ".join(missing[:4] + surplus[:4] + misshapen[:4])
-        raise ValueError(f"{origin} is of another architecture: {len(wrong)} keys differ, such as {named}")
+        raise ValueError(f"{origin} is of {of}: {len(wrong)} keys differ, such as {named}")

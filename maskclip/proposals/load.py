@@ -48,7 +48,7 @@ SOURCES = {  # a new source is one entry here
 }
 
 
-def _source_kind(name: str, of: str | Path = "") -> Any:
+def source_kind(name: str, of: str | Path = "") -> Any:
     """The entry `name` of `SOURCES`, which `of` needs; ValueError where there is none, or it is half filled."""
     if (kind := SOURCES.get(name)) is None:
         whose = f"{of} is of the" if of else "there is no"
@@ -70,11 +70,11 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
     if not path.is_file() and not (path / "record.json").is_file():
         if name not in SOURCES:
             return Mask2FormerSource(_any_mask2former(name).to(device), Mask2FormerConfig())
-        if (kind := _source_kind(name)).build:
+        if (kind := source_kind(name)).build:
             raise FileNotFoundError(f"{name} has to be trained; give the folder or file of a trained one")
         return kind.source(device)
     record = _read_record(path)
-    kind = _source_kind(str(record.get("network")), of=path)
+    kind = source_kind(str(record.get("network")), of=path)
     try:
         given, classes = record["config"], int(record["classes"])
         if "backbone" in given:
@@ -97,7 +97,7 @@ def build_network(config: Any, classes: int) -> nn.Module:
     FileNotFoundError or ValueError where the weights to begin with are missing or do not fit.
     """
     names = [name for name, kind in SOURCES.items() if kind.settings is type(config)]
-    kind = _source_kind(names[0] if names else type(config).__name__)
+    kind = source_kind(names[0] if names else type(config).__name__)
     network = kind.build(config, classes)
     if start := getattr(config, "start", None):
         state = read_weights(start) if Path(start).is_file() else _any_mask2former(start).state_dict()

@@ -23,7 +23,7 @@ from maskclip.files import check_as_written, checkpoint_bytes, load_checkpoint, 
 from maskclip.model.clip import Clip, classify, preprocess, text_embeddings
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
-from maskclip.proposals.weights import differences
+from maskclip.proposals.backbone import check_fit
 from maskclip.settings import MaskClipTraining
 from maskclip.training.finished import CHECKPOINT, finish, holds_finished
 from maskclip.training.fit import Training, fit, join_processes, parameter_groups
@@ -103,8 +103,7 @@ def load_trained_weights(encoder: MaskCLIPVisualEncoder, path: str | Path) -> Ma
     for name, value in weights.items():
         if not (isinstance(value, Tensor) and value.dtype == torch.float32 and value.isfinite().all()):
             raise ValueError(f"{path}: {name} is no tensor of finite float32 numbers; delete the file and train again")
-    if wrong := differences(weights, trained_weights(encoder)):
-        raise ValueError(f"{path} is of other RMA layers or of another CLIP: {'; '.join(wrong[:3])}")
+    check_fit(weights, trained_weights(encoder), path, of="other RMA layers or of another CLIP")
     encoder.load_state_dict(weights, strict=False)
     return encoder
 
