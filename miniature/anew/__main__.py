@@ -1,0 +1,127 @@
+"""Makes the miniature's models from nothing, one at a time, each resumable after a kill.
+
+    python -m miniature.anew clip OUT WORK
+    python -m miniature.anew backbone OUT WORK
+    python -m miniature.anew mask2former OUT WORK
+    python -m miniature.anew mask_rcnn OUT WORK
+
+OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+
+from maskclip.evaluation.proposal_quality import ProposalQuality
+from maskclip.model.clip import load_clip
+from maskclip.proposals import load_source
+from miniature.anew.clip_training import train_clip
+from miniature.anew.measuring import name_true_masks, unseen_scenes, zero_shot
+from miniature.anew.pretraining import base_pictures, pretrain
+from miniature.anew.schedule import read_schedule
+
+HERE = Path(__file__).parent
+
+
+def _say(row: dict) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def _table(rows: list[dict], what: dict[str, str]) -> list[str]:
+    """Rows as a Markdown table; `what` gives the columns' titles by key."""
+    frame = pd.DataFrame(rows)[list(what)].rename(columns=what)
+    return ["", frame.to_markdown(index=False, floatfmt=".1f"), ""]
+
+
+@contextmanager
+def _clocked(work: Path) -> Iterator[Callable[[], float]]:
+    """Minutes of one core spent so far, earlier sittings counted in: what ends a sitting writes them down."""
+    file, began = work / "minutes.json", time.process_time()
+    earlier = json.loads(file.read_text()) if file.exists() else 0.0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def minutes() -> float:
+        return earlier + (time.process_time() - began) / 60
+
+    try:
+        yield minutes
+    finally:
+        file.write_text(json.dumps(minutes()))
+
+
+def card(title: str, name: str, plan: Path, seed: int, minutes: float, tables: list[str]) -> str:
+    """A model's card: how it was made, what it cost, how good it is."""
+    made = ", ".join(f"{package} {version(package)}" for package in ("torch", "open_clip_torch", "transformers"))
+    lines = [
+        f"# {title}",
+        "",
+        f"Trained from nothing by one command, `python -m miniature.anew {name} OUT WORK`.",
+        *tables,
+    ]
+    lines += [f"Seed {seed}; {minutes:.0f} minutes of one core ({platform.machine()}, {made}).", "", "The plan:", ""]
+    return "\n".join([*lines, "```yaml", plan.read_text(encoding="utf-8").strip(), "```", ""])
+
+
+def make_clip(out: Path, work: Path, plan: Path = HERE / "clip.yaml", scenes: int = 90) -> None:
+    """Train the mini CLIP, measure it on pictures never trained on, and write curve and card."""
+    schedule = read_schedule(plan)
+    log = train_clip(out, work, schedule, _say)
+    pd.DataFrame(log).to_csv(out / "training.csv", index=False)
+    clip = load_clip(out)
+    singles, masks = zero_shot(clip), name_true_masks(clip, unseen_scenes(1, scenes))
+    minutes = log[-1]["seconds"] / 60
+    measured = {"seed": schedule.seed, "minutes": minutes, "single things": singles, "true masks": masks}
+    (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+    titles = {"accuracy": "named right, %"}
+    tables = _table(singles, {"attribute": "single things", "value": ""} | titles | {"pictures": "pictures"})
+    tables += _table(masks, {"method": "true masks in unseen scenes", "group": ""} | titles | {"segments": "segments"})
+    (out / "README.md").write_text(card("Mini CLIP", "clip", plan, schedule.seed, minutes, tables))
+
+
+def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretraining.yaml", pictures: int = 60) -> None:
+    """Train a backbone or a proposal network's start, measure it on pictures never trained on; curve and card."""
+    seed = yaml.safe_load(plan.read_text(encoding="utf-8"))[name]["seed"]
+    with _clocked(work) as minutes:
+        weights, curve = pretrain(name, plan, out, work, _say)
+    pd.DataFrame(curve).to_csv(out / f"{name}.csv", index=False)
+    if name == "backbone":
+        rows, what = [curve[-1]], {"step": "steps", "accuracy": "share of single things named right in training"}
+    else:
+        unseen = base_pictures(seed + 1, pictures)
+        quality, source = ProposalQuality(unseen.categories, unseen.names), load_source(weights)
+        for sample in unseen:
+            quality.update(source([sample.image])[0], sample)
+        rows = [row | {"value": 100 * row["value"]} for row in quality.compute()]
+        what = {"group": "unseen pictures", "metric": "", "value": "%", "segments": "segments"}
+    text = card(f"Start of {name}", name, plan, seed, minutes(), _table(rows, what))
+    (out / f"{name}.md").write_text(text)
+
+
+def main() -> None:
+    """Make the model that the command line names."""
+    if len(sys.argv) != 4 or sys.argv[1] not in ("clip", "backbone", "mask2former", "mask_rcnn"):
+        raise SystemExit(__doc__)
+    name, out, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    work.mkdir(parents=True, exist_ok=True)
+    if name == "clip":
+        make_clip(out, work)
+    else:
+        make_network(name, out, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Scenes of the miniature: places with stuff above and below, things that are at home there (and odd ones), in depth.
+
+A `Scene` is a description; `painting.paint` draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from miniature.anew.drawings import sprites
+from miniature.anew.words import PLACES, frequency, stuff, things
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.89, 0.18, 0.18), "orange": (0.97, 0.55, 0.12), "yellow": (0.98, 0.84, 0.18), "green": (0.22, 0.66, 0.28),
+    "teal": (0.10, 0.65, 0.65), "blue": (0.18, 0.40, 0.86), "purple": (0.52, 0.26, 0.74), "pink": (0.97, 0.52, 0.72),
+    "brown": (0.53, 0.33, 0.18), "black": (0.13, 0.13, 0.15), "gray": (0.55, 0.56, 0.58), "white": (0.96, 0.96, 0.95),
+}  # fmt: skip
+STYLES = ("sticker", "print", "chalk")  # of the COCO and LVIS mirrors, the ADE20K mirrors, the PASCAL Context mirrors
+SIZES = (0.0, 0.17, 0.23, 0.31, 0.40, 0.50)  # of kinds 1 to 5, in units of the picture's shorter side
+
+# What a place is made of, from above to below: one of each part; a picture of `table` shows one thing only.
+GROUNDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "field": (("sky", "sky", "bush"), ("grass", "grass", "field", "earth", "hay", "playing field")),
+    "street": (("sky", "brick wall", "stone wall", "roof"), ("sidewalk", "path", "platform"),
+               ("road", "road", "railroad", "runway", "gravel")),
+    "water": (("sky",), ("sea", "water", "river")),
+    "air": (("sky",), ("sky", "bush", "roof", "grass")),
+    "room": (("wall", "wall", "tile wall", "curtain", "ceiling", "window blind", "wood"),
+             ("floor", "wooden floor", "carpet")),
+    "table": (("wood", "cloth", "paper", "cardboard", "towel", "blanket", "bedclothes"),),
+    "beach": (("sky",), ("sea", "water"), ("sand",)),
+    "snow": (("sky", "net"), ("snow", "ice")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sticker:
+    """One thing by one artist: centre (x, y) and size in units of the picture's shorter side, angle in degrees, colour
+    by name; `row` is its drawing's in `Sprites`, `shade` in [0, 1) makes its colour lighter or darker."""
+
+    name: str
+    row: int
+    colour: str
+    x: float
+    y: float
+    size: float
+    angle: float = 0.0
+    aspect: float = 1.0
+    shade: float = 0.5
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Stuff regions (centres (x, y) in [0, 1]^2; `banded`: one above the other), then stickers from back to front.
+
+    Without stuff the ground is one pale colour; `straight` borders are walls', others roll.
+    """
+
+    style: str
+    stuff: tuple[str, ...]
+    centres: tuple[tuple[float, float], ...]
+    things: tuple[Sticker, ...] = ()
+    seed: int = 0
+    banded: bool = True
+    straight: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the scenes of one data set are made of: artist and style, how likely each place is, what is likely and what
+    else there is (`rest`, with probability `rare`), how many things, and how large (a factor)."""
+
+    artists: tuple[str, ...]
+    styles: tuple[str, ...]
+    places: dict[str, float]
+    likely: tuple[str, ...]
+    rest: tuple[str, ...] = ()
+    rare: float = 0.06
+    count: tuple[int, int] = (2, 8)
+    scale: float = 1.0
+    fitting: float = 0.75  # of the things are at home in their scene's place
+
+
+@cache
+def _drawn(names: tuple[str, ...], artist: str, place: str | None = None) -> tuple[str, ...]:
+    """Those that an artist has drawn and that are at home in a place."""
+    drawn = [n for n in names if sprites().variants[artist].get(n)]
+    letter = next((k for k, v in PLACES.items() if v == place), None)
+    return tuple(n for n in drawn if letter is None or letter in things()[n].places)
+
+
+@cache
+def _chances(names: tuple[str, ...]) -> np.ndarray:
+    return np.cumsum([frequency()[n] for n in names])
+
+
+def pick(rng: np.random.Generator, names: tuple[str, ...]) -> str:
+    """One of the names, the common ones more often."""
+    chances = _chances(names)
+    return names[int(np.searchsorted(chances, rng.random() * chances[-1]))]
+
+
+def sticker_of(
+    rng: np.random.Generator, name: str, artist: str, colour: str | None = None, spread: float = 1.0
+) -> Sticker:
+    """A thing in one of an artist's drawings, at the middle; mostly in a usual colour, `spread` scales its poses."""
+    thing, rows = things()[name], sprites().variants[artist][name]
+    if colour is None:
+        colour = str(rng.choice(thing.colours if rng.random() < 0.7 else list(COLOURS)))
+    size = SIZES[thing.size] * np.exp(0.15 * rng.standard_normal())
+    return Sticker(
+        name, int(rng.choice(rows)), colour, 0.5, 0.5, float(size), float(spread * rng.normal(0, 7)),
+        float(np.exp(spread * rng.uniform(-0.12, 0.12))), float(rng.random()), bool(rng.random() < 0.4),
+    )  # fmt: skip
+
+
+def arrange(
+    rng: np.random.Generator, stickers: Sequence[Sticker], place: str, width: float, height: float
+) -> list[Sticker]:
+    """Find each a spot of a width x height picture: what flies above, what stands below the horizon and larger the
+    nearer, overlapping little; sorted from back to front."""
+    placed: list[Sticker] = []
+    for s in sorted(stickers, key=lambda s: -s.size):
+        flies = "a" in things()[s.name].places and place not in ("table", "room")
+        low, high = (0.12, 0.42) if flies else (0.1, 0.9) if place in ("table", "air") else (0.42, 0.88)
+        best, least = s, np.inf
+        for _ in range(10):
+            y = rng.uniform(low, high)
+            size = s.size if place in ("table", "air") or flies else s.size * (0.72 + 0.5 * (y - low) / (high - low))
+            margin = 0.4 * size
+            spot = rng.uniform(margin, max(margin + 1e-3, width - margin)), np.clip(y * height, margin, height - margin)
+            trial = replace(s, x=float(spot[0]), y=float(spot[1]), size=float(size))
+            near = [0.42 * (o.size + size) - np.hypot(o.x - trial.x, o.y - trial.y) for o in placed]
+            worst = max(near, default=-1.0) / size
+            if worst < least:
+                best, least = trial, worst
+            if worst < 0.25 * rng.random():
+                break
+        placed.append(best)
+    return sorted(placed, key=lambda s: s.y + 0.4 * s.size)
+
+
+def random_ground(
+    rng: np.random.Generator, place: str | None
+) -> tuple[tuple[str, ...], tuple[tuple[float, float], ...], bool]:
+    """Stuff of a place with its centres and whether one lies above the other; None gives patches of any stuff."""
+    if place is None:
+        names = [str(n) for n in rng.choice(list(stuff()), int(rng.integers(1, 4)), replace=False)]
+        return tuple(names), tuple((float(rng.random()), float(rng.random())) for _ in names), False
+    names = list(dict.fromkeys(str(rng.choice(part)) for part in GROUNDS[place]))
+    if place == "table" and rng.random() < 0.4:
+        names.append(str(rng.choice([n for n in GROUNDS["table"][0] if n not in names])))
+        return tuple(names), tuple((float(rng.random()), float(rng.random())) for _ in names), False
+    horizon = rng.uniform(0.3, 0.55)
+    if len(names) == 1:
+        levels = [0.5]
+    elif len(names) == 2:
+        levels = [horizon - 0.3, horizon + 0.3]
+    else:
+        levels = [horizon - 0.25, horizon + 0.1, horizon + 0.5]
+    return tuple(names), tuple((float(rng.random()), float(v)) for v in levels), True
+
+
+def random_scene(
+    rng: np.random.Generator, recipe: Recipe, width: float = 1.0, height: float = 1.0
+) -> tuple[Scene, int]:
+    """One scene, and how many of its stickers, at the end, are one crowd of tiny things of one name (mostly none)."""
+    artist, style = str(rng.choice(recipe.artists)), str(rng.choice(recipe.styles))
+    share = np.array(list(recipe.places.values()))
+    place = str(rng.choice(list(recipe.places), p=share / share.sum()))
+    likely, rest = _drawn(recipe.likely, artist), _drawn(recipe.rest, artist)
+    at_home = _drawn(recipe.likely, artist, place)
+    low, high = recipe.count
+    names: list[str] = []
+    for _ in range(low + min(int(rng.poisson((high - low) / 3)), high - low)):
+        if names and rng.random() < 0.12:
+            names.append(str(rng.choice(names)))
+        elif rest and rng.random() < recipe.rare:
+            names.append(pick(rng, rest))
+        else:
+            names.append(pick(rng, at_home if at_home and rng.random() < recipe.fitting else likely))
+    scale = recipe.scale * rng.uniform(0.8, 1.25) * min(1.5, (3.2 / len(names)) ** 0.5)
+    stickers = [replace(s, size=min(s.size * scale, 0.8)) for s in (sticker_of(rng, n, artist) for n in names)]
+    stickers = arrange(rng, stickers, place, width, height)
+    crowd = 0
+    if rng.random() < 0.06:
+        crowd = int(rng.integers(12, 21))
+        first = sticker_of(rng, pick(rng, at_home or likely), artist)
+        x, y = rng.uniform(0.3, 0.7) * width, rng.uniform(0.4, 0.75) * height
+        for dx, dy in sorted(rng.normal(0, 0.11, (crowd, 2)).tolist(), key=lambda d: d[1]):
+            tiny, tilt = float(rng.uniform(0.10, 0.14)), float(rng.normal(0, 8))
+            stickers.append(replace(first, x=x + dx, y=y + dy, size=tiny, angle=tilt, shade=float(rng.random())))
+    ground, centres, banded = random_ground(rng, None if rng.random() < 0.08 else place)
+    return Scene(
+        style, ground, centres, tuple(stickers), int(rng.integers(2**31)), banded, place in ("room", "street")
+    ), crowd
