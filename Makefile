@@ -34,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		"$$python" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || continue; \
 		echo "$$python -m venv $(VENV)"; exec "$$python" -m venv $(VENV); \
 	done; echo "error: none of these is a Python from 3.11 on, with venv: $(PYTHONS)" >&2; exit 1
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[study,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[study,miniature,test]"
 	@touch $@
 
 clean:
