@@ -100,6 +100,18 @@ def test_crowd_and_void_by_hand():
         metric.update(pred[:, :4], segments, truth)
 
 
+def test_nothing_found_is_missed_and_nothing_annotated_is_false():
+    metric = PanopticQuality([Category(1, "cat", True), Category(2, "sky", False)])
+    nothing, cat = np.zeros((4, 8), np.int32), half(slice(0, 4))
+    metric.update(nothing, [], Annotation(1, (4, 8), [Segment(0, cat)]))
+    metric.update(nothing, [], Annotation(2, (4, 8)))
+    metric.update(np.where(cat, 3, 0), [{"id": 3, "category": 1}], Annotation(3, (4, 8), [Segment(0, ~cat)]))
+    assert (metric.tp.tolist(), metric.fp.tolist(), metric.fn.tolist()) == ([0, 0], [0, 1], [2, 0])
+    void = Annotation(4, (4, 8))  # all of it void: what is said there does not count
+    metric.update(np.where(cat, 3, 0), [{"id": 3, "category": 1}], void)
+    assert metric.fp.tolist() == [0, 1] and metric.compute()["PQ"] == 0
+
+
 def test_what_ade20k_lists_but_hides_counts_as_panopticapi_counts_it():
     """Stuff whose area was taken before things covered it, and stuff that they cover altogether."""
     categories = [Category(1, "cat", True), Category(2, "wall", False), Category(3, "floor", False)]

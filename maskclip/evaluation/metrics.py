@@ -43,16 +43,18 @@ class PanopticQuality:
 
         iou = inside / np.maximum(pred_area + true_area[:, None] - inside - in_void, 1)
         match = (iou > 0.5) & (true_class[:, None] == pred_class) & ~crowd[:, None]
-        found = np.flatnonzero(match.any(1))
+        rows, columns = np.nonzero(match)
+        found, first = np.unique(rows, return_index=True)  # of several, the first, as in panopticapi
+        matched = columns[first]
         np.add.at(self.tp, true_class[found], 1)
-        np.add.at(self.iou, true_class[found], iou[found, match[found].argmax(1)])
+        np.add.at(self.iou, true_class[found], iou[found, matched])
         np.add.at(self.fn, true_class[~crowd & ~match.any(1)], 1)
         np.add.at(self.fn, np.array(truth.hidden, int), 1)
         ignored = in_void.copy()
         for category, t in {true_class[t]: t for t in np.flatnonzero(crowd)}.items():  # a class's last, as panopticapi
             ignored[pred_class == category] += inside[t, pred_class == category]
         unmatched = np.ones(len(pred_class), bool)
-        unmatched[match[found].argmax(1)] = False
+        unmatched[matched] = False
         np.add.at(self.fp, pred_class[unmatched & (ignored / pred_area <= 0.5)], 1)
 
     def _overlaps(self, pred_ids: np.ndarray, pred_segments: list[dict], truth: Annotation) -> np.ndarray:
