@@ -178,7 +178,7 @@ def test_a_new_data_set_is_one_entry(moon: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"files": ("set.json", "masks")}, "data set 'moon': open_coco_panoptic is missing .*'images'"),
+        ({"files": ("set.json", "masks")}, "data set 'moon': missing a required argument: 'images' for open_coco"),
         ({"files": ("set.json", "", "pictures")}, "data set 'moon' needs a name, files"),
         ({"options": {"only": ["cat"]}}, "data set 'moon': .* unexpected keyword argument 'only'"),
         ({"task": "panoptics"}, "data set 'moon' .* a task of panoptic, semantic, instances, split or none"),

@@ -105,7 +105,7 @@ def test_nothing_found_is_missed_and_nothing_annotated_is_false():
     nothing, cat = np.zeros((4, 8), np.int32), half(slice(0, 4))
     metric.update(nothing, [], Annotation(1, (4, 8), [Segment(0, cat)]))
     metric.update(nothing, [], Annotation(2, (4, 8)))
-    metric.update(np.where(cat, 3, 0), [{"id": 3, "category": 1}], Annotation(3, (4, 8), [Segment(0, ~cat)]))
+    metric.update(np.where(cat, 3, 0), [{"id": 3, "category": 1}], Annotation(3, (4, 8), [Segment(0, cat)]))
     assert (metric.tp.tolist(), metric.fp.tolist(), metric.fn.tolist()) == ([0, 0], [0, 1], [2, 0])
     void = Annotation(4, (4, 8))  # all of it void: what is said there does not count
     metric.update(np.where(cat, 3, 0), [{"id": 3, "category": 1}], void)
