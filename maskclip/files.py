@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from uuid import uuid4
 
 if TYPE_CHECKING:  # writing a table need not wait for torch
     import torch
+
+
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}(\.\w+)?")  # the name of what a killed `write_atomically` leaves
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,9 +18,9 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from maskclip.data.prepare.archives import DAMAGE, File, Source, need_size, write_atomically
+from maskclip.data.prepare.archives import DAMAGE, File, Source, need_size
+from maskclip.files import LEFTOVER, write_atomically
 
-LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}(\.\w+)?")  # what a killed write_atomically leaves
 NAMES = Path(__file__).parent / "names"
 JOBS_A_PROCESS = 16  # fewer are not worth starting one
 Job = TypeVar("Job")
