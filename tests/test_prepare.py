@@ -664,15 +664,16 @@ def test_mac_resource_forks_are_no_pictures(mine, tmp_path):
     assert Image.open(io.BytesIO((tmp_path / "data/coco/val2017/000000001001.jpg").read_bytes())).size == (32, 24)
 
 
-def test_two_preparations_of_one_data_folder_wait_for_one_another(source, tmp_path, capfd):
+def test_two_preparations_of_one_data_folder_wait_for_one_another(source, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda text, **_: said.append(text))
     with FileLock(tmp_path / ".prepare.lock"):
         thread = Thread(target=prepare_lvis, args=(source, tmp_path), kwargs={"workers": 1})
         thread.start()
-        said = ""
-        while "waiting for it" not in said:
+        while not said:
             assert thread.is_alive(), "it did not wait"
-            said += capfd.readouterr().out
-        assert said == f"another preparation fills {tmp_path}; waiting for it\n"
+            time.sleep(0.02)
+        assert said == [f"another preparation fills {tmp_path}; waiting for it"]
         assert not (tmp_path / "lvis" / "lvis_v1_val.json").exists()
     thread.join()
     assert (tmp_path / "lvis" / "lvis_v1_val.json").is_file()
