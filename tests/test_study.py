@@ -36,7 +36,7 @@ METHODS = {
 def start(folder: Path, module: str, *arguments: str) -> subprocess.Popen:
     """`python -m module` of this very environment, found first, in a copy of the study."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "SHELL": "/bin/sh"}  # as where none is set
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
