@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from maskclip.model.pipeline import MaskCLIP
     from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
     from maskclip.released.encoder import load_released_encoder
+    from maskclip.segmenter import Segmenter
 
-__all__ = ["MaskCLIP", "MaskCLIPVisualEncoder", "MaskedImages", "load_clip", "load_released_encoder"]
+__all__ = ["MaskCLIP", "MaskCLIPVisualEncoder", "MaskedImages", "Segmenter", "load_clip", "load_released_encoder"]
 _HOME = {  # imported when first asked for: `import maskclip` is light
     "MaskCLIP": "model.pipeline",
     "MaskCLIPVisualEncoder": "model.visual_encoder",
     "MaskedImages": "model.clip_baseline",
+    "Segmenter": "segmenter",
     "load_clip": "model.clip",
     "load_released_encoder": "released.encoder",
 }

@@ -51,6 +51,36 @@ def convert(
     typer.echo(f"{out}: {len(converted.state)} tensors, proposal network{' and encoder' if encoder else ''}")
 
 
+@command
+def segment(
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE... WORDS", help="Files or folders, then the words")],
+    things: Annotated[str, typer.Option(help="Words to count one by one  [default: all but stuff]")] = "",
+    task: Annotated[str, typer.Option(help="panoptic, semantic or instances")] = "panoptic",
+    out: Annotated[Path, typer.Option(help="Folder for <picture>.png")] = Path("segmented"),
+    json: Annotated[bool, typer.Option("--json", help="Write COCO's JSON and ids beside them, too")] = False,
+    model: Annotated[str, typer.Option(help="An open_clip name or a folder  [default: the drawn miniature's]")] = "",
+    pretrained: Annotated[str, typer.Option(help="open_clip's tag or a weights file  [default: the first tag]")] = "",
+    proposals: Annotated[str, typer.Option(help="A file, folder or hub name of a Mask2Former or SAM")] = "",
+    encoder: Annotated[str, typer.Option(help="Trained or converted MaskCLIP weights  [default: training-free]")] = "",
+    templates: Annotated[str, typer.Option(help="none, 14 or 80")] = "none",
+    all_named: Annotated[bool, typer.Option("--all-named", help="Name every mask, fitting or not")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda  [default: cuda where there is a GPU]")] = "",
+) -> None:
+    """Segment pictures with words of your own, "dog, lawn | grass, sky"; | joins names of one thing.
+
+    For photographs take --model ViT-L-14-336; without it, the miniature knows a drawn world only. What is done already
+    for the same words and settings is not done again. Exit code 1 if a picture could not be read.
+    """
+    from maskclip.segmenter import batch
+
+    words = _list(pictures[-1])
+    options = dict(model=model, pretrained=pretrained, proposals=proposals, encoder=encoder, templates=templates)
+    settings = dict(words=words, things=_list(things), task=task, json=json, all_named=all_named, **options)
+    failed = batch.segment_files(batch.find_pictures(pictures[:-1]), out, settings, device or None, typer.echo)
+    if failed:
+        raise ValueError(f"{failed} could not be segmented; see above")
+
+
 Model = Annotated[str, typer.Option(help="An open_clip name (random weights) or a folder")]
 Masks = Annotated[int, typer.Option(help="Masks of the picture")]
 Resolution = Annotated[int | None, typer.Option(help="Pixels a side  [default: the model's own]")]

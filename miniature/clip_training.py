@@ -104,6 +104,8 @@ def write_model_folder(folder: Path, image_size: int = 160) -> None:
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"},
     }  # fmt: skip
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    words = {"things": [*THINGS], "stuff": [*STUFF], "also": names[len(THINGS) + len(STUFF) :]}
+    (folder / "words.json").write_text(json.dumps(words, indent=1) + "\n")
 
 
 def spoken(name: str, rng: np.random.Generator) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,13 @@ from study.run import Run
 ROOT = Path(__file__).parent.parent
 # Bottom up; a room of the library knows those below its floor, and none on it or above.
 FLOORS = [
-    {"settings", "files"},
+    {"settings", "files", "hub"},
     {"data"},
     {"proposals"},
     {"model"},
     {"visualize"},
-    {"training", "evaluation", "released", "cost", "segmenter"},
+    {"training", "evaluation", "released", "cost"},
+    {"segmenter"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
@@ -60,21 +62,37 @@ def tracked(*places: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What `pip install .` installs: the names of the files in the wheel."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install .` installs."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in tracked("maskclip", "study", "miniature", "pyproject.toml", "README.md", "LICENSE"):
+    for name in tracked("maskclip", "models", "study", "miniature", "pyproject.toml", "README.md", "LICENSE"):
         # a copy, since building leaves folders behind
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+        shutil.copy(ROOT / name, folder / "source" / name, follow_symlinks=False)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
     subprocess.run(command, cwd=folder / "source", check=True, timeout=300)
-    return zipfile.ZipFile(next(folder.glob("*.whl"))).namelist()
+    return next(folder.glob("*.whl"))
 
 
-def test_pip_installs_the_library_alone(wheel: list[str]) -> None:
-    assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == {"maskclip"}
-    assert set(tracked("maskclip")) <= set(wheel), "and all of it"
+def test_pip_installs_the_library_alone(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"maskclip"}
+    assert set(tracked("maskclip")) - {"maskclip/models"} <= set(names), "and all of it"
+    assert {f"maskclip/{name}" for name in tracked("models")} <= set(names), "with the miniature's weights"
+
+
+def test_what_pip_installs_segments_in_any_folder(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = """
+import numpy, maskclip
+segmenter = maskclip.Segmenter.load()
+answer = segmenter(numpy.full((60, 80, 3), 128, numpy.uint8), segmenter.known_words[:3])
+print(maskclip.__file__, answer.panoptic.shape)
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert said.stdout.strip() == f"{tmp_path / 'site' / 'maskclip' / '__init__.py'} (60, 80)", said.stderr
 
 
 def test_profiles_share_no_folder(tmp_path: Path) -> None:

@@ -74,9 +74,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a study") / "é x"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file() and (not name.startswith("reports/") or name.endswith("reasons.yaml")):
+        whole = (ROOT / name).is_file() or (ROOT / name).is_symlink()
+        if whole and (not name.startswith("reports/") or name.endswith("reasons.yaml")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
     (folder / "dvc.lock").unlink(missing_ok=True)
     yaml = YAML()
     for name, changes in (("params.yaml", {"seeds": [3]}), ("configs/mini.yaml", SMALL)):

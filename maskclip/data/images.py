@@ -4,7 +4,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,8 +16,8 @@ WHITE = (255, 4095, 65535)  # of 8, 12 and 16 bits, whatever they are kept in
 PANOPTIC = np.array([1, 256, 65536])  # a segment's id is R + 256 G + 65536 B
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A picture as uint8 [H, W, 3], RGB, turned as its EXIF orientation says.
+def read_image(path: str | Path | IO[bytes] | Image.Image) -> np.ndarray:
+    """A picture, of a path, an open file or Pillow, as uint8 [H, W, 3], RGB, turned as its EXIF orientation says.
 
     Palette and CMYK pictures are converted, and grey ones of 8, 12 or 16 bits, whichever their brightest pixel needs:
     scaled, not clipped. Transparency is laid on white. Raises FileNotFoundError or ValueError, naming the file.
@@ -55,15 +55,24 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is no whole JSON file ({error}); fetch or write it again.") from error
 
 
-def _read(path: str | Path, what: str, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    if not Path(path).is_file():
+def _read(
+    path: str | Path | IO[bytes] | Image.Image, what: str, convert: Callable[[Image.Image], np.ndarray]
+) -> np.ndarray:
+    if isinstance(path, str | Path) and not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; check the data folder or the file name in the annotations.")
+    name = path if isinstance(path, str | Path) else getattr(path, "name", None) or f"the given {what}"
     try:
+        if isinstance(path, Image.Image):
+            return convert(path)
         with Image.open(path) as image:
             return convert(image)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name} is too large ({error}); save it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
     except UNREADABLE as error:
         raise ValueError(
-            f"{path} cannot be read as a {what} ({error}); it is damaged or of another kind, fetch or write it again."
+            f"{name} cannot be read as a {what} ({error}); it is damaged or of another kind, fetch or write it again."
         ) from error
 
 

@@ -17,6 +17,8 @@ from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskclip.hub import check_clip_weights
+
 
 @dataclass
 class Clip:
@@ -121,6 +123,7 @@ def _check_name(name: str, pretrained: str | None) -> None:
         raise ValueError(
             f"the weights {pretrained!r} were trained with {gelu}, which {name} does not compute; take {right!r}"
         )
+    check_clip_weights(name, pretrained)
 
 
 @torch.no_grad()

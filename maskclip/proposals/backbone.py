@@ -13,6 +13,7 @@ from torch.nn import functional
 from torchvision import ops
 from transformers import AutoBackbone, ResNetConfig
 
+from maskclip.hub import check_reachable
 from maskclip.settings import BackboneConfig
 
 
@@ -71,6 +72,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def pretrained(architecture: Any, name: str, what: str, **options: Any) -> Any:
     """A model of transformers by folder or hub name; FileNotFoundError, which calls it `what`, if there is none."""
+    if not Path(name).exists():
+        check_reachable(name, what, "their folder in place of the name")
     try:
         return architecture.from_pretrained(name, **options)
     except (OSError, ValueError) as error:

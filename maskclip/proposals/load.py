@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Mask2FormerForUniversalSegmentation
+from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES as MASK_GENERATORS
 
 from maskclip.files import check_as_written, written_record
 from maskclip.proposals.backbone import fill, pretrained, read_weights
 from maskclip.proposals.base import ProposalSource
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
+from maskclip.proposals.mask_generator import MaskGeneratorSource
 from maskclip.proposals.mask_rcnn import MaskRCNNSource, build_mask_rcnn
 from maskclip.settings import Mask2FormerConfig, MaskRCNNConfig, from_mapping
 
@@ -62,9 +64,9 @@ def source_kind(name: str, of: str | Path = "") -> Any:
 def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") -> ProposalSource:
     """A proposal source: of a folder of `train_proposals` or a file of `maskclip convert`.
 
-    Or of a name among `SOURCES` that needs no training, or of any Mask2Former of Hugging Face
-    transformers, class-aware ones included, by local folder or hub name. FileNotFoundError if there is
-    none; ValueError if record or weights are cut off, or of another architecture or training.
+    Or of a name among `SOURCES` that needs no training, or of Hugging Face transformers by local folder or
+    hub name: any Mask2Former, class-aware ones included, and any mask generator, such as SAM. FileNotFoundError
+    if there is none; ValueError if record or weights are cut off, or of another architecture or training.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if not path.is_file() and not (path / "record.json").is_file():
@@ -73,7 +75,7 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
                 f"there is no source {name!r}: no folder or file, none of {', '.join(SOURCES)}, no hub name OWNER/NAME"
             )
         if name not in SOURCES:
-            return Mask2FormerSource(_any_mask2former(name).to(device), Mask2FormerConfig())
+            return _of_transformers(name, device)
         if (kind := source_kind(name)).build:
             raise FileNotFoundError(f"{name} has to be trained; give the folder or file of a trained one")
         return kind.source(device)
@@ -109,6 +111,17 @@ def build_network(config: Any, classes: int) -> nn.Module:
         alike = classes == 1 and all(key in state and state[key].shape == value.shape for key, value in heads.items())
         fill(network, state, start, ignored=(ENCODER,) if alike else (ENCODER, *kind.class_heads))
     return network
+
+
+def _of_transformers(name: str, device: str | torch.device) -> ProposalSource:
+    kind = pretrained(AutoConfig, name, "proposal network").model_type
+    if kind in MASK_GENERATORS:
+        return MaskGeneratorSource(name, device)
+    if kind != "mask2former":
+        raise ValueError(
+            f"{name} is a {kind}; a proposal source is a mask2former or one of {', '.join(MASK_GENERATORS)}"
+        )
+    return Mask2FormerSource(_any_mask2former(name).to(device), Mask2FormerConfig())
 
 
 def _any_mask2former(name: str) -> Any:

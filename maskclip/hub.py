@@ -1,0 +1,73 @@
+"""Weights of the Hugging Face hub: are they here, can they be had, and one sentence if neither."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from threading import Thread
+
+PATIENCE = 4.0  # seconds
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def check_reachable(
+    repo: str, what: str, argument: str, files: tuple[str, ...] = ("config.json", *WEIGHTS[:1])
+) -> None:
+    """Make sure, before anything hangs, that a repository's weights are cached or that the hub answers.
+
+    Raises:
+        FileNotFoundError: neither; the sentence names files, where they are published, and where to put them.
+    """
+    if is_cached(repo) or answers():
+        return
+    from huggingface_hub import constants
+
+    raise FileNotFoundError(
+        f"{what} {repo} is not on this machine, and {constants.ENDPOINT} does not answer (offline?). Fetch "
+        f"{', '.join(files)} from https://huggingface.co/{repo} where there is network, and give {argument}; or copy "
+        f"that machine's cache, models--{repo.replace('/', '--')}, into {constants.HF_HUB_CACHE} (HF_HOME moves it)"
+    )
+
+
+def is_cached(repo: str) -> bool:
+    """Weights of a repository are in the hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(repo, name), str) for name in WEIGHTS)
+
+
+@cache
+def answers() -> bool:
+    """The hub answers within `PATIENCE` seconds; asked once."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    import httpx
+    from huggingface_hub import constants
+
+    found: list[bool] = []
+
+    def ask() -> None:
+        try:
+            httpx.head(constants.ENDPOINT, timeout=PATIENCE)
+            found.append(True)
+        except Exception:  # whatever keeps it from answering
+            found.append(False)
+
+    asking = Thread(target=ask, daemon=True)  # looking a name up has no time limit of its own
+    asking.start()
+    asking.join(PATIENCE)
+    return bool(found and found[0])
+
+
+def check_clip_weights(name: str, pretrained: str) -> None:
+    """`check_reachable` for one of open_clip's tags; a tag with an address of its own is open_clip's to fetch."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    published = get_pretrained_cfg(name, pretrained) or {}
+    repo = str(published.get("hf_hub", "")).strip("/")
+    own = Path.home() / ".cache" / "clip" / Path(str(published.get("url", ""))).name
+    if repo and not own.is_file():
+        repo = "/".join(repo.split("/")[:2])
+        what, files = f"CLIP {name} with weights {pretrained!r},", ("open_clip_model.safetensors",)
+        check_reachable(repo, what, "the file as pretrained", files)

@@ -1,0 +1,103 @@
+"""Files and folders of pictures through a `Segmenter`, one by one, as `maskclip segment` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+from tqdm import tqdm
+
+from maskclip.files import settings_hash, write_atomically
+from maskclip.segmenter.answer import Segmentation
+from maskclip.segmenter.segmenter import MINIATURE, Segmenter
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def find_pictures(places: Sequence[str]) -> list[Path]:
+    """The files given, and the pictures directly in the folders given, by name.
+
+    Raises:
+        FileNotFoundError, ValueError: a place that is not there, a folder without pictures, no place, or two
+            pictures whose results would have one name.
+    """
+    if not places:
+        raise ValueError('give pictures or folders first, then the words: maskclip segment photo.jpg "dog, grass"')
+    found = []
+    for place in map(Path, places):
+        if not place.exists():
+            raise FileNotFoundError(f"there is no picture or folder {place}")
+        inside = sorted(place.iterdir()) if place.is_dir() else [place]
+        inside = [path for path in inside if path == place or path.suffix.lower() in SUFFIXES]
+        if not inside:
+            raise ValueError(f"the folder {place} has no pictures ({', '.join(SUFFIXES)})")
+        found += inside
+    names = [path.stem for path in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"more than one picture is called {', '.join(twice)}; segment them into folders of their own")
+    return found
+
+
+def segment_files(
+    pictures: Sequence[Path], out: Path, settings: Mapping[str, Any], device: str | None, tell: Callable[[str], object]
+) -> int:
+    """Write OUT/<stem>.png for each picture, JSON if wanted; what has been done with the same settings is kept.
+
+    Returns:
+        How many pictures could not be read; each is told.
+    """
+    todo = [path for path in pictures if not _is_done(path, out, settings)]
+    if len(todo) < len(pictures):
+        tell(f"{len(pictures) - len(todo)} of {len(pictures)} are done already in {out}")
+    if not todo:
+        return 0
+    names = {key: settings[key] or None for key in ("pretrained", "proposals", "encoder")}
+    segmenter = Segmenter.load(settings["model"] or MINIATURE, templates=settings["templates"], device=device, **names)
+    failed = 0
+    for path in tqdm(todo, "segmenting", disable=len(todo) == 1):
+        try:
+            answer = segmenter(
+                path, settings["words"], things=settings["things"] or None, none_of_these=not settings["all_named"]
+            )
+        except (ValueError, OSError) as error:
+            if len(pictures) == 1:
+                raise
+            failed += 1
+            tell(f"error: {error}")
+            continue
+        if settings["json"]:
+            answer.save_coco(out, path.stem)
+        _write(answer, path, out, settings)
+        counted = ", ".join(f"{n} {name}" for name, n in _count(answer, settings["task"]).items())
+        tell(f"{out / f'{path.stem}.png'}: {counted or 'none of these'}")
+    return failed
+
+
+def _count(answer: Segmentation, task: str) -> dict[str, int]:
+    names = [one.name for one in (answer.instances if task == "instances" else answer.segments)]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def _mark(path: Path, settings: Mapping[str, Any]) -> str:
+    state = path.stat()
+    return settings_hash({**settings, "picture": [path.name, state.st_size, state.st_mtime_ns]})
+
+
+def _write(answer: Segmentation, path: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    note = PngImagePlugin.PngInfo()
+    note.add_text("maskclip", _mark(path, settings))  # by which it is known again
+    drawn = Image.fromarray(answer.draw(settings["task"]))
+    write_atomically(out / f"{path.stem}.png", lambda partial: drawn.save(partial, pnginfo=note))
+
+
+def _is_done(path: Path, out: Path, settings: Mapping[str, Any]) -> bool:
+    target = out / f"{path.stem}.png"
+    if not target.is_file() or (settings["json"] and not (out / f"{path.stem}.json").is_file()):
+        return False
+    try:
+        with Image.open(target) as image:
+            return image.info.get("maskclip") == _mark(path, settings)
+    except OSError:
+        return False

@@ -1,0 +1,291 @@
+"""A picture and words in, segments out: `Segmenter.load()(picture, ["cow", "grass"])`.
+
+It keeps CLIP's pass and the proposals of the last picture, and the embeddings of all words, so that the
+next question costs little.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from maskclip.data.images import read_image
+from maskclip.model.clip import Clip, load_clip, text_embeddings
+from maskclip.model.pipeline import MaskCLIP, ProposalSource, SegmentedImage
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.proposals import Proposals, load_source
+from maskclip.proposals.mask_generator import mask_proposals
+from maskclip.segmenter.answer import Segmentation, rank
+from maskclip.segmenter.words import OTHERS, STUFF, Vocabulary, check_known, read_words, templates_of
+
+MODELS = Path(__file__).parent.parent / "models"  # the miniature's, which travel with the package
+MINIATURE = MODELS / "mini_clip"
+PROPOSALS = "facebook/mask2former-swin-small-coco-panoptic"  # of photographs
+TOO_NEAR = 0.9  # cosine to a user's word beyond which another word is none of the others
+
+Picture = str | Path | IO[bytes] | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class EmbeddedPicture:
+    """A picture whose masks have their place in CLIP's space; words may come and go."""
+
+    image: np.ndarray  # uint8 [H, W, 3]
+    masks: SegmentedImage
+
+
+class Segmenter:
+    """Open-vocabulary segmentation of your own pictures. Build with `load`.
+
+    Args:
+        model: Fig. 1 with a proposal source.
+        others: words that stand for whatever a user does not ask for.
+        least_similarity: cosine below which a mask fits no word; None: not asked.
+        known: the names a small CLIP has learned; None: all words are open.
+        stuff: words that are not counted one by one.
+    """
+
+    def __init__(
+        self, model: MaskCLIP, others: Sequence[str] = OTHERS, least_similarity: float | None = None,
+        known: Sequence[str] | None = None, stuff: Iterable[str] = STUFF, templates: str | Sequence[str] = "none",
+    ) -> None:  # fmt: skip
+        self.model, self.others, self.least_similarity = model, tuple(others), least_similarity
+        self.known_words = None if known is None else tuple(known)
+        self.stuff, self.templates = frozenset(stuff), templates_of(templates)
+        self._words: dict[str, Tensor] = {}  # of each name, its text embedding
+        self._last: tuple[bytes, EmbeddedPicture] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        clip: str | Path | Clip = MINIATURE,
+        pretrained: str | None = None,
+        *,
+        proposals: str | Path | ProposalSource | None = None,
+        encoder: str | Path | None = None,
+        templates: str | Sequence[str] = "none",
+        device: str | None = None,
+    ) -> Segmenter:
+        """A segmenter; without arguments the miniature's, which needs no network and knows a drawn world.
+
+        Args:
+            clip: an open_clip name such as "ViT-L-14-336", or a folder as `load_clip` takes it.
+            pretrained: one of open_clip's tags, or a weights file; None: the first tag there is.
+            proposals: as `load_source` takes it; None: the miniature's own, or a Mask2Former of the hub.
+            encoder: trained weights: encoder.pt of a training, or a file of `maskclip convert`; None:
+                mask class tokens without training (w/o RMA).
+            templates: "none", "14", "80", or texts with {}.
+            device: None: cuda where there is a GPU.
+
+        Raises:
+            FileNotFoundError: weights are neither here nor to be had; the sentence says what to put where.
+            ValueError: they do not fit one another.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        known: dict[str, Any] = {}
+        if not isinstance(clip, Clip):
+            if (listed := Path(clip) / "words.json").is_file():  # a CLIP that has learned a few words only
+                known = json.loads(listed.read_text())
+            clip = _load_clip(str(clip), pretrained, device)
+        if proposals is None:
+            proposals = MODELS / "mini_proposals" / "mask2former.safetensors" if known else PROPOSALS
+        source = proposals if callable(proposals) else load_source(proposals, device)
+        model = MaskCLIP(clip, _load_encoder(encoder, clip).to(device).eval(), source)
+        if not known:
+            return cls(model, templates=templates)
+        words = [*known["things"], *known["stuff"]]
+        return cls(model, words, known.get("least_similarity"), [*words, *known["also"]], known["stuff"], templates)
+
+    def embed(self, picture: Picture, masks: Any = None) -> EmbeddedPicture:
+        """All of the work that does not depend on words; give the answer in place of the picture.
+
+        masks: in place of proposals: bool [M, H, W], a label map of whole numbers [H, W] (0 is none), COCO's RLEs, or
+            SAM's dictionaries with a "segmentation".
+        """
+        image = as_picture(picture)
+        own = None if masks is None else own_masks(masks, image.shape[:2])
+        key = _digest(image, own)
+        if self._last is None or self._last[0] != key:
+            embedded = self.model.embed(image, own)
+            if own is not None:
+                embedded = replace(embedded, mask_logits=own.mask_logits.to(embedded.mask_logits))
+            self._last = key, EmbeddedPicture(image, embedded)
+        return self._last[1]
+
+    def __call__(
+        self,
+        picture: Picture | EmbeddedPicture | list[Picture],
+        words: Sequence[str],
+        *,
+        things: Sequence[str] | None = None,
+        masks: Any = None,
+        none_of_these: bool = True,
+    ) -> Any:
+        """Segment a picture, or each of a list, with words of your own.
+
+        Args:
+            picture: a file's path, an open file, a PIL image, an array, or what `embed` gave.
+            words: "lawn | grass" is one class with two names.
+            things: the words to count one by one; None: all but those known as stuff.
+            masks: your own, in place of proposals; see `embed`.
+            none_of_these: leave masks without a name that fit none of the words; False: every mask gets one.
+
+        Returns:
+            A `Segmentation`, or a list of them.
+
+        Raises:
+            ValueError: words or masks that cannot be, a file that is no picture.
+        """
+        vocabulary = read_words(words, things, self.stuff)
+        if self.known_words is not None:
+            check_known(vocabulary, self.known_words)
+        if isinstance(picture, list):
+            return [self(one, words, things=things, none_of_these=none_of_these) for one in picture]
+        seen = picture if isinstance(picture, EmbeddedPicture) else self.embed(picture, masks)
+        return self._name(seen, vocabulary, none_of_these)
+
+    @torch.inference_mode()
+    def _name(self, seen: EmbeddedPicture, vocabulary: Vocabulary, none_of_these: bool) -> Segmentation:
+        """Classify: a class is as near as the nearest of its names."""
+        wanted = self._embeddings(vocabulary.names)
+        masks = normalize(seen.masks.embeddings.float(), dim=-1)
+        near = (masks @ wanted.T).split([len(names) for names in vocabulary.synonyms], dim=1)
+        similarity = torch.stack([one.amax(1) for one in near], dim=1)  # [M, K]
+        others = self._others_beside(vocabulary, wanted) if none_of_these else []
+        beside = masks @ self._embeddings(others).T if others else masks.new_zeros(len(masks), 0)
+        probs = (torch.cat([similarity, beside], 1) / self.model.temperature).softmax(-1)
+        ranking = rank(probs, [*vocabulary.labels, *others])
+        own = probs[:, : len(vocabulary.labels)]
+        if none_of_these:
+            fits = probs.argmax(-1) < own.shape[1] if len(probs) else probs.new_zeros(0, dtype=torch.bool)
+            if self.least_similarity is not None and len(probs):
+                fits &= similarity.amax(1) >= self.least_similarity
+            own = own * fits[:, None]
+        labels, isthing = vocabulary.labels, list(vocabulary.isthing)
+        return Segmentation(seen.image, labels, isthing, own.cpu(), seen.masks.mask_logits.cpu(), ranking)
+
+    def _others_beside(self, vocabulary: Vocabulary, wanted: Tensor) -> list[str]:
+        """The words for all else: those that are not, and do not mean, what the user asks for."""
+        lower = {name.lower() for name in vocabulary.names}
+        others = [word for word in self.others if word.lower() not in lower]
+        if not others:
+            return []
+        apart = (self._embeddings(others) @ wanted.T).amax(1) < TOO_NEAR
+        return [word for word, kept in zip(others, apart.tolist()) if kept]
+
+    def _embeddings(self, names: Sequence[str]) -> Tensor:
+        """Normalized text embeddings [n, C]; each name is encoded once."""
+        if new := [name for name in dict.fromkeys(names) if name not in self._words]:
+            self._words |= zip(new, text_embeddings(self.model.clip, new, self.templates))
+        return torch.stack([self._words[name] for name in names])
+
+
+def as_picture(picture: Picture) -> np.ndarray:
+    """A file's path, an open file, a PIL image or an array [H, W], [H, W, 3 or 4], uint8 or 0 to 1, as uint8 [H, W, 3].
+
+    Raises:
+        FileNotFoundError, ValueError: no file, or no picture.
+    """
+    if isinstance(picture, str | Path | Image.Image) or hasattr(picture, "read"):
+        return read_image(picture)  # type: ignore[arg-type]
+    array = np.asarray(picture)
+    if array.ndim == 3 and array.shape[0] in (3, 4) and array.shape[2] not in (3, 4):
+        array = array.transpose(1, 2, 0)  # torch's order
+    if array.dtype.kind == "f" and array.size and 0 <= array.min() and array.max() <= 1:
+        array = np.rint(array * 255).astype(np.uint8)
+    shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if not shape or array.dtype not in (np.uint8, np.bool_) or not array.size:
+        raise ValueError(
+            f"an array of {array.dtype} {list(array.shape)} is no picture; give uint8 (or floats of 0 to 1), [H, W] or "
+            "[H, W, 3], or a file"
+        )
+    return read_image(Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array))
+
+
+def own_masks(masks: Any, size: tuple[int, ...]) -> Proposals:
+    """A user's masks of a picture of `size` as proposals; empty ones are left out.
+
+    Raises:
+        ValueError: of another size, or of no kind that is known.
+    """
+    if isinstance(masks, Proposals):
+        return masks
+    if isinstance(masks, Sequence) and masks and all(isinstance(one, dict) for one in masks):
+        shapes = [one.get("segmentation", one) for one in masks]
+        found = [rle.decode(shape) if isinstance(shape, dict) else np.asarray(shape) for shape in shapes]
+    else:
+        array = np.asarray(masks)
+        whole = array.ndim == 2 and array.dtype.kind in "iu"
+        found = [array == label for label in np.unique(array) if label] if whole else list(array)
+        if array.ndim == 2 and array.dtype == bool:
+            found = [array]
+    for mask in found:
+        if mask.shape != tuple(size):
+            raise ValueError(
+                f"a mask is {list(mask.shape)}, the picture {list(size)} (height, width); give bool [M, H, W], a label "
+                "map [H, W], COCO's RLEs or SAM's dictionaries, of the picture's size"
+            )
+    return mask_proposals([mask.astype(bool) for mask in found if mask.any()], size)
+
+
+def _digest(image: np.ndarray, own: Proposals | None) -> bytes:
+    digest = hashlib.blake2b(np.ascontiguousarray(image).data)
+    digest.update(repr(image.shape).encode())
+    if own is not None:
+        digest.update(f"own {own.mask_logits.shape}".encode() + own.mask_logits.numpy().tobytes())
+    return digest.digest()
+
+
+def _load_clip(name: str, pretrained: str | None, device: str) -> Clip:
+    """A folder, or an open_clip name with the activation its weights were trained with."""
+    if Path(name).is_dir():
+        return load_clip(name, pretrained, device)
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    pretrained = pretrained or (tags[0] if tags else None)
+    if pretrained is None and not name.startswith("hf-hub:"):
+        raise ValueError(
+            f"{name!r} is neither a folder nor a CLIP that open_clip has weights for, such as 'ViT-L-14-336'"
+        )
+    if pretrained in tags:
+        quick = bool((get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"))
+        if quick and not name.endswith("-quickgelu"):
+            name += "-quickgelu"
+    return load_clip(name, pretrained, device)
+
+
+def _load_encoder(weights: str | Path | None, clip: Clip) -> MaskCLIPVisualEncoder:
+    """The encoder that trained weights are for: which layers, which form of Eq. 3, is read off them."""
+    if weights is None:
+        return MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=())
+    path = Path(weights)
+    if path.is_dir():
+        path /= "encoder.pt"
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        from maskclip.released.encoder import load_released_encoder
+
+        return load_released_encoder(load_file(path), clip.model)
+    from maskclip.files import load_checkpoint
+    from maskclip.training.mask_tokens import load_trained_weights
+
+    keys = {name: value.ndim for name, value in load_checkpoint(path).items() if isinstance(value, Tensor)}
+    layers = sorted({int(part) for name in keys for part in name.split(".") if part.isdigit()})
+    linear = any(name.endswith("mask_query.weight") and ndim == 2 for name, ndim in keys.items())
+    refine = any("residual" in name for name in keys)
+    encoder = MaskCLIPVisualEncoder.from_open_clip(clip.model, layers, refine, "linear" if linear else "layernorm")
+    return load_trained_weights(encoder, path)
