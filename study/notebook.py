@@ -34,15 +34,6 @@ from maskclip.files import write_atomically
 from study import end_with_parent, errors_as_sentences
 from study.methods import check_stages
 
-ENVIRONMENT = {
-    # glibc hands large freed buffers back to the kernel and faults them in again at every step; keeping them makes
-    # training on a CPU up to three times as fast. Other C libraries ignore these names.
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-    "PYTHONWARNINGS": "ignore:IProgress",  # tqdm's, of widgets that no file can show
-}
-
 
 class ThisPython(AsyncKernelManager):
     """Starts kernels of the very Python that runs the stage, whatever `python3` means among a user's kernels."""
@@ -121,7 +112,7 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], tim
 def _execute(notebook: Path, running: Path, parameters: dict[str, Any]) -> None:
     # the notebooks import the packages from where they are run, installed or not
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    os.environ.update(ENVIRONMENT | os.environ)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress")  # tqdm's, of widgets that no file can show
     papermill.execute_notebook(
         str(notebook), str(running), parameters, "nbclient", kernel_name="python3", kernel_manager_class=ThisPython,
         log_output=True, progress_bar=False, extra_arguments=["--log-level=CRITICAL"],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -463,3 +465,32 @@ def test_the_command_line_refuses_in_one_sentence(folder: Path, arguments: list[
 
 def test_the_public_name() -> None:
     assert maskclip.Segmenter is Segmenter
+
+
+# The README's own lines, as they are printed
+
+
+def snippets(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.S)
+
+
+def test_the_readmes_snippets_run_as_printed(
+    picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture).save("my.png")
+    local, photographs = (code for code in snippets("python") if "Segmenter" in code)
+    found: dict[str, Any] = {}
+    exec(local, found)
+    assert "umbrella" in {one.name for one in found["answer"].segments} and Path("named.png").is_file()
+    loaded = []
+    with monkeypatch.context() as patched:  # what it would fetch stands for itself
+        patched.setattr(segmenter, "load_clip", lambda *a: loaded.append(a) or load_clip(MINIATURE))
+        patched.setattr(segmenter, "load_source", lambda *a: loaded.append(a))
+        exec(photographs, {})
+    assert [one[:2] for one in loaded] == [
+        ("ViT-L-14-336-quickgelu", "openai"), (segmenter.PROPOSALS, loaded[0][2]),
+    ]  # fmt: skip
+    (line,) = (line for code in snippets("sh") for line in code.splitlines() if line.startswith("maskclip segment"))
+    assert CliRunner().invoke(app, shlex.split(line)[1:]).exit_code == 0
+    assert Path("segmented/my.json").is_file()

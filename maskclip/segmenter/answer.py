@@ -26,6 +26,7 @@ from maskclip.model import merge
 from maskclip.visualize import class_color, comparison, draw_masks, draw_panoptic
 
 LEAST_SCORE = 0.1  # of an instance
+DRAWN = 2048  # pixels of a picture's longer side
 NO_MASK = 0.3  # of a pixel without any named mask: how much speaks for none of the words
 
 
@@ -130,17 +131,27 @@ class Segmentation:
         return np.where(classes == len(self.labels), -1, classes).astype(np.int32)
 
     def draw(self, task: str = "panoptic", text: float = 1.0) -> np.ndarray:
-        """The picture with the answer over it, uint8 [H', W', 3]; `task` is panoptic, semantic or instances."""
+        """The picture with the answer over it, uint8 [H', W', 3], at most `DRAWN` pixels a side.
+
+        task: panoptic, semantic or instances. text: size of the names.
+        """
+        image = Image.fromarray(self.image)
+        image.thumbnail((DRAWN, DRAWN))
+        canvas = np.asarray(image)
+        rows, columns = (np.arange(n) * full // n for n, full in zip(canvas.shape, self.size))
         if task == "instances":
-            masks = np.array([one.mask for one in self.instances]).reshape(-1, *self.size)
-            return draw_masks(self.image, masks, [f"{one.name} {one.score:.0%}" for one in self.instances], text=text)
+            masks = np.array([one.mask[rows[:, None], columns] for one in self.instances]).reshape(
+                -1, *canvas.shape[:2]
+            )
+            return draw_masks(canvas, masks, [f"{one.name} {one.score:.0%}" for one in self.instances], text=text)
         if task == "semantic":
             present = [int(c) for c in np.unique(self.semantic) if c >= 0]
             marks = [{"id": c + 1, "category": c, "isthing": self.isthing[c]} for c in present]
-            return draw_panoptic(self.image, self.semantic + 1, marks, self.labels, text=text)
+            return draw_panoptic(canvas, self.semantic[rows[:, None], columns] + 1, marks, self.labels, text=text)
         if task != "panoptic":
             raise ValueError(f"task is {task!r}; it must be panoptic, semantic or instances")
-        return draw_panoptic(self.image, self.panoptic, self._panoptic[1], self.labels, text=text)
+        ids, marks = self._panoptic
+        return draw_panoptic(canvas, ids[rows[:, None], columns], marks, self.labels, text=text)
 
     def show(self, task: str = "panoptic") -> Figure:
         """The picture beside the answer, for notebooks."""

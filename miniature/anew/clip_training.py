@@ -7,7 +7,6 @@ that was killed and resumed sees what an undisturbed one sees.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
+from maskclip.training.fit import keep_freed_memory
 from miniature.anew.captions import caption, columns, speak, targets_of, training_scenes
 from miniature.anew.mini_clip import PATCH, begin, build, encode_crop, encode_text, save_weights, write_model_folder
 from miniature.anew.painting import paint
@@ -132,16 +132,6 @@ def learn_to_say(model: Any, tokenizer: Callable, vectors: Tensor, rng: np.rando
         loss.backward()
         optimizer.step()
     model.logit_scale.data.fill_(np.log(MOST_SHARP))
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to reuse large buffers (giving them back each step halves the speed).  Does nothing elsewhere."""
-    try:
-        libc = ctypes.CDLL(None)
-        for option, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**28)):  # mmap threshold, trim threshold, top pad
-            libc.mallopt(option, value)
-    except (OSError, AttributeError, TypeError):
-        pass
 
 
 def _banks(schedule: Schedule) -> tuple[Tensor, Tensor]:
