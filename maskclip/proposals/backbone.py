@@ -72,7 +72,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def pretrained(architecture: Any, name: str, what: str, **options: Any) -> Any:
     """A model of transformers by folder or hub name; FileNotFoundError, which calls it `what`, if there is none."""
-    if not Path(name).exists():
+    if not Path(name).exists() and len(Path(name).parts) == 2:  # the hub's names are OWNER/NAME
         check_reachable(name, what, "their folder in place of the name")
     try:
         return architecture.from_pretrained(name, **options)
