@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from maskclip.data import (
     Dataset,
+    datasets,
     open_categories,
     open_coco_instances,
     open_coco_panoptic,
@@ -533,3 +534,13 @@ def test_layout(tmp_path):
         save_json(tmp_path / "coco" / "annotations" / "split.json", {"base": base, "target": target})
         with pytest.raises(ValueError, match=f"split.json: {message}"):
             open_dataset("coco_split_train", tmp_path)
+
+
+def test_two_entries_of_one_name_fail_at_once() -> None:
+    source = Path(datasets.__file__).read_text()
+    doubled = source.replace('"p459", open_semantic_folder', '"p59", open_semantic_folder')
+    assert doubled != source
+    with pytest.raises(ValueError, match=r"two entries of .*datasets.py have one name"):
+        exec(
+            compile(doubled, datasets.__file__, "exec"), {"__name__": datasets.__name__, "__file__": datasets.__file__}
+        )

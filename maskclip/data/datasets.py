@@ -44,60 +44,60 @@ class DatasetEntry:
 COCO, ADE, ADE_FULL, PASCAL = "coco", "ADEChallengeData2016", "ADE20K_2021_17_01", "pascal_ctx_d2"
 SPLIT = "annotations/split.json"
 
-DATASETS = {
-    entry.name: entry
-    for entry in (
-        DatasetEntry(
-            "coco_train", open_coco_panoptic, COCO,  # masks as downloaded, or as detectron2 has them
-            ("annotations/panoptic_train2017.json", "annotations/panoptic_train2017 | panoptic_train2017", "train2017"),
-            training=True,
-        ),
-        DatasetEntry(
-            "coco_val", open_coco_panoptic, COCO,
-            ("annotations/panoptic_val2017.json", "annotations/panoptic_val2017 | panoptic_val2017", "val2017"),
-        ),
-        DatasetEntry(
-            "coco_split_train", open_coco_instances, COCO,
-            ("annotations/instances_train2017.json", "train2017", SPLIT),
-            training=True, options={"only": ["base"], "annotated": True},
-        ),
-        DatasetEntry(
-            "coco_split_val", open_coco_instances, COCO, ("annotations/instances_val2017.json", "val2017", SPLIT),
-            task="split", pictures="coco_val", results="coco_split",
-        ),
-        DatasetEntry(
-            "a150", open_coco_panoptic, ADE, ("ade20k_panoptic_val.json", "ade20k_panoptic_val", "images/validation"),
-            task="panoptic",
-        ),
-        DatasetEntry(
-            "a150_semantic", open_semantic_folder, ADE,
-            ("images/validation", "annotations_detectron2/validation", "categories.json | objectInfo150.txt"),
-            task="semantic", pictures="a150", words="a150",
-        ),
-        DatasetEntry(
-            "a150_instances", open_coco_instances, ADE, ("ade20k_instance_val.json", "images/validation"),
-            task="instances", pictures="a150", words="a150",
-        ),
-        DatasetEntry(
-            "a847", open_semantic_folder, ADE_FULL,
-            ("images_detectron2/validation", "annotations_detectron2/validation", "categories.json | categories.txt"),
-            task="semantic",
-        ),
-        DatasetEntry(
-            "p59", open_semantic_folder, PASCAL,
-            ("images/validation", "annotations_ctx59/validation", "categories_59.json | categories_59.txt"),
-            task="semantic",
-        ),
-        DatasetEntry(
-            "p459", open_semantic_folder, PASCAL,
-            ("images/validation", "annotations_ctx459/validation", "categories_459.json | categories_459.txt"),
-            task="semantic", pictures="p59",
-        ),
-        DatasetEntry(
-            "lvis", open_coco_instances, "", ("lvis/lvis_v1_val.json", "lvis/val2017 | coco/val2017"), task="instances"
-        ),
-    )
-}  # fmt: skip
+_ENTRIES = (
+    DatasetEntry(
+        "coco_train", open_coco_panoptic, COCO,  # masks as downloaded, or as detectron2 has them
+        ("annotations/panoptic_train2017.json", "annotations/panoptic_train2017 | panoptic_train2017", "train2017"),
+        training=True,
+    ),
+    DatasetEntry(
+        "coco_val", open_coco_panoptic, COCO,
+        ("annotations/panoptic_val2017.json", "annotations/panoptic_val2017 | panoptic_val2017", "val2017"),
+    ),
+    DatasetEntry(
+        "coco_split_train", open_coco_instances, COCO,
+        ("annotations/instances_train2017.json", "train2017", SPLIT),
+        training=True, options={"only": ["base"], "annotated": True},
+    ),
+    DatasetEntry(
+        "coco_split_val", open_coco_instances, COCO, ("annotations/instances_val2017.json", "val2017", SPLIT),
+        task="split", pictures="coco_val", results="coco_split",
+    ),
+    DatasetEntry(
+        "a150", open_coco_panoptic, ADE, ("ade20k_panoptic_val.json", "ade20k_panoptic_val", "images/validation"),
+        task="panoptic",
+    ),
+    DatasetEntry(
+        "a150_semantic", open_semantic_folder, ADE,
+        ("images/validation", "annotations_detectron2/validation", "categories.json | objectInfo150.txt"),
+        task="semantic", pictures="a150", words="a150",
+    ),
+    DatasetEntry(
+        "a150_instances", open_coco_instances, ADE, ("ade20k_instance_val.json", "images/validation"),
+        task="instances", pictures="a150", words="a150",
+    ),
+    DatasetEntry(
+        "a847", open_semantic_folder, ADE_FULL,
+        ("images_detectron2/validation", "annotations_detectron2/validation", "categories.json | categories.txt"),
+        task="semantic",
+    ),
+    DatasetEntry(
+        "p59", open_semantic_folder, PASCAL,
+        ("images/validation", "annotations_ctx59/validation", "categories_59.json | categories_59.txt"),
+        task="semantic",
+    ),
+    DatasetEntry(
+        "p459", open_semantic_folder, PASCAL,
+        ("images/validation", "annotations_ctx459/validation", "categories_459.json | categories_459.txt"),
+        task="semantic", pictures="p59",
+    ),
+    DatasetEntry(
+        "lvis", open_coco_instances, "", ("lvis/lvis_v1_val.json", "lvis/val2017 | coco/val2017"), task="instances"
+    ),
+)  # fmt: skip
+DATASETS = {entry.name: entry for entry in _ENTRIES}
+if len(DATASETS) < len(_ENTRIES):
+    raise ValueError(f"two entries of {__file__} have one name, among {[entry.name for entry in _ENTRIES]}")
 
 
 def find_entry(name: str) -> DatasetEntry:
