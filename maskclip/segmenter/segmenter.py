@@ -155,6 +155,14 @@ class Segmenter:
         seen = picture if isinstance(picture, EmbeddedPicture) else self.embed(picture, masks)
         return self._name(seen, vocabulary, none_of_these)
 
+    def widget(self, picture: Picture, words: str = "") -> Any:
+        """A widget for notebooks, which answers as one types; ImportError: anywidget is not installed."""
+        try:
+            from maskclip.segmenter.widget import SegmenterWidget
+        except ModuleNotFoundError as error:
+            raise ImportError(f"the widget needs {error.name}; pip install anywidget") from None
+        return SegmenterWidget(self, picture, words)
+
     @torch.inference_mode()
     def _name(self, seen: EmbeddedPicture, vocabulary: Vocabulary, none_of_these: bool) -> Segmentation:
         """Classify: a class is as near as the nearest of its names."""
