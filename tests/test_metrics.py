@@ -129,12 +129,30 @@ def test_mean_iou_by_hand():
     metric.update(np.array([[0, 0, 1, 3]]), np.array([[0, 1, 1, -1]]))
     metric.update(np.array([[0, -1, 3, 1]]), np.array([[0, 0, 0, 1]]))
     # class 0: found 2, true 4, predicted 3 on labelled pixels; class 1: 2, 3, 2; class 2 never; class 3 only predicted
-    assert metric.compute() == {"mIoU": pytest.approx(100 * (2 / 5 + 2 / 3) / 2)}
+    total = 100 * (2 / 5 + 2 / 3)
+    assert metric.compute() == {"mIoU": pytest.approx(total / 2), "mIoU_old": pytest.approx(total / 3)}
     with pytest.raises(ValueError, match="holds class 4"):
         metric.update(np.array([[4]]), np.array([[0]]))
     with pytest.raises(ValueError, match="must be alike"):
         metric.update(np.zeros((1, 2), int), np.zeros((2, 1), int))
-    assert np.isnan(MeanIoU(3).compute()["mIoU"])
+    assert np.isnan(list(MeanIoU(3).compute().values())).all()
+
+
+def test_both_means_as_detectron2_wrote_them():
+    """Its lines before and since commit f3c1bc19, on random maps of which some classes are predicted alone."""
+    rng = np.random.default_rng(0)
+    metric = MeanIoU(40)
+    truth, pred = rng.integers(-1, 25, (50, 60)), rng.integers(0, 40, (50, 60))
+    metric.update(pred, truth)
+    counted = truth >= 0
+    confusion = np.zeros((40, 40))
+    np.add.at(confusion, (pred[counted], truth[counted]), 1)
+    tp, pos_gt, pos_pred = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+    valid, either = pos_gt > 0, pos_gt + pos_pred > 0
+    iou = tp[valid] / (pos_gt + pos_pred - tp)[valid]
+    since, before = 100 * iou.sum() / valid.sum(), 100 * iou.sum() / either.sum()
+    assert before < 0.7 * since
+    assert metric.compute() == {"mIoU": pytest.approx(since), "mIoU_old": pytest.approx(before)}
 
 
 def rectangle(rng):

@@ -90,8 +90,13 @@ class PanopticQuality:
 
 
 class MeanIoU:
-    """mIoU over all pixels of a data set, as detectron2's SemSegEvaluator: the mean over the classes that occur in the
-    ground truth; void (-1) there does not count, void in a prediction is an error."""
+    """mIoU over all pixels of a data set, as detectron2's SemSegEvaluator; void (-1) in the ground truth does not
+    count, void in a prediction is an error.
+
+    "mIoU" is the mean over the classes that occur in the ground truth. "mIoU_old" is what detectron2 gave before its
+    commit f3c1bc19 (July 2022): the same sum, over the number of classes in the ground truth or in the prediction, so
+    that a long vocabulary, of which much is predicted and not there, scores less.
+    """
 
     def __init__(self, num_classes: int) -> None:
         self.confusion = np.zeros((num_classes, num_classes + 1), np.int64)  # truth x prediction, last column: void
@@ -111,7 +116,8 @@ class MeanIoU:
     def compute(self) -> dict[str, float]:
         truth, right = self.confusion.sum(1), np.diag(self.confusion)
         union = truth + self.confusion[:, :-1].sum(0) - right
-        return {"mIoU": _mean((100 * (right / np.maximum(union, 1)))[truth > 0])}
+        iou = (100 * (right / np.maximum(union, 1)))[truth > 0]
+        return {"mIoU": _mean(iou), "mIoU_old": _mean(iou) * len(iou) / max(1, np.count_nonzero(union))}
 
 
 def coco_results(
