@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -71,8 +71,9 @@ class Run:
 
     @cached_property
     def clip(self) -> Clip:
-        """The profile's CLIP, frozen."""
-        return load_clip(self.study.clip.model, self.study.clip.pretrained, device=self.device)
+        """The profile's CLIP, frozen; what it makes of words is kept, for all stages."""
+        clip = load_clip(self.study.clip.model, self.study.clip.pretrained, device=self.device)
+        return replace(clip, words_folder=self.folder.parent / "words")
 
     @property
     def thresholds(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -315,3 +316,24 @@ def test_the_committed_mini_clip_is_as_good_as_its_card_says():
 def test_weights_of_the_other_gelu_are_refused(name: str, right: str) -> None:
     with pytest.raises(ValueError, match=f"'openai' were trained with QuickGELU.*take '{right}'"):
         load_clip(name, "openai")
+
+
+def test_words_are_encoded_once_for_all(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    encode = clip.model.encode_text
+    monkeypatch.setattr(clip.model, "encode_text", lambda tokens: asked.append(len(tokens)) or encode(tokens))
+    plain = text_embeddings(clip, ["grass", "sky"])
+    kept = replace(clip, words_folder=tmp_path / "words")
+    first = text_embeddings(kept, ["grass", "sky"])
+    again = text_embeddings(replace(clip, words_folder=tmp_path / "words"), ["grass", "sky"])
+    assert asked == [2, 2] and torch.equal(first, plain) and torch.equal(again, plain)
+    text_embeddings(kept, ["sky", "grass"])
+    text_embeddings(kept, ["grass", "sky"], ("a {}",))
+    assert asked == [2] * 4, "other words, templates and orders are others"
+    for file in (tmp_path / "words").iterdir():
+        file.write_bytes(b"damaged")
+    assert torch.equal(text_embeddings(kept, ["grass", "sky"]), plain) and len(asked) == 5
+    model = MaskCLIP(clip, MaskCLIPVisualEncoder.from_open_clip(clip.model, ()))
+    for words in (["grass"], ["sky"], ["grass"], ["sky"]):
+        model.words(words)
+    assert len(asked) == 7, "vocabularies in turn are encoded once each"

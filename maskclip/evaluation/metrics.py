@@ -117,7 +117,7 @@ class MeanIoU:
         truth, right = self.confusion.sum(1), np.diag(self.confusion)
         union = truth + self.confusion[:, :-1].sum(0) - right
         iou = (100 * (right / np.maximum(union, 1)))[truth > 0]
-        return {"mIoU": _mean(iou), "mIoU_old": _mean(iou) * len(iou) / max(1, np.count_nonzero(union))}
+        return {"mIoU": _mean(iou), "mIoU_old": _mean(iou) * len(iou) / max(1, int((union > 0).sum()))}
 
 
 def coco_results(

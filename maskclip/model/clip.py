@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,21 @@ import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import get_pretrained_cfg
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskclip.files import write_atomically
 from maskclip.hub import check_clip_weights
 
 
 @dataclass
 class Clip:
-    """A frozen CLIP in eval mode with what is needed to feed it.  `mean` and `std` are [3, 1, 1]."""
+    """A frozen CLIP in eval mode with what is needed to feed it.  `mean` and `std` are [3, 1, 1].
+
+    In `words_folder`, if there is one, text embeddings are kept, for all who ask for the same words.
+    """
 
     model: Any  # an open_clip CLIP; the parts of an nn.Module have no static types
     tokenizer: Callable[[list[str]], Tensor]
@@ -31,6 +40,7 @@ class Clip:
     std: Tensor
     name: str
     interpolation: str = "bicubic"
+    words_folder: Path | None = None
 
     @classmethod
     def of(cls, model: Any, tokenizer: Callable[[list[str]], Tensor] = open_clip.tokenize, name: str = "") -> Clip:
@@ -44,6 +54,15 @@ class Clip:
     @property
     def device(self) -> torch.device:
         return self.mean.device
+
+    @cached_property
+    def text_identity(self) -> str:
+        """A digest of what a text's embedding depends on: the text tower's weights, where and how it computes."""
+        digest = hashlib.blake2b(f"{self.device.type} {self.mean.dtype} {open_clip.__version__}".encode())
+        for name, value in self.model.state_dict().items():
+            if not name.startswith("visual."):
+                digest.update(name.encode() + value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 def load_clip(
@@ -141,6 +160,18 @@ def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] =
         raise ValueError(f"names must be a list of texts, none empty, such as ['cat', 'dog'], not {names!r:.100}")
     if not templates or any("{}" not in template for template in templates):
         raise ValueError(f"each template needs a '{{}}' for the name, but templates are {list(templates)}")
+    if clip.words_folder is None:
+        return _encode_texts(clip, names, templates)
+    key = hashlib.sha256(json.dumps([clip.text_identity, list(names), list(templates)]).encode()).hexdigest()
+    path = clip.words_folder / f"{key[:32]}.safetensors"
+    with suppress(SafetensorError, OSError, KeyError):  # none yet, or damaged: encoded again
+        return load_file(path)["embeddings"].to(clip.device)
+    found = _encode_texts(clip, names, templates)
+    write_atomically(path, lambda partial: partial.write_bytes(save({"embeddings": found.cpu().contiguous()})))
+    return found
+
+
+def _encode_texts(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     total = torch.zeros((), device=clip.device)
     for template in templates:
         texts = [template.replace("{}", name) for name in names]

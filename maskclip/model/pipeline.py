@@ -83,7 +83,7 @@ class MaskCLIP:
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
         self.clip, self.encoder, self.proposals, self.temperature = clip, encoder, proposals, temperature
-        self._words: tuple[tuple, Tensor] | None = None
+        self._words: dict[tuple, Tensor] = {}
 
     @torch.inference_mode()
     def see(self, image: np.ndarray) -> SeenImage:
@@ -118,11 +118,11 @@ class MaskCLIP:
         return SegmentedImage(encoding.embeddings[0], encoding.masks[0], proposals.scores, size)
 
     def words(self, names: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
-        """Normalized text embeddings [K, C] of the names; the last vocabulary is kept."""
+        """Normalized text embeddings [K, C] of the names; each vocabulary is encoded once."""
         key = (names if isinstance(names, str) else tuple(names), tuple(templates))
-        if self._words is None or self._words[0] != key:
-            self._words = (key, text_embeddings(self.clip, names, tuple(templates)))
-        return self._words[1]
+        if key not in self._words:
+            self._words[key] = text_embeddings(self.clip, names, tuple(templates))
+        return self._words[key]
 
     def name(
         self,
