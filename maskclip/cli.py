@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,48 @@ def main(version: Annotated[bool, typer.Option("--version", help="Say it.")] = F
     """Open-vocabulary segmentation with mask class tokens in a frozen CLIP."""
     if version:
         typer.echo(f"maskclip {metadata.version('maskclip-study')}")
+
+
+Downloads = Annotated[Path, typer.Option("--from", help="Folder of the archives, packed as they are")]
+
+
+@command
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="SET", help="coco, ade20k, ade20k-full, pascal-context or lvis")],
+    source: Downloads,
+    target: Annotated[Path, typer.Option("--to", help="The data folder")] = Path("data/paper"),
+    workers: Annotated[int, typer.Option(help="Processes at once", min=1)] = os.cpu_count() or 1,
+) -> None:
+    """Lay a real data set out from what its owners publish; a second run makes only what is missing."""
+    from maskclip.data.prepare import PREPARATIONS
+
+    if name not in PREPARATIONS:
+        raise ValueError(f"there is no data set {name!r} to prepare; there are {', '.join(PREPARATIONS)}")
+    counts = PREPARATIONS[name](source, target, workers=workers)
+    typer.echo(", ".join(f"{what}: {count:,}" for what, count in counts.items()))
+
+
+@command
+def check(
+    root: Annotated[Path, typer.Argument(help="The data folder, laid out as docs/data.md says")] = Path("data/paper"),
+    sets: Annotated[str, typer.Option(help="Of them, separated by commas  [default: all]")] = "",
+    thorough: Annotated[bool, typer.Option("--thorough", help="Read every picture and annotation")] = False,
+    own: Annotated[bool, typer.Option("--own", help="Sets of your own: do not compare published counts")] = False,
+    workers: Annotated[int, typer.Option(help="Threads that read", min=1)] = os.cpu_count() or 1,
+) -> None:
+    """Look for every fault of the data at once; exit code 1 if there is any."""
+    from maskclip.data.check import check_data
+    from maskclip.data.datasets import DATASETS
+
+    findings = check_data(root, _list(sets) or DATASETS, published=not own, thorough=thorough, workers=workers)
+    for one in findings:
+        counts = "-" if one.pictures is None else f"{one.pictures:,} pictures, {one.categories:,} categories"
+        typer.echo(f"{one.name:17} {counts:36} {f'{len(one.faults)} faults' if one.faults else 'right'}")
+    faults = [f"{one.name}: {fault}" for one in findings for fault in one.faults]
+    for number, fault in enumerate(faults, 1):
+        typer.echo(f"{number}. {fault}")
+    if faults:
+        raise ValueError(f"{len(faults)} faults in {root}, listed above")
 
 
 @command
@@ -130,3 +173,7 @@ def benchmark(
 
 def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+if __name__ == "__main__":
+    app()

@@ -230,7 +230,7 @@ def test_a_killed_run_is_resumed(tmp_path):
     made_up.ade20k(tmp_path, {"training": 0, "validation": 40}, size=(120, 160), things=20)
     prepare_ade20k(tmp_path, tmp_path / "whole", workers=1)
     target, done = tmp_path / "killed", tmp_path / "killed" / "ADEChallengeData2016" / "ade20k_panoptic_val"
-    command = [sys.executable, "-m", "maskclip.data.prepare", "ade20k", "--from", tmp_path, "--to", target]
+    command = [sys.executable, "-m", "maskclip.cli", "prepare", "ade20k", "--from", tmp_path, "--to", target]
     process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.DEVNULL)
     while len(list(done.glob("A*.png"))) < 5:
         assert process.poll() is None, "ended before it could be killed"
@@ -648,11 +648,11 @@ def test_folders_that_are_none_and_targets_one_too_deep(source, tmp_path):
 
 
 def test_the_command_says_what_was_made_or_what_is_wrong(source, tmp_path):
-    command = [sys.executable, "-m", "maskclip.data.prepare", "ade20k", "--to", str(tmp_path), "--from"]
+    command = [sys.executable, "-m", "maskclip.cli", "prepare", "ade20k", "--to", str(tmp_path), "--from"]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "validation: 3\n")
     wrong = subprocess.run([*command, str(tmp_path / "nothing")], capture_output=True, text=True)
-    assert wrong.returncode == 1 and wrong.stderr.startswith(f"{tmp_path / 'nothing'} is no folder")
+    assert wrong.returncode == 1 and wrong.stderr.startswith(f"error: {tmp_path / 'nothing'} is no folder")
 
 
 def test_mac_resource_forks_are_no_pictures(mine, tmp_path):

@@ -1,0 +1,206 @@
+"""Is the data right? Every fault of every set at once, before a GPU is paid for: `maskclip check DIR`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from maskclip.data.datasets import DATASETS, DatasetEntry, find_entry, open_dataset
+from maskclip.data.images import read_labels
+from maskclip.data.types import Dataset
+
+SAMPLE = 200  # annotations that are read where not all are, spread over the set
+NAMED = 3  # of faults of one kind
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the owners of a data set say, and where they publish it."""
+
+    pictures: tuple[int, ...]  # one of these
+    things: int
+    stuff: int
+    prepare: str  # the set's name for `maskclip prepare`
+    where: str
+    licence: str
+
+
+_COCO = ("coco", "cocodataset.org", "annotations CC BY 4.0, pictures as on Flickr")
+_ADE = ("ade20k", "sceneparsing.csail.mit.edu", "BSD 3-clause, research and education")
+_PASCAL = ("pascal-context", "host.robots.ox.ac.uk/pascal/VOC and cs.stanford.edu/~roozbeh", "as on Flickr")
+PUBLISHED = {
+    "coco_train": Published((118287,), 80, 53, *_COCO),
+    "coco_val": Published((5000,), 80, 53, *_COCO),
+    "coco_split_train": Published((), 48, 0, *_COCO),
+    "coco_split_val": Published((), 65, 0, *_COCO),
+    "a150": Published((2000,), 100, 50, *_ADE),
+    "a150_semantic": Published((2000,), 100, 50, *_ADE),
+    "a150_instances": Published((2000,), 100, 0, *_ADE),
+    "a847": Published((2000,), 847, 0, "ade20k-full", "groups.csail.mit.edu/vision/datasets/ADE20K", _ADE[2]),
+    "p59": Published((5104, 5105), 59, 0, *_PASCAL),
+    "p459": Published((5104, 5105), 459, 0, *_PASCAL),
+    "lvis": Published((19809,), 1203, 0, "lvis", "lvisdataset.org", "annotations CC BY 4.0, pictures COCO's"),
+}
+
+
+@dataclass
+class Finding:
+    """What was found of one data set."""
+
+    name: str
+    pictures: int | None = None
+    categories: int | None = None
+    faults: list[str] = field(default_factory=list)
+
+
+def check_data(
+    root: str | Path, names: Iterable[str] = DATASETS, *, published: bool = True, thorough: bool = False,
+    workers: int | None = None,
+) -> list[Finding]:  # fmt: skip
+    """Look at data sets under `root` as docs/data.md lays them out; every fault is a sentence.
+
+    Args:
+        published: compare counts with the published ones; False for sets of one's own.
+        thorough: read every picture and annotation, not only whether they are there and `SAMPLE` annotations.
+        workers: threads that read; None: one per processor.
+    """
+    return [_check(find_entry(name), Path(root), published, thorough, workers or os.cpu_count() or 1) for name in names]
+
+
+def _check(entry: DatasetEntry, root: Path, published: bool, thorough: bool, workers: int) -> Finding:
+    finding, wanted = Finding(entry.name), PUBLISHED.get(entry.name)
+    finding.faults = [sentence for places in entry.files if (sentence := _missing(root / entry.folder, places, root))]
+    if finding.faults:
+        if wanted:
+            finding.faults[-1] += f"; {wanted.where} publishes it, maskclip prepare {wanted.prepare} makes it"
+        return finding
+    try:
+        dataset = open_dataset(entry.name, root)
+    except (ValueError, OSError, KeyError) as error:
+        finding.faults.append(str(error))
+        return finding
+    finding.pictures, finding.categories = len(dataset), len(dataset.categories)
+    if published and wanted:
+        finding.faults += _counts(dataset, wanted)
+    absent = [path for i in dataset.image_ids for path in dataset.files(i) if not path.is_file()]
+    finding.faults += _few([f"{path} is missing" for path in absent], len(absent), "files that the annotations name")
+    there = dataset.image_ids
+    if absent:
+        lost = set(absent)
+        there = [i for i in there if not lost & set(dataset.files(i))]
+    chosen = there if thorough else spread(there, SAMPLE)
+    faults = _each(dataset.annotation, chosen, f"annotations of {entry.name}", workers)
+    finding.faults += _few(faults, len(faults), f"of {len(chosen):,} annotations read")
+    if entry.reader.__name__ == "open_semantic_folder":
+        finding.faults += _label_values(dataset, chosen)
+    if thorough and not entry.pictures:  # else they are another set's
+        faults = _each(lambda i: dataset[dataset.image_ids.index(i)], there, f"pictures of {entry.name}", workers)
+        finding.faults += _few(faults, len(faults), f"of {len(there):,} pictures read")
+    return finding
+
+
+def _missing(folder: Path, places: str, root: Path) -> str:
+    """A sentence where neither of the places "a | b" is there, with the place where it lies instead."""
+    wanted = [folder / place for place in places.split(" | ")]
+    if any(path.exists() for path in wanted):
+        return ""
+    parts = wanted[0].relative_to(root).parts
+    tails = [Path(*parts[i:]) for i in range(len(parts)) if len(parts) - i > 1 or len(parts) == 1]
+    for depth in ("", "*/", "*/*/"):
+        for tail in tails:
+            found = sorted(path for path in root.glob(f"{depth}{tail}") if path not in wanted)
+            if found:
+                top = Path(*found[0].parts[: len(found[0].parts) - len(parts) + len(root.parts)])
+                return f"{wanted[0]} is missing, but {found[0]} is there, at another level; move it" if top else ""
+    return f"{' or '.join(map(str, wanted))} is missing"
+
+
+def _counts(dataset: Dataset, wanted: Published) -> list[str]:
+    faults, things = [], sum(dataset.isthing)
+    kinds = (things, len(dataset.categories) - things)
+    semantic_only = dataset.instances is None and wanted.stuff == 0  # names without a word on things
+    if (sum(kinds) if semantic_only else kinds) != (wanted.things if semantic_only else (wanted.things, wanted.stuff)):
+        faults.append(
+            f"{dataset.source} has {kinds[0]} things and {kinds[1]} stuff, {dataset.name} has {wanted.things} and "
+            f"{wanted.stuff}; it is of another release or another set: maskclip prepare {wanted.prepare}"
+        )
+    if wanted.pictures and len(dataset) not in wanted.pictures:
+        said = " or ".join(f"{count:,}" for count in wanted.pictures)
+        faults.append(f"{dataset.name} has {len(dataset):,} pictures, published are {said}; see {wanted.where}")
+    return faults
+
+
+def _label_values(dataset: Dataset, chosen: Sequence[Any]) -> list[str]:
+    """Label maps that were not counted from 0: their last value is one too high, or nothing in them is void."""
+    seen, void_seen = np.zeros(65536, bool), False
+    for image_id in chosen:
+        try:
+            values, void = read_labels(dataset.files(image_id)[1])
+        except ValueError:
+            continue  # told with the annotations
+        void_seen |= bool((values == void).any())
+        seen[np.unique(values)] = True
+    if len(chosen) < 20 or void_seen or not seen[0]:  # without void, 0 is it
+        return []
+    return [
+        f"none of {len(chosen)} label maps in {dataset.files(chosen[0])[1].parent} has a void pixel: they seem to be "
+        "counted from 1, with 0 for void; subtract 1 (0 becomes 255, or 65535 in 16 bits)"
+    ]
+
+
+def spread(ids: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of them, at even distances."""
+    return [ids[place] for place in np.unique(np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int))]
+
+
+def _each(read: Callable[[Any], object], ids: Sequence[Any], what: str, workers: int) -> list[str]:
+    """The sentences of those that cannot be read."""
+
+    def sentence(image_id: Any) -> str:
+        try:
+            read(image_id)
+        except (ValueError, OSError, KeyError) as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(workers) as pool:
+        said = list(tqdm(pool.map(sentence, ids), what, len(ids), disable=len(ids) < 2000, mininterval=5))
+    return [one for one in said if one]
+
+
+def _few(faults: list[str], count: int, what: str) -> list[str]:
+    if count <= NAMED:
+        return faults
+    return [*faults[:NAMED], f"... and {count - NAMED:,} more such {what}"]
+
+
+def check_weights(clip: str, pretrained: str | None, backbone: str | None) -> dict[str, str]:
+    """What each of a profile's weights is: "here", "to be fetched", or a sentence about what to do."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    from maskclip import hub
+
+    found: dict[str, str] = {}
+    wanted = {}
+    if pretrained and not Path(pretrained).is_file():
+        repo = str((get_pretrained_cfg(clip, pretrained) or {}).get("hf_hub", "")).strip("/")
+        wanted[f"CLIP {clip}, {pretrained}"] = repo
+    if backbone and not Path(backbone).is_file():
+        wanted[f"backbone {backbone}"] = backbone
+    for what, repo in wanted.items():
+        if hub.is_cached(repo):
+            found[what] = "here"
+            continue
+        try:
+            hub.check_reachable(repo, what, "their folder in place of the name")
+            found[what] = "to be fetched"
+        except FileNotFoundError as error:
+            found[what] = str(error)
+    return found

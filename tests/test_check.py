@@ -1,0 +1,147 @@
+"""`maskclip check`: all faults of made-up data at once, each one sentence with its cure."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import made_up_archives as made_up
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from maskclip import hub
+from maskclip.cli import app
+from maskclip.data.check import PUBLISHED, check_data, check_weights, spread
+from maskclip.data.datasets import DATASETS
+from maskclip.data.prepare import PREPARATIONS
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("check")
+    (folder / "archives").mkdir()
+    made_up.all_sets(folder / "archives")
+    for prepare in PREPARATIONS.values():
+        prepare(folder / "archives", folder / "data", workers=1)
+    return folder / "data"
+
+
+@pytest.fixture
+def data(prepared: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(prepared, tmp_path / "data")
+
+
+def faults(root: Path, **options: bool) -> dict[str, list[str]]:
+    return {one.name: one.faults for one in check_data(root, **{"published": False, **options}) if one.faults}
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["check", *arguments])
+    return result.exit_code, result.output
+
+
+def test_what_was_prepared_is_right_but_for_its_number(data: Path) -> None:
+    assert not faults(data) and not faults(data, thorough=True)
+    assert set(PUBLISHED) == set(DATASETS)
+    found = faults(data, published=True)
+    assert found["coco_val"] == ["coco_val has 3 pictures, published are 5,000; see cocodataset.org"]
+    assert "published are 5,104 or 5,105" in found["p59"][0]
+    code, said = call(str(data), "--own")
+    assert code == 0 and said.count("right") == len(DATASETS) and "3 pictures, 133 categories" in said
+
+
+def test_nothing_there_is_told_of_every_set_at_once(tmp_path: Path) -> None:
+    code, said = call(str(tmp_path))
+    assert code == 1 and all(name in said for name in DATASETS) and "Traceback" not in said
+    for prepare in PREPARATIONS:
+        assert f"maskclip prepare {prepare} makes it" in said
+    assert "lvisdataset.org publishes it" in said
+
+
+def test_a_wrong_folder_level_is_found(data: Path) -> None:
+    (data / "ade").mkdir()
+    (data / "ADE20K_2021_17_01").rename(data / "ade/ADE20K_2021_17_01")
+    (found,) = {tuple(said) for said in faults(data).values()}
+    assert len(found) == 3 and all("another level; move it" in one for one in found[:2])
+    assert f"{data}/ade/ADE20K_2021_17_01/images_detectron2/validation is there" in found[0]
+
+
+def test_many_faults_are_told_together(data: Path) -> None:
+    (data / "coco/val2017/000000001001.jpg").unlink()
+    ade = data / "ADEChallengeData2016"
+    (ade / "ade20k_panoptic_val/ADE_val_00000002.png").write_bytes(b"cut off")
+    split = json.loads((data / "coco/annotations/split.json").read_text())
+    (data / "coco/annotations/split.json").write_text(json.dumps(split | {"base": ["unicorn"]}))
+    (data / "pascal_ctx_d2/categories_59.txt").write_text("1: aeroplane\n2: bag\n")
+    found = faults(data)
+    assert found["coco_val"] == [f"{data}/coco/val2017/000000001001.jpg is missing"]
+    assert "ADE_val_00000002.png cannot be read" in found["a150"][0]
+    assert "no category named 'unicorn'" in found["coco_split_train"][0]
+    assert "has a number; list names alone" in found["p59"][0] and "p459" not in found
+
+
+def test_areas_and_ids_of_json_against_png(data: Path) -> None:
+    path = data / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"][0]["area"] = 1
+    content["annotations"][1]["segments_info"].pop()
+    path.write_text(json.dumps(content))
+    area, ids = faults(data)["coco_val"]
+    assert "has the area 1, but" in area and "it does not list the segments" in ids
+
+
+def test_labels_counted_from_one(data: Path) -> None:
+    folder = data / "ADEChallengeData2016"
+    for number in range(30):
+        stem = f"ADE_val_{number + 100:08d}"
+        shutil.copy(folder / "images/validation/ADE_val_00000001.jpg", folder / "images/validation" / f"{stem}.jpg")
+        values = np.random.default_rng(number).integers(0, 149, (24, 32)).astype(np.uint8)  # 0 for void, 150 not seen
+        Image.fromarray(values).save(folder / "annotations_detectron2/validation" / f"{stem}.png")
+    for path in (folder / "annotations_detectron2/validation").glob("ADE_val_000000[01]*.png"):
+        values = np.asarray(Image.open(path))
+        Image.fromarray(np.where(values == 255, 0, values)).save(path)
+    (fault,) = faults(data)["a150_semantic"]
+    assert "counted from 1, with 0 for void; subtract 1" in fault
+
+
+def test_names_of_another_set(data: Path) -> None:
+    shutil.copy(data / "pascal_ctx_d2/categories_59.txt", data / "ADE20K_2021_17_01/categories.txt")
+    found = faults(data, published=True)["a847"]
+    assert "has 59 things and 0 stuff, a847 has 847 and 0; it is of another release or another set" in found[0]
+
+
+def test_only_thorough_reads_every_picture(data: Path) -> None:
+    path = data / "pascal_ctx_d2/images/validation/2008_000502.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    small = data / "coco/val2017/000000001002.jpg"
+    Image.new("RGB", (8, 8)).save(small)
+    assert not faults(data)
+    found = faults(data, thorough=True)
+    assert found.keys() >= {"p59", "coco_val"} and "2008_000502.jpg cannot be read" in found["p59"][0]
+    assert "(8, 8) (height, width), its annotation" in found["coco_val"][0]
+
+
+def test_of_many_alike_a_few_are_named(data: Path) -> None:
+    for path in (data / "coco/train2017").glob("*.jpg"):
+        path.unlink()
+    found = faults(data)["coco_train"]
+    assert len(found) == 4 and found[-1] == "... and 1 more such files that the annotations name"
+
+
+def test_spread_is_even_and_no_more_than_there_are() -> None:
+    assert spread(range(10), 4) == [0, 3, 6, 9] and spread(range(3), 200) == [0, 1, 2] and spread([], 5) == []
+
+
+def test_weights_are_here_or_to_be_fetched_or_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hub, "is_cached", lambda repo: "resnet" in repo)
+    monkeypatch.setattr(hub, "answers", lambda: False)
+    clip, backbone = check_weights("ViT-L-14-336-quickgelu", "openai", "microsoft/resnet-50").values()
+    assert "is not on this machine" in clip and backbone == "here"
+    monkeypatch.setattr(hub, "answers", lambda: True)
+    assert "to be fetched" in check_weights("ViT-L-14-336-quickgelu", "openai", None).values()
+    (tmp_path / "own.pt").touch()
+    assert not check_weights("ViT-B-32", os.fspath(tmp_path / "own.pt"), None)
