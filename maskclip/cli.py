@@ -78,6 +78,26 @@ def check(
 
 
 @command
+def fetch(
+    to: Annotated[Path | None, typer.Option("--to", help="A cache folder  [default: the hub's, see HF_HOME]")] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Say which files, how large, from where; fetch nothing")
+    ] = False,
+) -> None:
+    """Fetch all weights that the paper profile and own photographs want, for machines without network."""
+    from maskclip import hub
+
+    if listed:
+        for what, (repo, files, size) in hub.FETCHED.items():
+            typer.echo(f"{what}: {', '.join(files)} ({size}) from https://huggingface.co/{repo}")
+        return
+    for line in hub.fetch(to):
+        typer.echo(line)
+    if to:
+        typer.echo(f"where there is no network: export HF_HUB_CACHE={to.resolve()}")
+
+
+@command
 def convert(
     released: Annotated[Path, typer.Argument(help="A checkpoint of the authors or of Mask2Former: .pth or .pkl")],
     out: Annotated[Path, typer.Argument(help="A safetensors file to write")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from threading import Thread
@@ -58,6 +59,29 @@ def answers() -> bool:
     asking.start()
     asking.join(PATIENCE)
     return bool(found and found[0])
+
+
+FETCHED = {  # what the paper profile and pictures of one's own want: repository, files, about how large
+    "CLIP ViT-L/14@336, OpenAI's": ("timm/vit_large_patch14_clip_336.openai", ["open_clip_model.safetensors"], "1.7 GB"),
+    "ResNet-50, ImageNet's": ("microsoft/resnet-50", ["config.json", "model.safetensors"], "102 MB"),
+    "Mask2Former for own photographs": (
+        "facebook/mask2former-swin-small-coco-panoptic", ["config.json", "model.safetensors"], "280 MB",
+    ),
+}  # fmt: skip
+
+
+def fetch(to: Path | None = None) -> Iterator[str]:
+    """Bring all of `FETCHED` into the hub's cache, or into another cache folder; yields a line for each.
+
+    Raises:
+        FileNotFoundError: the hub does not answer; the sentence says which files to put where.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    for what, (repo, files, _) in FETCHED.items():
+        check_reachable(repo, what, "their folder in place of the name", tuple(files))
+        place = snapshot_download(repo, allow_patterns=files, cache_dir=to or constants.HF_HUB_CACHE)
+        yield f"{what}: {place}"
 
 
 def check_clip_weights(name: str, pretrained: str) -> None:

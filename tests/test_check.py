@@ -145,3 +145,19 @@ def test_weights_are_here_or_to_be_fetched_or_told(monkeypatch: pytest.MonkeyPat
     assert "to be fetched" in check_weights("ViT-L-14-336-quickgelu", "openai", None).values()
     (tmp_path / "own.pt").touch()
     assert not check_weights("ViT-B-32", os.fspath(tmp_path / "own.pt"), None)
+
+
+def test_all_weights_are_fetched_by_one_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **o: asked.append((repo, o)) or "there")
+    monkeypatch.setattr(hub, "is_cached", lambda repo: False)
+    monkeypatch.setattr(hub, "answers", lambda: True)
+    said = CliRunner().invoke(app, ["fetch", "--to", str(tmp_path)]).output
+    assert [repo for repo, _ in asked] == [repo for repo, *_ in hub.FETCHED.values()]
+    assert asked[0][1] == {"allow_patterns": ["open_clip_model.safetensors"], "cache_dir": tmp_path}
+    assert f"HF_HUB_CACHE={tmp_path}" in said
+    listed = CliRunner().invoke(app, ["fetch", "--list"]).output
+    assert len(asked) == 3 and "1.7 GB" in listed and "https://huggingface.co/microsoft/resnet-50" in listed
+    monkeypatch.setattr(hub, "answers", lambda: False)
+    without = CliRunner().invoke(app, ["fetch"])
+    assert without.exit_code == 1 and "error: CLIP ViT-L/14@336" in without.output
