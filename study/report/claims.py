@@ -19,6 +19,7 @@ from study.report.tables import DASH, TABLES, latex_escape, markdown, paper_numb
 
 _Pair = tuple[float, float]
 AGREES, DISAGREES, UNDECIDED = "agrees", "does not agree", "undecided"
+NOT_JUDGED = "one seed: not judged"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Outcome:
     low: float  # of its 95 % interval, as `high`; NaN with one seed
     high: float
     seeds: int
-    state: str  # holds | fails | open | missing
+    state: str  # holds | fails | open | single (one seed decides nothing) | missing
 
     @property
     def paper_figures(self) -> str:
@@ -94,6 +95,7 @@ def judge_claims(results: Results, reasons: dict[str, str]) -> list[Judgement]:
         outcomes = _compare(claim, results) if claim.table else _attributes(claim, results)
         states = {outcome.state for outcome in outcomes}
         verdict = DISAGREES if "fails" in states else AGREES if states == {"holds"} else UNDECIDED
+        verdict = NOT_JUDGED if "single" in states else verdict
         remark = "; ".join(_remarks(claim, outcomes, verdict, results))
         reason = "" if verdict == AGREES else reasons.get(claim.name, "")
         judged.append(Judgement(claim, outcomes, verdict, remark, reason))
@@ -136,7 +138,9 @@ def _outcome(claim: Claim, label: str, kind: str, pair: pd.DataFrame, paper: _Pa
     state = "fails" if right < claim.low or left > claim.high else "open"
     if left > claim.low and right < claim.high:
         state = "holds"
-    state, sides = state if len(pair) else "missing", (pair.a.mean(), pair.b.mean())
+    if len(pair) < 2 and claim.table != 6:  # costs are measured once
+        state = "single" if len(pair) else "missing"
+    sides = pair.a.mean(), pair.b.mean()
     return Outcome(label, kind, *paper, *sides, mean, mean - half, mean + half, len(pair), state)
 
 
@@ -146,15 +150,13 @@ def _remarks(claim: Claim, outcomes: list[Outcome], verdict: str, results: Resul
     missing = [outcome.label for outcome in outcomes if not outcome.seeds]
     constant = [outcome.label for outcome in measured if outcome.high - outcome.low < 1e-9]
     remarks = [] if measured else ["not measured"]
-    if measured and verdict != AGREES and len(outcomes) > 1:
+    if measured and verdict in (DISAGREES, UNDECIDED) and len(outcomes) > 1:
         remarks.append(f"{sum(outcome.state == 'holds' for outcome in outcomes)} of {len(outcomes)} hold")
     if measured and missing:
         remarks.append(f"not measured: {', '.join(missing)}")
     if measured and claim.table == 6:
         remarks += ["one measurement", str(results.cost_model(TABLES[6].columns[claim.columns[0]][1]))]
-    elif max(outcome.seeds for outcome in outcomes) == 1:
-        remarks.append("one seed")
-    elif constant:
+    elif constant and verdict != NOT_JUDGED:
         remarks.append("same in every seed" + ("" if len(constant) == len(outcomes) else f": {', '.join(constant)}"))
     return [*remarks, *["on the miniature world's drawings"] * (claim.table == 0)]
 
@@ -177,9 +179,9 @@ def read_reasons(path: str | Path, profile: str, seeds: int | None = None) -> di
 
 
 def count_verdicts(judgements: list[Judgement]) -> dict[str, int]:
-    """How many claims agree, are undecided, do not agree."""
+    """How many claims agree, are undecided, do not agree, are not judged."""
     verdicts = [judged.verdict for judged in judgements]
-    return {verdict: verdicts.count(verdict) for verdict in (AGREES, UNDECIDED, DISAGREES)}
+    return {verdict: verdicts.count(verdict) for verdict in (AGREES, UNDECIDED, DISAGREES, NOT_JUDGED)}
 
 
 def claims_files(judgements: list[Judgement]) -> dict[str, str]:
@@ -195,7 +197,7 @@ def claims_files(judgements: list[Judgement]) -> dict[str, str]:
         caption="The claims of the paper, judged by the rule below.",
         label="tab:claims",
     )
-    agree = f"**{counts[AGREES]} of {len(table)} claims agree.**"
+    agree = f"**{counts[AGREES]} of {len(table)} claims agree, {counts[NOT_JUDGED]} are not judged.**"
     return {
         "claims.csv": plain_csv(table),
         "comparisons.csv": plain_csv(pd.DataFrame(pairs).rename(columns={"label": "comparison"})),

@@ -28,7 +28,7 @@ from study.report.tables import TABLES, paper_number, study_mean, study_values, 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 _CHANCE = "#d55e00"
 _PALE = "\ntarget"  # ending of the groups of classes never trained on, which are drawn lighter
-_STATES = {"holds": "#009e73", "fails": "#d55e00", "open": "#a3a8b0"}
+_STATES = {"holds": "#009e73", "fails": "#d55e00", "open": "#a3a8b0", "single": "#a3a8b0"}
 _GROUPS = ("all", "things", "stuff", "trained", "novel")  # of annotated segments
 _TWINS = ("class_agnostic", "class_aware")  # they differ in class supervision alone
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
@@ -278,9 +278,11 @@ def _comparisons(judgements: list[Judgement]) -> Figure | None:
     ticks = [t for t in (-100, -50, -20, -10, 0, 10, 20, 50, 200, 1000) if left <= t <= right]
     axes.set_xticks(ticks, [f"{tick:+d} %" if tick else "0" for tick in ticks])
     axes.set_xlabel("first over second, relative (linear within ±20 %, logarithmic beyond)")
-    message = f"{sum(o.state == 'holds' for _, o, _ in shown)} of {len(shown)} comparisons come out as the paper says"
+    held, single = (sum(o.state == state for _, o, _ in shown) for state in ("holds", "single"))
+    message = f"{held} of {len(shown) - single} comparisons come out as the paper says"
+    message = f"{len(shown)} comparisons: one seed judges none" if single == len(shown) else message
     several = ", with its 95 % interval over seeds" if max(o.seeds for _, o, _ in shown) > 1 else "; one seed"
-    handles = [Line2D([], [], marker="o", linestyle="", color=c, label=state) for state, c in _STATES.items()]
+    handles = [Line2D([], [], marker="o", linestyle="", color=c, label=state) for state, c in _STATES.items()][:3]
     return _title(figure, message, f"every difference behind C1 to C8 and C14 to C17{several}", handles)
 
 
