@@ -187,12 +187,13 @@ def test_training_curves_compare_quarters_not_single_steps():
 def test_distinctions_are_judged_against_chance():
     """Always saying the same word gives 100 % and 0 %: chance, not a distinction."""
     results = results_of(("maskclip", "a150", "PQ", "mask2former", [15.0, 15.1]))
-    results.attributes = pd.DataFrame(
-        [("hearts", "filled", 100.0, 0), ("hearts", "empty", 0.0, 0)], columns=["pair", "word", "accuracy", "seed"]
-    )
-    assert verdict_of(results, "C18").verdict == "one seed: not judged"
-    results.attributes.accuracy = [90.0, 60.0]
+    rows = [("hearts", word, 100.0 * (word == "filled"), seed) for seed in (0, 1) for word in ("filled", "empty")]
+    results.attributes = pd.DataFrame(rows, columns=["pair", "word", "accuracy", "seed"])
+    assert verdict_of(results, "C18").verdict == "undecided"
+    results.attributes.accuracy = [90.0, 60.0, 91.0, 60.0]
     assert verdict_of(results, "C18").verdict == "agrees"
+    results.attributes = results.attributes[results.attributes.seed == 0]
+    assert verdict_of(results, "C18").verdict == "one seed: not judged"
 
 
 def test_costs_prefer_the_papers_model():
