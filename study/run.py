@@ -6,27 +6,31 @@ results/<profile>/<seed>/<stage>.csv, .json  tidy rows for the report; the main 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import maskclip
 from maskclip.data import DATASETS, Dataset, open_dataset, same_pictures
-from maskclip.evaluation.tasks import evaluate, tasks_of
-from maskclip.files import write_atomically
+from maskclip.evaluation.judgements import Judgements
+from maskclip.evaluation.tasks import Task, add_up, judge, tasks_of
+from maskclip.files import file_digests, write_atomically
 from maskclip.model.clip import Clip, load_clip
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, ground_truth_proposals, load_source
-from maskclip.proposals.store import StoredProposals, proposal_key, store_proposals
+from maskclip.proposals.store import StoredProposals, join_parts, part_of, proposal_key, store_proposals
 from maskclip.settings import scale_layers
 from maskclip.training.mask_tokens import load_trained_weights, train_maskclip
 from maskclip.training.proposal_networks import train_proposals
@@ -101,8 +105,13 @@ class Run:
         return self.folder / network
 
     def store_proposals(self, network: str, dataset: Dataset) -> Path:
-        """Run a trained network over a data set's pictures and keep its proposals; the file is returned."""
-        return store_proposals(load_source(self.folder / network, self.device), dataset, *self._store(network, dataset))
+        """Run a trained network over a data set's pictures, in `params.processes` processes, and keep its proposals;
+        the file is returned."""
+        (path, key), processes = self._store(network, dataset), self.params["processes"]
+        if processes == 1 or path.is_file():  # what is there is looked at, and kept if it is whole
+            return store_proposals(load_source(self.folder / network, self.device), dataset, path, key)
+        launch(_store_part, (self.seed, self.params_path, network, dataset.name), processes)
+        return join_parts(dataset, path, key, processes)
 
     def new_encoder(self, method: str) -> MaskCLIPVisualEncoder:
         """The untrained visual encoder of a method of METHODS, its RMA layers scaled to this ViT's depth."""
@@ -142,16 +151,47 @@ class Run:
         `tasks` are the results' data set names; None: all there are. The same pictures are run once.
         """
         scores: dict[str, dict[str, float]] = {}
-        settings, templates = self.study.evaluation, tuple(self.study.clip.templates)
         for group in same_pictures(map(self.dataset, pictures)):
-            found = {name: task for one in group for name, task in tasks_of(one.name, self.dataset).items()}
-            found = {name: task for name, task in found.items() if tasks is None or name in tasks}
-            model, proposals = self.model(method), self.proposals(network, group[0])
-            evaluate(model, group[0], proposals, list(found.values()), settings, templates)
+            asked = method, network, [dataset.name for dataset in group], tasks
+            found, judgements = self.tasks(*asked[2:]), self.judgements(*asked)
+            if self.params["processes"] == 1:
+                self.judge(*asked)
+            else:
+                launch(_judge, (self.seed, self.params_path, *asked), self.params["processes"])
+            add_up(list(found.values()), judgements, len(group[0]))
+            judgements.forget()
             scores |= {name: task.compute() for name, task in found.items()}
         same = {"method": method, "proposals": network, "seed": self.seed, "profile": self.params["profile"]}
         cells = [(name, metric, value) for name, values in scores.items() for metric, value in values.items()]
         return [same | {"dataset": name, "metric": metric, "value": value} for name, metric, value in cells]
+
+    def tasks(self, pictures: Sequence[str], wanted: Sequence[str] | None = None) -> dict[str, Task]:
+        """The tasks of collections of the same pictures, by their names in results; `wanted`: some of them."""
+        found = {name: task for one in pictures for name, task in tasks_of(one, self.dataset).items()}
+        return {name: task for name, task in found.items() if wanted is None or name in wanted}
+
+    def judgements(
+        self, method: str, network: str, pictures: Sequence[str], wanted: Sequence[str] | None
+    ) -> Judgements:
+        """What a killed evaluation had judged already: of these settings, weights, pictures and this very code."""
+        sources = sorted(Path(maskclip.__file__).parent.rglob("*.py"))
+        code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+        dataset, kind = self.dataset(pictures[0]), METHODS[method]
+        key = dataset.fingerprint() if network == GROUND_TRUTH else self._store(network, dataset)[1]
+        identity: dict[str, Any] = {"code": code, "proposals": key, "pictures": pictures, "wanted": wanted}
+        identity |= {"weights": file_digests(self.folder / kind.trained_as, ["encoder.pt"]) if kind.trained_as else {}}
+        identity |= {name: asdict(getattr(self.study, name)) for name in ("clip", "maskclip", "evaluation")}
+        return Judgements(self.folder / "judged" / f"{method}-{network}-{pictures[0]}", identity)
+
+    def judge(
+        self, method: str, network: str, pictures: Sequence[str], wanted: Sequence[str] | None,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
+        """Judge a process's share of the pictures that are not judged yet; `Run.evaluate` adds all up."""
+        dataset, found = self.dataset(pictures[0]), list(self.tasks(pictures, wanted).values())
+        judgements, proposals = self.judgements(method, network, pictures, wanted), self.proposals(network, dataset)
+        templates = tuple(self.study.clip.templates)
+        judge(self.model(method), dataset, proposals, found, self.study.evaluation, templates, judgements, share)
 
     def write_rows(self, stage: str, rows: list[dict]) -> pd.DataFrame:
         """Rows into <stage>.csv, the main ones, nested as dataset.metric, into <stage>.json (several methods:
@@ -188,6 +228,20 @@ def _train_proposals(seed: int, params: str | Path, name: str) -> None:
     config, dataset = getattr(run.study.proposals, kind.settings), run.dataset(kind.training_set)
     out, aware, device = run.folder / name, kind.class_aware, "cpu" if run.device == "cpu" else None
     train_proposals(network, dataset, config, out, seed, class_aware=aware, device=device, retrain=RETRAIN)
+
+
+def _store_part(seed: int, params: str | Path, network: str, name: str) -> None:
+    run, share = Run(seed, params), (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    (path, key), dataset = run._store(network, run.dataset(name)), run.dataset(name)
+    part, place = part_of(dataset, path, share)
+    store_proposals(load_source(run.folder / network, run.device), part, place, key, progress=share[0] == 0)
+
+
+def _judge(
+    seed: int, params: str | Path, method: str, network: str, pictures: Sequence[str], wanted: Sequence[str] | None
+) -> None:
+    share = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    Run(seed, params).judge(method, network, pictures, wanted, share)
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:

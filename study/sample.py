@@ -57,7 +57,7 @@ def run_sample(folder: str | Path, out: str | Path, run: Run, network: str | Pat
         drawn = [sample.image, draw_masks(sample.image, found.top(25).masks(sample.size).numpy())]
         for (kind, file), masks in reversed(list(zip(FILES.items(), named))):
             for task in tasks[kind]:
-                task.update(lambda words: masks, sample.image_id, run.study.evaluation)  # noqa: B023
+                task.add(task.judge(lambda words: masks, sample.image_id, run.study.evaluation))  # noqa: B023
             ids, segments = masks.panoptic(dataset.isthing, **run.thresholds)
             written[file].append((sample.image_id, ids, segments))
             drawn.append(draw_panoptic(sample.image, ids, segments, dataset.names, text=1.4))

@@ -51,7 +51,7 @@ def test_another_sets_categories_are_known_by_their_ids():
     task = InstanceTask(dataset, PANOPTIC)
     assert task.names == ["wall", "airplane", "windowpane"]
     logits = torch.full((3, 4, 4), 5.0)
-    task.update(lambda names: NamedMasks(torch.eye(len(names)), logits, (4, 4)), 1, EVALUATION)
+    task.add(task.judge(lambda names: NamedMasks(torch.eye(len(names)), logits, (4, 4)), 1, EVALUATION))
     best = [result["category_id"] for result in task.results if result["score"] > 0.9]
     assert sorted(best) == [4, 7]
 

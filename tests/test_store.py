@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from maskclip.proposals import Proposals, StoredProposals, proposal_key, store_proposals
-from maskclip.proposals.store import LEVELS, PAGE_SIZE, SCHEMA, dequantize, encode, quantize
+from maskclip.proposals.store import LEVELS, PAGE_SIZE, SCHEMA, dequantize, encode, join_parts, part_of, quantize
 
 
 @given(
@@ -320,3 +320,26 @@ def test_the_key_changes_with_weights_and_data(tmp_path):
     (folder / "network.safetensors").write_bytes(b"two")
     keys.add(proposal_key(folder, ToyScenes()))
     assert len(keys) == 4
+
+
+def test_parts_of_several_processes_are_joined_to_what_one_writes(tmp_path):
+    scenes = ToyScenes(count=7)
+    scenes.subset = lambda ids: [scene for scene in scenes if scene.image_id in ids]  # type: ignore[attr-defined]
+    whole = store_proposals(Fixed(), scenes, tmp_path / "whole", "key", progress=False)
+
+    class Part(list):
+        name = "part"
+
+        @property
+        def image_ids(self):
+            return [scene.image_id for scene in self]
+
+    path = tmp_path / "joined"
+    for number in range(3):
+        part, place = part_of(scenes, path, (number, 3))
+        store_proposals(Fixed(), Part(part), place, "key", progress=False)
+    join_parts(scenes, path, "key", 3)
+    joined, alone = (list(sqlite3.connect(file).iterdump()) for file in (path, whole))
+    assert joined == alone and len(joined) > 7 and not list(tmp_path.glob("*.part*"))
+    with pytest.raises(FileNotFoundError, match="no stored proposals"):
+        join_parts(scenes, path, "key", 3)

@@ -28,7 +28,19 @@ class PanopticQuality:
         self.iou, self.tp, self.fp, self.fn = (np.zeros(len(self.categories)) for _ in range(4))
 
     def update(self, pred_ids: np.ndarray, pred_segments: list[dict], truth: Annotation) -> None:
-        """pred_ids: int [H, W] of segment ids, 0 void; pred_segments: {"id", "category" (class index)} for each id.
+        """Judge a picture, and add what was found."""
+        self.add(self.judge(pred_ids, pred_segments, truth))
+
+    def add(self, judged: dict[str, list]) -> None:
+        """Count what `judge` found of a picture; pictures in the same order give the same sums to the bit."""
+        for name in ("tp", "fp", "fn"):
+            np.add.at(getattr(self, name), np.array(judged[name], int), 1)
+        np.add.at(self.iou, np.array(judged["tp"], int), judged["iou"])
+
+    def judge(self, pred_ids: np.ndarray, pred_segments: list[dict], truth: Annotation) -> dict[str, list]:
+        """A picture's classes of matches ("tp", with their "iou"), of false and of missed segments, as plain lists.
+
+        pred_ids: int [H, W] of segment ids, 0 void; pred_segments: {"id", "category" (class index)} for each id.
 
         A prediction matches a segment of its class when their IoU, void left out, is above 0.5. Crowd segments are
         matched by nothing and missed by nobody; an unmatched prediction that lies more than half in void and in its
@@ -46,16 +58,15 @@ class PanopticQuality:
         rows, columns = np.nonzero(match)
         found, first = np.unique(rows, return_index=True)  # of several, the first, as in panopticapi
         matched = columns[first]
-        np.add.at(self.tp, true_class[found], 1)
-        np.add.at(self.iou, true_class[found], iou[found, matched])
-        np.add.at(self.fn, true_class[~crowd & ~match.any(1)], 1)
-        np.add.at(self.fn, np.array(truth.hidden, int), 1)
         ignored = in_void.copy()
         for category, t in {true_class[t]: t for t in np.flatnonzero(crowd)}.items():  # a class's last, as panopticapi
             ignored[pred_class == category] += inside[t, pred_class == category]
         unmatched = np.ones(len(pred_class), bool)
         unmatched[matched] = False
-        np.add.at(self.fp, pred_class[unmatched & (ignored / pred_area <= 0.5)], 1)
+        false = pred_class[unmatched & (ignored / pred_area <= 0.5)]
+        missed = [*true_class[~crowd & ~match.any(1)].tolist(), *truth.hidden]
+        hits = {"tp": true_class[found].tolist(), "iou": iou[found, matched].tolist()}
+        return hits | {"fp": false.tolist(), "fn": missed}
 
     def _overlaps(self, pred_ids: np.ndarray, pred_segments: list[dict], truth: Annotation) -> np.ndarray:
         """Pixels that each true and each predicted segment share, [1 + true, 1 + predicted]; row and column 0: void."""
@@ -102,7 +113,15 @@ class MeanIoU:
         self.confusion = np.zeros((num_classes, num_classes + 1), np.int64)  # truth x prediction, last column: void
 
     def update(self, pred: np.ndarray, truth: np.ndarray) -> None:
-        """pred, truth: int [H, W] of class indices, -1 void."""
+        """Judge a picture, and add what was found."""
+        self.add(self.judge(pred, truth))
+
+    def add(self, judged: tuple[list[int], list[int]]) -> None:
+        """Count what `judge` found of a picture."""
+        self.confusion.ravel()[judged[0]] += judged[1]
+
+    def judge(self, pred: np.ndarray, truth: np.ndarray) -> tuple[list[int], list[int]]:
+        """Places in the confusion matrix, and their pixels, of a picture: int [H, W] of class indices, -1 void."""
         classes = len(self.confusion)
         if pred.shape != truth.shape:
             raise ValueError(f"the prediction is {pred.shape} but the ground truth {truth.shape}; they must be alike.")
@@ -111,7 +130,9 @@ class MeanIoU:
                 raise ValueError(f"the {what} holds class {values.max()} (or below -1); there are {classes} classes.")
         counted = truth >= 0
         pairs = truth[counted].astype(np.int64) * (classes + 1) + pred[counted] % (classes + 1)
-        self.confusion += np.bincount(pairs, minlength=self.confusion.size).reshape(self.confusion.shape)
+        counts = np.bincount(pairs)
+        places = np.flatnonzero(counts)
+        return places.tolist(), counts[places].tolist()
 
     def compute(self) -> dict[str, float]:
         truth, right = self.confusion.sum(1), np.diag(self.confusion)

@@ -1,16 +1,19 @@
 """One method over one collection of pictures: every metric of Tables 2 to 5 that the collection has annotations for.
 
 Masks are embedded once per picture; each task, a vocabulary with its annotation, then only names and merges them.
-A task has its `dataset`, is handed every picture (`update`) and gives its metrics in percent (`compute`).
+A task has its `dataset`, judges a picture (`judge`, as plain values), adds what was judged up (`add`) and gives its
+metrics in percent (`compute`). So pictures can be judged by several processes, and by a run that was killed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
 from maskclip.data import Category, Dataset, scored_on
+from maskclip.evaluation.judgements import Judgements
 from maskclip.evaluation.metrics import MeanIoU, PanopticQuality, average_precision, coco_results
 from maskclip.model.pipeline import MaskCLIP, NamedMasks
 from maskclip.proposals import Proposals
@@ -25,13 +28,16 @@ class PanopticTask:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset, self.quality = dataset, PanopticQuality(dataset.categories)
 
-    def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
+    def judge(self, name: Name, image_id: int | str, evaluation: Evaluation) -> Any:
         ids, segments = name(self.dataset.names).panoptic(
             self.dataset.isthing,
             score_threshold=evaluation.object_mask_threshold,
             overlap_threshold=evaluation.overlap_threshold,
         )
-        self.quality.update(ids, segments, self.dataset.annotation(image_id))
+        return self.quality.judge(ids, segments, self.dataset.annotation(image_id))
+
+    def add(self, judged: Any) -> None:
+        self.quality.add(judged)
 
     def compute(self) -> dict[str, float]:
         return self.quality.compute()
@@ -53,11 +59,14 @@ class SemanticTask:
             )
         self.iou = MeanIoU(len(dataset.categories))
 
-    def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
+    def judge(self, name: Name, image_id: int | str, evaluation: Evaluation) -> Any:
         annotated = self.dataset.annotation(image_id).semantic
         if annotated is None:
             raise ValueError(f"{self.dataset.name} has no semantic annotation; mIoU takes a semantic set")
-        self.iou.update(name(self.names).semantic(), annotated)
+        return self.iou.judge(name(self.names).semantic(), annotated)
+
+    def add(self, judged: Any) -> None:
+        self.iou.add(judged)
 
     def compute(self) -> dict[str, float]:
         return self.iou.compute()
@@ -84,9 +93,12 @@ class InstanceTask:
         self.kept = [word.id in own for word in words]
         self.results: list[dict] = []
 
-    def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
+    def judge(self, name: Name, image_id: int | str, evaluation: Evaluation) -> Any:
         found, classes, scores = name(self.names).instances(self.kept, evaluation.top_k)
-        self.results += coco_results(image_id, found, classes.tolist(), scores.tolist(), self.words)
+        return coco_results(image_id, found, classes.tolist(), scores.tolist(), self.words)
+
+    def add(self, judged: Any) -> None:
+        self.results += judged
 
     def compute(self) -> dict[str, float]:
         return average_precision(self.dataset, self.results)
@@ -105,9 +117,12 @@ class SplitTask:
         self.groups = {"base": base, "target": target, "all": base + target}
         self.asked = {group: InstanceTask(dataset, words) for group, words in self.groups.items()}
 
-    def update(self, name: Name, image_id: int | str, evaluation: Evaluation) -> None:
-        for task in self.asked.values():
-            task.update(name, image_id, evaluation)
+    def judge(self, name: Name, image_id: int | str, evaluation: Evaluation) -> Any:
+        return [task.judge(name, image_id, evaluation) for task in self.asked.values()]
+
+    def add(self, judged: Any) -> None:
+        for task, one in zip(self.asked.values(), judged, strict=True):
+            task.add(one)
 
     def compute(self) -> dict[str, float]:
         values = {}
@@ -170,10 +185,42 @@ def evaluate(
 ) -> None:
     """Segment every picture once and hand it to all `tasks`, which may annotate it under ids of their own; each then
     answers `compute()`. proposals: by image id of `pictures`."""
-    ids_of_tasks = [own_ids(task.dataset, pictures) for task in tasks]
-    for image_id in tqdm(pictures.image_ids, desc=pictures.name, unit="image", mininterval=5):
+    judgements = Judgements()
+    judge(model, pictures, proposals, tasks, evaluation, templates, judgements)
+    add_up(tasks, judgements, len(pictures))
+
+
+def judge(
+    model: MaskCLIP,
+    pictures: Dataset,
+    proposals: Mapping[int | str, Proposals],
+    tasks: Sequence[Task],
+    evaluation: Evaluation,
+    templates: Sequence[str],
+    judgements: Judgements,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """The part of `evaluate` that several processes can share: each judges its share of what is not judged yet.
+
+    share: this process's number, and how many there are. Once all are done, `add_up` counts.
+    """
+    ids_of_tasks, done = [own_ids(task.dataset, pictures) for task in tasks], judgements.read()
+    left = [place for place in range(share[0], len(pictures), share[1]) if place not in done]  # others may be at work
+    for place in tqdm(left, desc=pictures.name, unit="image", mininterval=5, disable=share[0] > 0):
+        image_id = pictures.image_ids[place]
         masks = model.embed(pictures.picture(image_id), proposals[image_id])
         name = partial(model.name, masks, templates=templates, objectness_power=evaluation.objectness_power)
-        for task, ids in zip(tasks, ids_of_tasks):
-            if image_id in ids:
-                task.update(name, ids[image_id], evaluation)
+        own = [ids.get(image_id) for ids in ids_of_tasks]
+        judged = [None if i is None else task.judge(name, i, evaluation) for task, i in zip(tasks, own)]
+        judgements.keep(place, judged)
+
+
+def add_up(tasks: Sequence[Task], judgements: Judgements, pictures: int) -> None:
+    """Let tasks count what was judged, in the pictures' order, whoever judged them; ValueError: some are lacking."""
+    judged = judgements.read()
+    if lacking := [place for place in range(pictures) if place not in judged]:
+        raise ValueError(f"{len(lacking)} of {pictures} pictures were not judged; run again, it goes on")
+    for place in range(pictures):
+        for task, one in zip(tasks, judged[place], strict=True):
+            if one is not None:
+                task.add(one)

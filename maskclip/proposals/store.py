@@ -11,6 +11,7 @@ import hashlib
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -114,16 +115,52 @@ def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, bat
             connection.execute("INSERT INTO meta VALUES (?)", [key])
             connection.commit()
         batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
-        for indices in tqdm(batches, desc=f"proposals of {dataset.name}", disable=not progress):
-            samples = [dataset[index] for index in indices]
-            for index, sample, proposals in zip(indices, samples, source([sample.image for sample in samples])):
-                row = encode(sample.image_id, proposals)
-                connection.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [index, _checksum(row), *row])
-            connection.commit()
+        coded: dict[int, Future[Row]] = {}
+        try:
+            with ThreadPoolExecutor() as pool:  # compression takes its time, beside the network
+                for indices in tqdm(batches, desc=f"proposals of {dataset.name}", disable=not progress):
+                    samples = [dataset[index] for index in indices]
+                    found = source([sample.image for sample in samples])
+                    _insert(connection, coded)
+                    rows = zip(indices, samples, found)
+                    coded = {index: pool.submit(encode, sample.image_id, one) for index, sample, one in rows}
+        finally:
+            _insert(connection, coded)
     partial.replace(path)
     levels = list(StoredProposals(path, key).levels().values())
     if coarser := len(levels) - levels.count(LEVELS[0]):
         print(f"{path}: the masks of {coarser} of {len(levels)} images were too rough to be stored in full precision")
+
+
+def _insert(connection: sqlite3.Connection, coded: dict[int, Future[Row]]) -> None:
+    for place, row in coded.items():
+        values = [place, _checksum(row.result()), *row.result()]
+        connection.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+    connection.commit()
+
+
+def part_of(dataset: Any, path: Path, share: tuple[int, int]) -> tuple[Any, Path]:
+    """A process's share of a data set, and the store of its own for it; share: its number, and how many there are."""
+    return dataset.subset(dataset.image_ids[share[0] :: share[1]]), Path(f"{path}.part{share[0]}of{share[1]}")
+
+
+def join_parts(dataset: Any, path: Path, key: str, processes: int) -> Path:
+    """Make one store of the parts that `processes` wrote of a data set (`part_of`): with the rows that one would write."""
+    parts = [part_of(dataset, path, (number, processes))[1] for number in range(processes)]
+    stores = [StoredProposals(part, key) for part in parts]
+    partial = Path(f"{path}.joining")
+    partial.unlink(missing_ok=True)
+    with closing(sqlite3.connect(partial)) as connection:
+        connection.executescript(f"PRAGMA page_size = {PAGE_SIZE}; {SCHEMA}")
+        connection.execute("INSERT INTO meta VALUES (?)", [key])
+        for place, image_id in enumerate(dataset.image_ids):
+            row = stores[place % processes]._row(image_id)
+            connection.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [place, _checksum(row), *row])
+        connection.commit()
+    partial.replace(path)
+    for part in parts:
+        part.unlink()
+    return path
 
 
 class StoredProposals(Mapping[int | str, Proposals]):
