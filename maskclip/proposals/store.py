@@ -145,7 +145,7 @@ def part_of(dataset: Any, path: Path, share: tuple[int, int]) -> tuple[Any, Path
 
 
 def join_parts(dataset: Any, path: Path, key: str, processes: int) -> Path:
-    """Make one store of the parts that `processes` wrote of a data set (`part_of`): with the rows that one would write."""
+    """One store of the parts that `processes` wrote of a data set (`part_of`), with the rows that one would write."""
     parts = [part_of(dataset, path, (number, processes))[1] for number in range(processes)]
     stores = [StoredProposals(part, key) for part in parts]
     partial = Path(f"{path}.joining")
