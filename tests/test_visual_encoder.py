@@ -439,6 +439,39 @@ def test_half_precision(dtype, tolerance, how):
         assert gradient is None or gradient.isfinite().all(), name
 
 
+def test_where_the_attention_mask_has_a_gradient_queries_have_one(monkeypatch):
+    """CUDA's fused attention fails in backward else (pytorch/pytorch#148476)."""
+    clip, attention, trained = tiny_clip(), F.scaled_dot_product_attention, []
+
+    def spy(queries, keys, values, attn_mask=None):
+        if attn_mask is not None and attn_mask.requires_grad:
+            trained.append(queries.requires_grad)
+        return attention(queries, keys, values, attn_mask=attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    tiny_encoder(clip)(*tiny_input(clip))
+    assert len(trained) > 1 and all(trained)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_training_step_on_cuda(dtype):
+    clip = tiny_clip()
+    images, logits = tiny_input(clip)
+    encoder = tiny_encoder(clip)
+    expected = encoder(images, logits)
+    loss_of(expected.embeddings, expected.mask_logits).backward()
+    wanted = {name: gradient for name, gradient in gradients(encoder).items() if gradient is not None}
+    encoder.zero_grad()
+    encoder.cuda()
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        result = encoder(images.cuda(), logits.cuda())
+    loss_of(result.embeddings.float().cpu(), [logits.cpu() for logits in result.mask_logits]).backward()
+    for name, gradient in wanted.items():
+        found = gradients(encoder)[name].cpu()
+        assert relative_error(found, gradient) < (1e-3 if dtype == torch.float32 else 0.1), name
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_equals_cpu():
     clip = tiny_clip()

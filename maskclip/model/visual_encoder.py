@@ -220,7 +220,10 @@ class MaskCLIPVisualEncoder(nn.Module):
         (queries,) = _project(block.attn, block.ln_1(tokens), "q")
         mask_attention = rma.mask_attention(mask_logits, layer.image_tokens, visible)
         keys, additive = rma.relative_attention(mask_attention, visible, layer.keys)
-        attended = F.scaled_dot_product_attention(queries, keys, layer.values, attn_mask=additive)
+        asking = queries
+        if additive.requires_grad and not queries.requires_grad:  # in the first RMA layer; CUDA's fused attention fails
+            asking = queries.detach().requires_grad_()  # where only the mask has a gradient (pytorch/pytorch#148476)
+        attended = F.scaled_dot_product_attention(asking, keys, layer.values, attn_mask=additive)
         return _finish(block, tokens, attended), rma.refine_masks(mask_logits, queries, layer.keys)
 
     def _image_embedding(self, last: LayerFeatures) -> Tensor:
