@@ -19,10 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
 from maskclip.training.fit import keep_freed_memory
 from miniature.anew.captions import caption, columns, speak, targets_of, training_scenes
+from miniature.anew.drawings import sprites
 from miniature.anew.mini_clip import PATCH, begin, build, encode_crop, encode_text, save_weights, write_model_folder
 from miniature.anew.painting import paint
 from miniature.anew.scenes import COLOURS, Scene
@@ -41,7 +43,7 @@ class Muon:
     def __init__(self, parameters: Sequence[nn.Parameter], weight_decay: float, momentum: float = 0.95) -> None:
         shapes = dict.fromkeys(tuple(p.shape) for p in parameters)
         self.groups = [[p for p in parameters if tuple(p.shape) == shape] for shape in shapes]
-        self.momenta = [torch.zeros(len(group), *group[0].shape) for group in self.groups]
+        self.momenta = [torch.zeros(len(group), *group[0].shape, device=group[0].device) for group in self.groups]
         self.weight_decay, self.momentum = weight_decay, momentum
 
     @torch.no_grad()
@@ -73,7 +75,7 @@ def loss_of(
     rng: np.random.Generator,
     stage: Stage,
     alone: bool,
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """Softmax over the whole vocabulary (`words`, embedded) for every picture, and, by the stage, over captions whose
     wrong ones differ in colours only; `alone`: the text tower learns alone.
 
@@ -85,7 +87,7 @@ def loss_of(
     with torch.set_grad_enabled(not alone):
         image = encode_crop(model.visual, pictures, top, left)
     scale = SHARP if stage.free else model.logit_scale.exp().clamp(max=MOST_SHARP)
-    said, also = targets_of(scenes, rng, stage.things_share)
+    said, also = (target.to(image.device) for target in targets_of(scenes, rng, stage.things_share))
     logits = scale * image @ words.T
     loss = -(said * logits.masked_fill(also, -1e4).log_softmax(1)).sum(1).mean()
     right = _share_right(logits[:, : len(things())], said[:, : len(things())], scenes)
@@ -95,10 +97,10 @@ def loss_of(
 
 
 @torch.no_grad()
-def _share_right(logits: Tensor, said: Tensor, scenes: Sequence[Scene]) -> float:
+def _share_right(logits: Tensor, said: Tensor, scenes: Sequence[Scene]) -> Tensor:
     """Of single things called by their own name, the share whose name ranks first among things."""
-    alone = torch.tensor([len(s.things) == 1 for s in scenes]) & (said.sum(1) > 0)
-    return float((logits.argmax(1) == said.argmax(1))[alone].float().mean()) if alone.any() else 0.0
+    alone = torch.tensor([len(s.things) == 1 for s in scenes], device=said.device) & (said.sum(1) > 0)
+    return ((logits.argmax(1) == said.argmax(1)) & alone).sum() / alone.sum().clamp(min=1)
 
 
 def _colour_loss(
@@ -111,7 +113,7 @@ def _colour_loss(
         own = {t.colour for t in scenes[i].things}
         wrong.append(caption(scenes[i], [str(c) for c in rng.permutation([c for c in COLOURS if c not in own])]))
     texts = encode_text(model, tokenizer([caption(scenes[i]) for i in few] + wrong))
-    return F.cross_entropy(image[few] @ texts.T, torch.arange(len(few)))
+    return F.cross_entropy(image[few] @ texts.T, torch.arange(len(few), device=image.device))
 
 
 def learn_to_say(model: Any, tokenizer: Callable, vectors: Tensor, rng: np.random.Generator, steps: int) -> None:
@@ -126,7 +128,7 @@ def learn_to_say(model: Any, tokenizer: Callable, vectors: Tensor, rng: np.rando
     for step in range(steps):
         said = encode_text(model, tokenizer([speak(n, rng) for n in columns()]))
         far = 1 - (said * wanted).sum(1).mean()
-        loss = F.cross_entropy(15 * said @ wanted.T, torch.arange(len(wanted))) + 5 * far
+        loss = F.cross_entropy(15 * said @ wanted.T, torch.arange(len(wanted), device=wanted.device)) + 5 * far
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 10, 2 * (steps - step) / steps)
         optimizer.zero_grad()
         loss.backward()
@@ -141,72 +143,86 @@ def _banks(schedule: Schedule) -> tuple[Tensor, Tensor]:
     return bank, small.view(*bank.shape[:3], *small.shape[-2:])
 
 
-def _batch(
-    schedule: Schedule, step: int, banks: tuple[Tensor, Tensor]
-) -> tuple[list[Scene], Tensor, np.random.Generator]:
-    """The scenes and pictures of a step, and the generator that drew them."""
-    stage, rng = schedule.stage(step), np.random.default_rng([schedule.seed, step])
-    scenes = training_scenes(rng, stage)
-    bank = banks[stage.side <= banks[1].shape[-1]]
-    return scenes, paint(scenes, bank, stage.side, stage.side)[0], rng
+class Batches(Dataset):
+    """Of a step: the scenes, the pictures, the vocabulary as people may write it (tokens; none while words are free)
+    and the generator that drew them all from `(seed, step)`."""
+
+    def __init__(self, schedule: Schedule, tokenizer: Callable) -> None:
+        self.schedule, self.tokenizer, self.banks = schedule, tokenizer, _banks(schedule)
+        sprites()  # before reading processes begin, which then share them
+
+    def __getitem__(self, step: int) -> tuple[list[Scene], Tensor, Tensor | None, np.random.Generator]:
+        stage, rng = self.schedule.stage(step), np.random.default_rng([self.schedule.seed, step])
+        scenes = training_scenes(rng, stage)
+        bank = self.banks[stage.side <= self.banks[1].shape[-1]]
+        pictures = paint(scenes, bank, stage.side, stage.side)[0]
+        tokens = None if stage.free else self.tokenizer([speak(n, rng) for n in columns()])
+        return scenes, pictures, tokens, rng
 
 
 def train_clip(
-    folder: Path, work: Path, schedule: Schedule, progress: Callable[[dict], None] = lambda row: None
+    folder: Path,
+    work: Path,
+    schedule: Schedule,
+    progress: Callable[[dict], None] = lambda row: None,
+    device: str = "cpu",
+    painters: int = 0,
 ) -> list[dict]:
     """Train the mini CLIP and leave its weights in `folder`; checkpoints go to `work`.
 
-    A second call after a kill resumes from the last checkpoint.  Returns the log: step, loss, accuracy, lr, seconds.
+    A second call after a kill resumes from the last checkpoint.
+
+    Args:
+        device: "cpu" or "cuda".
+        painters: processes that paint the next steps' pictures meanwhile; 0: this one paints, step by step.
+
+    Returns:
+        The log: step, loss, accuracy, lr, and seconds: of one core, or on a GPU of the clock.
     """
     keep_freed_memory()
     torch.set_flush_denormal(True)
     torch.manual_seed(schedule.seed)
     write_model_folder(folder, schedule)
     model, tokenizer = build(folder)
+    vectors = nn.Parameter(begin(model).to(device))
+    model.to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "resblocks" in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "resblocks" in n)]
     muon = Muon(matrices, schedule.weight_decay)
     adamw = torch.optim.AdamW(others, schedule.lr, (0.9, 0.98), weight_decay=0.01)
-    vectors = begin(model)
     adamw.add_param_group({"params": [vectors], "weight_decay": 0.0})
-    banks = _banks(schedule)
     log, recent, first, spent = _resume(work, model, vectors, adamw, muon)
-    began = time.process_time() - spent
-    for step in range(first, schedule.steps):
+    clock = time.process_time if device == "cpu" else time.monotonic
+    began = clock() - spent
+    ahead = {"num_workers": painters, "prefetch_factor": 8} if painters else {}
+    batches = DataLoader(Batches(schedule, tokenizer), None, sampler=range(first, schedule.steps), **ahead)
+    for step, (scenes, pictures, tokens, rng) in enumerate(batches, first):
         stage = schedule.stage(step)
-        scenes, pictures, rng = _batch(schedule, step, banks)
         if step == schedule.free_steps:
             learn_to_say(
                 model, tokenizer, vectors, np.random.default_rng([schedule.seed, 1300]), schedule.text_steps // 2
             )
         alone = 0 <= step - schedule.free_steps < schedule.text_steps
-        words = vectors if stage.free else encode_text(model, tokenizer([speak(n, rng) for n in columns()]))
-        loss, right = loss_of(model, tokenizer, words, scenes, pictures, rng, stage, alone)
+        words = vectors if stage.free else encode_text(model, tokens)
+        loss, right = loss_of(model, tokenizer, words, scenes, pictures.to(device), rng, stage, alone)
         model.zero_grad(set_to_none=True)
         loss.backward()
         for group in adamw.param_groups:
             group["lr"] = schedule.rate(step) * schedule.adamw
         adamw.step()
         muon.step(schedule.rate(step))
-        recent.append((loss.item(), right))
+        recent.append(torch.stack([loss.detach(), right]))
         last = step + 1 == schedule.steps
         if (step + 1) % 25 == 0 or last:
-            mean, seconds = np.mean(recent, 0).round(4).tolist(), round(time.process_time() - began, 1)
-            log.append(
-                {"step": step + 1, "loss": mean[0], "accuracy": mean[1], "lr": schedule.rate(step), "seconds": seconds}
-            )
+            mean, seconds = torch.stack(recent).mean(0).tolist(), round(clock() - began, 1)
+            row = {"step": step + 1, "loss": round(mean[0], 4), "accuracy": round(mean[1], 4)}
+            log.append(row | {"lr": schedule.rate(step), "seconds": seconds})
             recent = []
             progress(log[-1])
         if (step + 1) % schedule.checkpoint_every == 0 or last:
-            state = {
-                "model": model.state_dict(),
-                "vectors": vectors.data,
-                "adamw": adamw.state_dict(),
-                "muon": muon.momenta,
-            }
-            state |= {"log": log, "recent": recent}
-            state |= {"step": step + 1, "seconds": time.process_time() - began}
-            save_checkpoint(work / "clip_training.pt", state)
+            state = {"model": model.state_dict(), "vectors": vectors.data, "adamw": adamw.state_dict()}
+            state |= {"muon": muon.momenta, "log": log, "recent": recent}
+            save_checkpoint(work / "clip_training.pt", state | {"step": step + 1, "seconds": clock() - began})
     save_weights(model, folder)
     return log
 
@@ -234,7 +250,8 @@ def _resume(
         adamw.load_state_dict(state["adamw"])
         for momentum, saved in zip(muon.momenta, state["muon"], strict=True):
             momentum.copy_(saved)
-        return state["log"], state["recent"], state["step"], state["seconds"]
+        recent = [r.to(vectors.device) for r in state["recent"]]
+        return state["log"], recent, state["step"], state["seconds"]
     if (work / "packed.safetensors").exists():
         with safe_open(work / "packed.safetensors", "pt") as file:
             told = {key: json.loads(text) for key, text in file.metadata().items()}

@@ -88,11 +88,12 @@ def begin(model: Any) -> nn.Parameter:
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
     """open_clip's `encode_text`, normalized, without computing the padding to the right of the longest text."""
-    length = int(tokens.argmax(1).max()) + 1
-    tokens = tokens[:, :length]
+    last = tokens.argmax(1)
+    length = int(last.max()) + 1
+    tokens, last = (t.to(model.text_projection.device) for t in (tokens[:, :length], last))
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    return F.normalize(x[torch.arange(len(tokens)), tokens.argmax(1)] @ model.text_projection, dim=-1)
+    return F.normalize(x[torch.arange(len(x), device=x.device), last] @ model.text_projection, dim=-1)
 
 
 def encode_crop(visual: Any, pictures: Tensor, top: int, left: int) -> Tensor:
