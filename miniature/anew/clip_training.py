@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ class Batches(Dataset):
     and the generator that drew them all from `(seed, step)`."""
 
     def __init__(self, schedule: Schedule, tokenizer: Callable) -> None:
-        self.schedule, self.tokenizer, self.banks = schedule, tokenizer, _banks(schedule)
+        self.schedule, self.banks = schedule, _banks(schedule)
+        self.tokens = cache(lambda text: tokenizer([text]))
         sprites()  # before reading processes begin, which then share them
 
     def __getitem__(self, step: int) -> tuple[list[Scene], Tensor, Tensor | None, np.random.Generator]:
@@ -156,7 +158,7 @@ class Batches(Dataset):
         scenes = training_scenes(rng, stage)
         bank = self.banks[stage.side <= self.banks[1].shape[-1]]
         pictures = paint(scenes, bank, stage.side, stage.side)[0]
-        tokens = None if stage.free else self.tokenizer([speak(n, rng) for n in columns()])
+        tokens = None if stage.free else torch.cat([self.tokens(speak(n, rng)) for n in columns()])
         return scenes, pictures, tokens, rng
 
 

@@ -126,7 +126,7 @@ def paint(scenes: Sequence[Scene], bank: Tensor, height: int, width: int) -> tup
             index = (layer_of == layer).nonzero()[:, 0]
             b, alpha, colour = scene_of[index], cover[index], colours[index]
             canvas = picture[b]
-            canvas *= 1 - 0.35 * F.avg_pool2d(alpha[:, :1].roll((near, near), (2, 3)), 2 * near + 1, 1, near)
+            canvas *= 1 - 0.35 * _blur(alpha[:, :1].roll((near, near), (2, 3)), near)
             for part in range(3):
                 canvas += alpha[:, part : part + 1] * (colour[:, part] - canvas)
             picture[b] = canvas
@@ -145,8 +145,14 @@ def _finish(picture: Tensor, prints: Tensor, chalks: Tensor, seed: int) -> Tenso
         picture[prints] = picture[prints] * (1 + 0.06 * torch.sin(x * pitch) * torch.sin(y * pitch)) + 0.03 * grain
     if len(chalks):
         radius = max(1, round(min(height, width) / 24))
-        picture[chalks] += 0.8 * F.avg_pool2d((picture[chalks] - 0.45).clamp(min=0), 2 * radius + 1, 1, radius)
+        picture[chalks] += 0.8 * _blur((picture[chalks] - 0.45).clamp(min=0), radius)
     return picture.clamp_(0, 1)
+
+
+def _blur(picture: Tensor, radius: int) -> Tensor:
+    """The mean of a square around each pixel, rows first."""
+    rows = F.avg_pool2d(picture, (1, 2 * radius + 1), 1, (0, radius))
+    return F.avg_pool2d(rows, (2 * radius + 1, 1), 1, (radius, 0))
 
 
 def to_uint8(picture: Tensor) -> np.ndarray:
