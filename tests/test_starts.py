@@ -1,9 +1,8 @@
-"""What the miniature's proposal networks begin with: what it has seen, what is taken from it, and what is refused."""
+"""What proposal networks begin with: what is taken from it, and what is refused."""
 
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +12,6 @@ from maskclip.proposals.backbone import resnet_config
 from maskclip.proposals.load import SOURCES, build_network
 from maskclip.proposals.mask2former import build_mask2former
 from maskclip.training.proposal_networks import training_record
-from miniature.datasets import vocabularies
 from miniature.pretraining import base_pictures, save_network
 from study.params import load_study
 
@@ -30,20 +28,6 @@ def assert_all_but_the_class_head_equal(network, other: dict[str, torch.Tensor])
     for name, value in network.state_dict().items():
         if not name.startswith(CLASS_HEADS):
             torch.testing.assert_close(value, other[name].to(value.dtype), rtol=0, atol=0)
-
-
-def test_the_pictures_hold_base_names_only_and_repeat():
-    pictures, again, other = (base_pictures(seed, 9, variants=1) for seed in (5, 5, 6))
-    words = vocabularies()
-    assert set(pictures.names) == {*words.base, *words.coco_stuff}
-    assert not set(pictures.names) & set(words.target)
-    for index in range(9):
-        sample, twin = pictures[index], again[index]
-        np.testing.assert_array_equal(sample.image, twin.image)
-        assert sample.segments and not np.array_equal(sample.image, other[index].image)
-        for segment, same in zip(sample.segments, twin.segments, strict=True):
-            np.testing.assert_array_equal(segment.mask, same.mask)
-            assert segment.isthing == pictures.isthing[segment.category]
 
 
 def test_a_class_aware_network_is_a_start_without_its_class_head(tmp_path):

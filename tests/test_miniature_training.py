@@ -1,4 +1,4 @@
-"""The new miniature's trainings: what they see, one schedule from nothing, resumable after a kill, repeatable."""
+"""The miniature's trainings: what they see, one schedule from nothing, resumable after a kill, repeatable."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from maskclip.model.clip import load_clip, text_embeddings
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.settings import BackboneConfig
-from miniature.anew import words
-from miniature.anew.__main__ import HERE, make_clip, make_network
-from miniature.anew.captions import columns, spoken_words, targets_of, training_scenes
-from miniature.anew.clip_training import pack, train_clip
-from miniature.anew.datasets import BANK_SIZE, annotated_scene, recipe
-from miniature.anew.drawings import sprites
-from miniature.anew.measuring import single_scenes
-from miniature.anew.mini_clip import merges_for
-from miniature.anew.pretraining import backbone_stage, base_pictures, train_backbone
-from miniature.anew.questions import ask, question_scene, questions
-from miniature.anew.scenes import STYLES
-from miniature.anew.schedule import Schedule, Stage, read_schedule
-from miniature.anew.textures import texture_bank
+from miniature import words
+from miniature.__main__ import HERE, make_clip, make_network
+from miniature.captions import columns, spoken_words, targets_of, training_scenes
+from miniature.clip_training import train_clip
+from miniature.datasets import BANK_SIZE, annotated_scene, recipe
+from miniature.drawings import sprites
+from miniature.measuring import single_scenes
+from miniature.mini_clip import merges_for
+from miniature.pretraining import backbone_stage, base_pictures, train_backbone
+from miniature.questions import ask, question_scene, questions
+from miniature.scenes import STYLES
+from miniature.schedule import Schedule, Stage, read_schedule
+from miniature.textures import texture_bank
 
 PLAIN = Stage(3, 4, 32, ("nora",), ("sticker",), plain=1.0)
 FULL = Stage(3, 4, 48, words.ARTISTS, ("sticker", "print", "chalk"), plain=0.2, single=0.3, most=4, colours=0.25)
@@ -89,13 +89,11 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     assert one == other
 
 
-def test_a_packed_training_goes_on_elsewhere(tmp_path: Path) -> None:
-    train_clip(tmp_path / "a", tmp_path / "work_a", TINY)
-    (tmp_path / "work_b").mkdir()
-    pack(tmp_path / "work_a", tmp_path / "work_b" / "packed.safetensors")
-    longer = replace(TINY, stages=(*TINY.stages, replace(FULL, steps=1)))
-    log = train_clip(tmp_path / "b", tmp_path / "work_b", longer)
-    assert [row["step"] for row in log] == [6, 7]
+def test_it_does_not_matter_who_paints(tmp_path: Path) -> None:
+    logs = [train_clip(tmp_path / f"m{n}", tmp_path / f"w{n}", TINY, painters=n) for n in (0, 2)]
+    assert logs[0][-1]["loss"] == logs[1][-1]["loss"]
+    one, other = ((tmp_path / f"m{n}" / "open_clip_model.safetensors").read_bytes() for n in (0, 2))
+    assert one == other
 
 
 def test_the_run_leaves_a_clip_that_names_masks_and_its_card(tmp_path: Path) -> None:
@@ -134,7 +132,7 @@ def test_base_networks_see_the_coco_mirrors_pictures_with_base_names_only() -> N
     } & set(target)
     assert sum(len(s.segments) for s in drawn) > 20
     alike = annotated_scene(np.random.default_rng([1, 9, 0]), recipe("coco"), texture_bank(3, 1, BANK_SIZE))
-    assert np.array_equal(drawn[0].image, alike.image)  # one artist, one style (test_anew_world.py)
+    assert np.array_equal(drawn[0].image, alike.image)  # one artist, one style (test_world.py)
 
 
 def test_the_backbone_sees_all_artists_and_styles_and_is_resumable(tmp_path: Path) -> None:

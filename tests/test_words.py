@@ -1,4 +1,4 @@
-"""The new miniature's words and drawings: the data sets' own names, three artists, nothing twice."""
+"""The miniature's words and drawings: the data sets' own names, three artists, nothing twice."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from miniature.anew import drawings, words
-from miniature.anew.drawings import PACKAGES, Package, check_packages, sprites
+from miniature import drawings, words
+from miniature.drawings import PACKAGES, Package, check_packages, sprites
 
 
 def test_as_many_words_as_the_study_asks_for() -> None:

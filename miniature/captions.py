@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniature.anew.scenes import COLOURS, GROUNDS, Recipe, Scene, pick, random_ground, random_scene, sticker_of
-from miniature.anew.schedule import Stage
-from miniature.anew.words import drawn_by, hypernyms, stuff, things
+from miniature.scenes import COLOURS, GROUNDS, Recipe, Scene, pick, random_ground, random_scene, sticker_of
+from miniature.schedule import Stage
+from miniature.words import drawn_by, hypernyms, stuff, things
 
 TEMPLATES = ("{}", "{}", "{}", "a {}", "a picture of a {}", "a drawing of a {}")
 

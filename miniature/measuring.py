@@ -13,11 +13,11 @@ from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
-from miniature.anew.datasets import BANK_SIZE, Annotated, annotated_scene
-from miniature.anew.painting import paint, to_uint8
-from miniature.anew.scenes import GROUNDS, STYLES, Recipe, Scene, random_ground, sticker_of
-from miniature.anew.textures import texture_bank
-from miniature.anew.words import ARTISTS, drawn_by, stuff, things
+from miniature.datasets import BANK_SIZE, Annotated, annotated_scene
+from miniature.painting import paint, to_uint8
+from miniature.scenes import GROUNDS, STYLES, Recipe, Scene, random_ground, sticker_of
+from miniature.textures import texture_bank
+from miniature.words import ARTISTS, drawn_by, stuff, things
 
 SIDE = 128  # of the pictures that are measured
 

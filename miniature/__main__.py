@@ -1,9 +1,9 @@
 """Makes the miniature's models from nothing, one at a time, each resumable after a kill.
 
-    python -m miniature.anew clip OUT WORK
-    python -m miniature.anew backbone OUT WORK
-    python -m miniature.anew mask2former OUT WORK
-    python -m miniature.anew mask_rcnn OUT WORK
+    python -m miniature clip OUT WORK
+    python -m miniature backbone OUT WORK
+    python -m miniature mask2former OUT WORK
+    python -m miniature mask_rcnn OUT WORK
 
 OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
 checkpoints.
@@ -28,10 +28,10 @@ import yaml
 from maskclip.evaluation.proposal_quality import ProposalQuality
 from maskclip.model.clip import load_clip
 from maskclip.proposals import load_source
-from miniature.anew.clip_training import train_clip
-from miniature.anew.measuring import name_true_masks, unseen_scenes, zero_shot
-from miniature.anew.pretraining import base_pictures, pretrain
-from miniature.anew.schedule import read_schedule
+from miniature.clip_training import train_clip
+from miniature.measuring import name_true_masks, unseen_scenes, zero_shot
+from miniature.pretraining import base_pictures, pretrain
+from miniature.schedule import read_schedule
 
 HERE = Path(__file__).parent
 
@@ -68,7 +68,7 @@ def card(title: str, name: str, plan: Path, seed: int, minutes: float, tables: l
     lines = [
         f"# {title}",
         "",
-        f"Trained from nothing by one command, `python -m miniature.anew {name} OUT WORK`.",
+        f"Trained from nothing by one command, `python -m miniature {name} OUT WORK`.",
         *tables,
     ]
     lines += [f"Seed {seed}; {minutes:.0f} minutes of one core ({platform.machine()}, {made}).", "", "The plan:", ""]

@@ -3,7 +3,7 @@
 A sticker is three nested coverage masks: `rim` (the outer silhouette: strokes dilated, holes filled), `body` (the same,
 a little smaller) and `ink` (the strokes, or of a solid drawing its details).  The rim is the thing's mask.
 
-Draw a sheet of everything:  python -m miniature.anew.drawings SHEET.png
+Draw a sheet of everything:  python -m miniature.drawings SHEET.png
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fontTools.ttLib import TTFont
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 from scipy import ndimage
 
-from miniature.anew.words import ARTISTS, things
+from miniature.words import ARTISTS, things
 
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # of fonts whose tables end in spare bytes
 
@@ -218,7 +218,7 @@ def sheet(names: list[str], edge: int = 72, columns: int = 5) -> Image.Image:
 def main() -> None:
     """Write the sheet of all drawings to the path that the command line names."""
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m miniature.anew.drawings SHEET.png")
+        raise SystemExit("usage: python -m miniature.drawings SHEET.png")
     check_packages()
     sheet(list(things())).save(sys.argv[1])
 

@@ -6,15 +6,18 @@ The same painter serves CLIP's training pictures (small, hundreds at once) and t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from miniature.anew.drawings import LEVELS, sprites
-from miniature.anew.scenes import COLOURS, STYLES, Scene, Sticker
-from miniature.anew.words import stuff
+from miniature.drawings import LEVELS, sprites
+from miniature.scenes import COLOURS, GROUNDS, STYLES, Scene, Sticker, arrange, sticker_of
+from miniature.textures import texture_bank
+from miniature.words import drawn_by, stuff
 
 
 def _inks(things: Sequence[Sticker], styles: Sequence[str]) -> Tensor:
@@ -153,6 +156,59 @@ def _blur(picture: Tensor, radius: int) -> Tensor:
     """The mean of a square around each pixel, rows first."""
     rows = F.avg_pool2d(picture, (1, 2 * radius + 1), 1, (0, radius))
     return F.avg_pool2d(rows, (2 * radius + 1, 1), 1, (radius, 0))
+
+
+def render_scene(
+    words: Sequence[str],
+    artist: str = "nora",
+    style: str = "sticker",
+    colours: Sequence[str] | None = None,
+    seed: int = 0,
+    size: tuple[int, int] = (128, 160),
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A picture of things and stuff by name: things spread out, stuff one above the other (grass, if none is named).
+
+    Args:
+        colours: of the things, in their order; None: usual ones.
+        size: height and width in pixels.
+    Returns:
+        The picture, uint8 [H, W, 3], and each word's pixels, bool [H, W].
+    Raises:
+        ValueError: the artist has drawn no such thing, or there is no such stuff, style or colour.
+    """
+    grounds = [w for w in words if w in stuff()] or ["grass"]
+    names = [w for w in words if w not in grounds]
+    for what, given, known in (
+        ("thing by this artist, nor stuff", names, drawn_by(artist)),
+        ("style", [style], STYLES),
+        ("colour", colours or [], tuple(COLOURS)),
+    ):
+        if unknown := [x for x in given if x not in known]:
+            raise ValueError(f"{unknown[0]!r} is no {what} of the miniature's; known are {', '.join(known)}")
+    rng, unit = np.random.default_rng([seed, 23]), min(size)
+    most = min(0.6, 0.95 / max(1, len(names)) ** 0.5)
+    things = [
+        replace(sticker_of(rng, name, artist, colour), size=float(rng.uniform(0.75, 1) * most))
+        for name, colour in zip(names, colours or [None] * len(names), strict=True)
+    ]
+    order = tuple(arrange(rng, things, "table", size[1] / unit, size[0] / unit))
+    parts = [(i, name) for ground in GROUNDS.values() for i, part in enumerate(ground) for name in part]
+    level = dict(reversed([(name, i) for i, name in parts]))
+    grounds.sort(key=lambda name: level.get(name, 1))  # the sky above
+    centres = tuple((float(rng.random()), (i + 0.5) / len(grounds)) for i in range(len(grounds)))
+    scene = Scene(style, tuple(grounds), centres, order, int(rng.integers(2**31)))
+    picture, owner, regions = (out[0] for out in paint([scene], bank_of(max(size)), *size))
+    masks = {name: np.zeros(size, bool) for name in words}
+    for i, thing in enumerate(order):
+        masks[thing.name] |= (owner == i).numpy()
+    masks |= {name: ((owner < 0) & (regions == i)).numpy() for i, name in enumerate(grounds)}
+    return to_uint8(picture), masks
+
+
+@cache
+def bank_of(edge: int) -> Tensor:
+    """Textures for pictures that nobody trains on, of that many pixels a side at most."""
+    return texture_bank(9, 2, edge)
 
 
 def to_uint8(picture: Tensor) -> np.ndarray:

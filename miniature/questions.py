@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from maskclip.proposals import Proposals
-from miniature.anew.drawings import sprites
-from miniature.anew.painting import paint, to_uint8
-from miniature.anew.scenes import GROUNDS, Scene, arrange, random_ground, sticker_of
-from miniature.anew.textures import texture_bank
-from miniature.anew.words import ARTISTS, hypernyms
+from miniature.drawings import sprites
+from miniature.painting import bank_of, paint, to_uint8
+from miniature.scenes import GROUNDS, Scene, arrange, random_ground, sticker_of
+from miniature.words import ARTISTS, hypernyms
 
 if TYPE_CHECKING:
     from maskclip.model.pipeline import MaskCLIP
@@ -71,7 +70,7 @@ def question_scene(
     order = arrange(rng, stickers, question.place, size[1] / unit, size[0] / unit)
     ground, centres, banded = random_ground(rng, question.place if question.place in GROUNDS else None)
     scene = Scene(style, ground, centres, tuple(order), int(rng.integers(2**31)), banded)
-    picture, owner, _ = (out[0] for out in paint([scene], texture_bank(9, 2, max(size)), *size))
+    picture, owner, _ = (out[0] for out in paint([scene], bank_of(max(size)), *size))
     which = [
         next(k for k, s in enumerate(stickers) if (s.name, s.colour, s.shade) == (o.name, o.colour, o.shade))
         for o in order

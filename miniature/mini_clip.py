@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskclip.files import write_atomically
-from miniature.anew.captions import columns, spoken_words
-from miniature.anew.schedule import Schedule
+from miniature.captions import columns, spoken_words
+from miniature.scenes import COLOURS
+from miniature.schedule import Schedule
+from miniature.words import hypernyms, stuff, things
 
 PATCH = 8
 
@@ -48,7 +50,7 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def write_model_folder(folder: Path, schedule: Schedule) -> None:
-    """The mini CLIP's open_clip configuration and its tokenizer's merges; the weights come later."""
+    """The mini CLIP's open_clip configuration, its tokenizer's merges, the words it knows; the weights come later."""
     folder.mkdir(parents=True, exist_ok=True)
     text = "#version: miniature\n" + "\n".join(" ".join(pair) for pair in merges_for(spoken_words())) + "\n"
     with open(folder / "merges.txt.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
@@ -66,6 +68,12 @@ def write_model_folder(folder: Path, schedule: Schedule) -> None:
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    names = {name for thing in things().values() for name in thing.names} | {
+        n for names in stuff().values() for n in names
+    }
+    also = [*sorted(names - {*things(), *stuff()}), *hypernyms(), *COLOURS, "empty", "full"]
+    known = {"things": list(things()), "stuff": list(stuff()), "also": also}
+    (folder / "words.json").write_text(json.dumps(known, indent=1) + "\n")
 
 
 def build(folder: Path) -> tuple[Any, Any]:
