@@ -5,12 +5,13 @@
     python -m miniature mask2former OUT WORK
     python -m miniature mask_rcnn OUT WORK
 
-OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
+The mini CLIP also trains on a GPU: `--device cuda --painters 14`, with 14 processes that paint ahead.  OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
 checkpoints.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import signal
@@ -75,10 +76,12 @@ def card(title: str, name: str, plan: Path, seed: int, minutes: float, tables: l
     return "\n".join([*lines, "```yaml", plan.read_text(encoding="utf-8").strip(), "```", ""])
 
 
-def make_clip(out: Path, work: Path, plan: Path = HERE / "clip.yaml", scenes: int = 90) -> None:
+def make_clip(
+    out: Path, work: Path, plan: Path = HERE / "clip.yaml", scenes: int = 90, device: str = "cpu", painters: int = 0
+) -> None:
     """Train the mini CLIP, measure it on pictures never trained on, and write curve and card."""
     schedule = read_schedule(plan)
-    log = train_clip(out, work, schedule, _say)
+    log = train_clip(out, work, schedule, _say, device, painters)
     pd.DataFrame(log).to_csv(out / "training.csv", index=False)
     clip = load_clip(out)
     singles, masks = zero_shot(clip), name_true_masks(clip, unseen_scenes(1, scenes))
@@ -112,15 +115,19 @@ def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretrain
 
 def main() -> None:
     """Make the model that the command line names."""
-    if len(sys.argv) != 4 or sys.argv[1] not in ("clip", "backbone", "mask2former", "mask_rcnn"):
-        raise SystemExit(__doc__)
-    name, out, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["clip", "backbone", "mask2former", "mask_rcnn"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the mini CLIP (cpu)")
+    parser.add_argument("--painters", type=int, default=0, help="processes that paint ahead (0: none)")
+    given = parser.parse_args()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    work.mkdir(parents=True, exist_ok=True)
-    if name == "clip":
-        make_clip(out, work)
+    given.work.mkdir(parents=True, exist_ok=True)
+    if given.model == "clip":
+        make_clip(given.out, given.work, device=given.device, painters=given.painters)
     else:
-        make_network(name, out, work)
+        make_network(given.model, given.out, given.work)
 
 
 if __name__ == "__main__":
