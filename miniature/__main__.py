@@ -5,8 +5,8 @@
     python -m miniature mask2former OUT WORK
     python -m miniature mask_rcnn OUT WORK
 
-The mini CLIP also trains on a GPU: `--device cuda --painters 14`, with 14 processes that paint ahead.  OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
-checkpoints.
+OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
+checkpoints.  The mini CLIP trains on a GPU too: `--device cuda --painters 14`, with 14 processes that paint ahead.
 """
 
 from __future__ import annotations

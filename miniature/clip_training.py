@@ -193,8 +193,8 @@ def train_clip(
     log, recent, first, spent = _resume(work, model, vectors, adamw, muon)
     clock = time.process_time if device == "cpu" else time.monotonic
     began = clock() - spent
-    ahead = {"num_workers": painters, "prefetch_factor": 8} if painters else {}
-    batches = DataLoader(Batches(schedule, tokenizer), None, sampler=range(first, schedule.steps), **ahead)
+    steps, ahead = range(first, schedule.steps), 8 if painters else None
+    batches = DataLoader(Batches(schedule, tokenizer), None, sampler=steps, num_workers=painters, prefetch_factor=ahead)
     for step, (scenes, pictures, tokens, rng) in enumerate(batches, first):
         stage = schedule.stage(step)
         if step == schedule.free_steps:

@@ -189,7 +189,7 @@ def render_scene(
     most = min(0.6, 0.95 / max(1, len(names)) ** 0.5)
     things = [
         replace(sticker_of(rng, name, artist, colour), size=float(rng.uniform(0.75, 1) * most))
-        for name, colour in zip(names, colours or [None] * len(names), strict=True)
+        for name, colour in zip(names, colours or [None for _ in names], strict=True)
     ]
     order = tuple(arrange(rng, things, "table", size[1] / unit, size[0] / unit))
     parts = [(i, name) for ground in GROUNDS.values() for i, part in enumerate(ground) for name in part]
