@@ -187,9 +187,10 @@ def render_scene(
             raise ValueError(f"{unknown[0]!r} is no {what} of the miniature's; known are {', '.join(known)}")
     rng, unit = np.random.default_rng([seed, 23]), min(size)
     most = min(0.6, 0.95 / max(1, len(names)) ** 0.5)
+    chosen: list[str | None] = [*colours] if colours else [None] * len(names)
     things = [
         replace(sticker_of(rng, name, artist, colour), size=float(rng.uniform(0.75, 1) * most))
-        for name, colour in zip(names, colours or [None for _ in names], strict=True)
+        for name, colour in zip(names, chosen, strict=True)
     ]
     order = tuple(arrange(rng, things, "table", size[1] / unit, size[0] / unit))
     parts = [(i, name) for ground in GROUNDS.values() for i, part in enumerate(ground) for name in part]
