@@ -29,12 +29,14 @@ import yaml
 from maskclip.evaluation.proposal_quality import ProposalQuality
 from maskclip.model.clip import load_clip
 from maskclip.proposals import load_source
+from maskclip.segmenter import Segmenter
 from miniature.clip_training import train_clip
-from miniature.measuring import name_true_masks, unseen_scenes, zero_shot
+from miniature.measuring import least_similarity, name_true_masks, none_of_these, unseen_scenes, zero_shot
 from miniature.pretraining import base_pictures, pretrain
 from miniature.schedule import read_schedule
 
 HERE = Path(__file__).parent
+NONE = {"right": "of those asked for, named right, %", "wrong": "of the others, named, %"}
 
 
 def _say(row: dict) -> None:
@@ -86,10 +88,20 @@ def make_clip(
     clip = load_clip(out)
     singles, masks = zero_shot(clip), name_true_masks(clip, unseen_scenes(1, scenes))
     minutes = log[-1]["seconds"] / 60
-    measured = {"seed": schedule.seed, "minutes": minutes, "single things": singles, "true masks": masks}
+    segmenter = Segmenter.load(out, proposals=lambda images: [], device="cpu")
+    least = least_similarity(none_of_these(segmenter, unseen_scenes(2, scenes)))
+    known = json.loads((out / "words.json").read_text()) | {"least_similarity": least}
+    (out / "words.json").write_text(json.dumps(known, indent=1) + "\n")
+    none = [
+        row
+        for row in none_of_these(segmenter, unseen_scenes(3, scenes))
+        if not row["threshold"] > 0 or row["threshold"] == least
+    ]
+    measured = {"seed": schedule.seed, "minutes": minutes, "single things": singles, "true masks": masks, "none": none}
     (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     titles = {"accuracy": "named right, %"}
     tables = _table(singles, {"attribute": "single things", "value": ""} | titles | {"pictures": "pictures"})
+    tables += _table(none, {"way": "masks in unseen scenes, half of their names asked for"} | NONE)
     tables += _table(masks, {"method": "true masks in unseen scenes", "group": ""} | titles | {"segments": "segments"})
     (out / "README.md").write_text(card("Mini CLIP", "clip", plan, schedule.seed, minutes, tables))
 

@@ -13,6 +13,7 @@ from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
+from maskclip.segmenter import Segmenter
 from miniature.datasets import BANK_SIZE, Annotated, annotated_scene
 from miniature.painting import paint, to_uint8
 from miniature.scenes import GROUNDS, STYLES, Recipe, Scene, random_ground, sticker_of
@@ -108,3 +109,41 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
                 {"method": method, "group": group, "accuracy": 100 * float(np.mean(hits)), "segments": len(hits)}
             )
     return rows
+
+
+def none_of_these(segmenter: Segmenter, scenes: Sequence[Annotated], seed: int = 0) -> list[dict]:
+    """How often a mask gets its own word of a user's words, and how often one that fits none of them gets one.
+
+    Of each scene, every other name is asked for, and three that are not there; masks are the scene's own.  Of each way
+    to say "none of these", and of each threshold on similarity.
+
+    Returns:
+        Rows of way, threshold (NaN: none), and in percent: right, of the masks whose name is asked for; wrong, of the
+        others.
+    """
+    rng, asked = np.random.default_rng([seed, 103]), []
+    for scene in scenes:
+        present = list(dict.fromkeys(scene.names))
+        absent = rng.choice([n for n in things() if n not in present], 3, replace=False).tolist()
+        asked.append((segmenter.embed(scene.image, np.stack(scene.masks)), [*present[::2], *absent], scene.names))
+    ways = [("every mask is named", False, None), ("words for all else", True, None)]
+    ways += [("and a threshold", True, float(t)) for t in np.arange(0.02, 0.9, 0.02).round(2)]
+    rows = []
+    for way, none, threshold in ways:
+        segmenter.least_similarity = threshold
+        right: list[bool] = []
+        wrong: list[bool] = []
+        for seen, words, names in asked:
+            probs = segmenter(seen, words, none_of_these=none).probs
+            for name, row in zip(names, probs, strict=True):
+                named = words[int(row.argmax())] if row.max() > 0 else None
+                (right if name in words else wrong).append(named == name if name in words else named is not None)
+        share = {"right": 100 * float(np.mean(right)), "wrong": 100 * float(np.mean(wrong))}
+        rows.append({"way": way, "threshold": np.nan if threshold is None else threshold} | share)
+    return rows
+
+
+def least_similarity(rows: Sequence[dict], lost: float = 1.0) -> float:
+    """The highest threshold of `none_of_these` that costs at most `lost` points of what is right without it."""
+    least = next(row["right"] for row in rows if row["way"] == "words for all else") - lost
+    return max((row["threshold"] for row in rows if row["threshold"] > 0 and row["right"] >= least), default=0.0)
