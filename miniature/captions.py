@@ -59,7 +59,7 @@ def training_scenes(rng: np.random.Generator, stage: Stage) -> list[Scene]:
         scale=1.15,
         fitting=0.6,
     )
-    out = []
+    out: list[Scene] = []
     for i in range(stage.batch):
         part = (i + 0.5) / stage.batch
         if part < stage.plain + stage.single:
@@ -67,6 +67,8 @@ def training_scenes(rng: np.random.Generator, stage: Stage) -> list[Scene]:
         else:
             scene, crowd = random_scene(rng, recipe)
             out.append(replace(scene, things=scene.things[: len(scene.things) - crowd]))
+        if stage.bare and rng.random() < stage.bare:
+            out[-1] = replace(out[-1], things=tuple(replace(thing, bare=True) for thing in out[-1].things))
     return out
 
 

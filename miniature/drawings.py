@@ -54,7 +54,8 @@ PACKAGES = {
 }
 
 
-def _locate(package: str) -> Path:
+def locate(package: str) -> Path:
+    """Where a package's font or folder of drawings is; see `check_packages`."""
     wanted = PACKAGES[package]
     try:
         return Path(str(metadata.distribution(wanted.project).locate_file(wanted.file)))
@@ -69,7 +70,7 @@ def _pin(package: Package) -> str:
 @cache
 def _names(package: str) -> dict[str, str]:
     """Characters of a font by glyph name (of an emoji font, by the character itself), or files of a folder by name."""
-    path = _locate(package)
+    path = locate(package)
     if path.suffix == ".svg":
         return {file.name.removesuffix("-fill.svg"): str(file) for file in path.parent.glob("*-fill.svg")}
     characters = TTFont(path, lazy=True).getBestCmap()
@@ -98,7 +99,7 @@ def check_packages() -> None:
 
 @cache
 def _font(package: str, size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.truetype(str(_locate(package)), size)
+    font = ImageFont.truetype(str(locate(package)), size)
     if package == "noto":
         font.set_variation_by_axes([560])
     return font
@@ -170,10 +171,11 @@ def sticker(drawing: np.ndarray, hollow: bool = False) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sprites:
-    """All stickers: `levels[size]` is float [V, 3, size, size] (rim, body, ink) in [0, 1]; `variants[artist][thing]`
-    lists the rows of one thing by one artist."""
+    """All stickers: `levels[size]` is float [V, 3, size, size] (rim, body, ink) in [0, 1]; `solid` [V] says where the
+    ink is a solid glyph's gaps; `variants[artist][thing]` lists the rows of one thing by one artist."""
 
     levels: dict[int, torch.Tensor]
+    solid: torch.Tensor
     variants: dict[str, dict[str, list[int]]]
 
 
@@ -185,15 +187,18 @@ def sprites() -> Sprites:
         FileNotFoundError, ValueError: as `check_packages`.
     """
     check_packages()
+    glyphs: list[np.ndarray] = []
     cut: list[np.ndarray] = []
     variants: dict[str, dict[str, list[int]]] = {artist: {} for artist in ARTISTS}
     for thing in things().values():
         for artist, drawings in thing.drawings.items():
             variants[artist][thing.name] = list(range(len(cut), len(cut) + len(drawings)))
-            cut += [sticker(glyph(*drawing), thing.name.startswith("empty ")) for drawing in drawings]
+            glyphs += [glyph(*drawing) for drawing in drawings]
+            cut += [sticker(one, thing.name.startswith("empty ")) for one in glyphs[len(cut) :]]
+    solid = torch.tensor([not np.array_equal(one, parts[2]) for one, parts in zip(glyphs, cut, strict=True)])
     full = torch.from_numpy(np.stack(cut))
     levels = {size: torch.nn.functional.interpolate(full, size=(size, size), mode="area") for size in LEVELS}
-    return Sprites(levels, variants)
+    return Sprites(levels, solid, variants)
 
 
 def sheet(names: list[str], edge: int = 72, columns: int = 5) -> Image.Image:

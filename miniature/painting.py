@@ -74,7 +74,9 @@ def _ground(scene: Scene, bank: Tensor, height: int, width: int) -> tuple[Tensor
     """One scene's textures [3, H, W] in [0, 1] and each pixel's region [H, W] (index into scene.stuff)."""
     rng = np.random.default_rng(scene.seed)
     if not scene.stuff:
-        pale = torch.from_numpy(rng.uniform(0.75, 1.0) + rng.uniform(-0.05, 0.05, (3, 1, 1))).float()
+        above, below = (rng.uniform(0.7, 1.0) + rng.uniform(-0.15, 0.1, (3, 1, 1)) for _ in range(2))
+        down = np.linspace(0, float(rng.random() < 0.5), height)[:, None]  # one pale colour, or one into another
+        pale = torch.from_numpy(np.clip(above + down * (below - above), 0, 1)).float()
         return pale.expand(3, height, width), torch.zeros(height, width, dtype=torch.long)
     order = list(stuff())
     patches = []
@@ -124,6 +126,12 @@ def paint(scenes: Sequence[Scene], bank: Tensor, height: int, width: int) -> tup
         layer_of = torch.from_numpy(np.concatenate([np.arange(len(s.things)) for s in scenes]).astype(int))
         colours = _inks(things, [scenes[int(b)].style for b in scene_of])[..., None, None]
         cover = _coverage(things, height, width)
+        bare = torch.tensor([t.bare for t in things])
+        if bare.any():
+            solid = sprites().solid[[t.row for t in things]][bare, None, None]
+            _, body, ink = cover[bare].unbind(1)
+            cover[bare, :2], cover[bare, 2] = 0.0, torch.where(solid, body * (1 - ink), ink)
+            colours[bare, 2] = colours[bare].amax(1)  # of body and ink the brighter, which chalk's lines are
         near = max(1, round(min(height, width) / 50))
         for layer in range(int(layer_of.max()) + 1):  # back to front
             index = (layer_of == layer).nonzero()[:, 0]
@@ -133,7 +141,7 @@ def paint(scenes: Sequence[Scene], bank: Tensor, height: int, width: int) -> tup
             for part in range(3):
                 canvas += alpha[:, part : part + 1] * (colour[:, part] - canvas)
             picture[b] = canvas
-            owner[b] = torch.where(alpha[:, 0] > 0.5, layer, owner[b])
+            owner[b] = torch.where(alpha.amax(1) > 0.5, layer, owner[b])
     return _finish(picture, prints, chalks, sum(s.seed for s in scenes)), owner, regions
 
 

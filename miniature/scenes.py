@@ -40,7 +40,8 @@ GROUNDS: dict[str, tuple[tuple[str, ...], ...]] = {
 @dataclass(frozen=True)
 class Sticker:
     """One thing by one artist: centre (x, y) and size in units of the picture's shorter side, angle in degrees, colour
-    by name; `row` is its drawing's in `Sprites`, `shade` in [0, 1) makes its colour lighter or darker."""
+    by name; `row` is its drawing's in `Sprites`, `shade` in [0, 1) makes its colour lighter or darker; a `bare` one is
+    the glyph alone in one colour, as anyone would type it."""
 
     name: str
     row: int
@@ -52,6 +53,7 @@ class Sticker:
     aspect: float = 1.0
     shade: float = 0.5
     mirrored: bool = False
+    bare: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class Stage:
     plain: float = 0.0
     single: float = 0.0
     most: int = 1
+    bare: float = 0.0  # of the pictures, whose things are glyphs without rim and body
     spread: float = 1.0  # of poses
     roam: bool = True  # small pictures lie anywhere in the large one, or at its middle
     colours: float = 0.0  # weight of telling captions apart that differ in a colour
