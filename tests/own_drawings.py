@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-
 from scipy import ndimage
 
 from miniature.drawings import locate
