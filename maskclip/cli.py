@@ -46,12 +46,16 @@ def prepare(
     workers: Annotated[int, typer.Option(help="Processes at once", min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Lay a real data set out from what its owners publish; a second run makes only what is missing."""
+    from maskclip.data.check import PUBLISHED, check_data
+    from maskclip.data.manifest import update_manifests
     from maskclip.data.prepare import PREPARATIONS
 
     if name not in PREPARATIONS:
         raise ValueError(f"there is no data set {name!r} to prepare; there are {', '.join(PREPARATIONS)}")
     counts = PREPARATIONS[name](source, target, workers=workers)
     typer.echo(", ".join(f"{what}: {count:,}" for what, count in counts.items()))
+    made = [one for one, published in PUBLISHED.items() if published.prepare == name]
+    update_manifests(target, check_data(target, made, published=False, workers=workers))
 
 
 @command
@@ -62,9 +66,13 @@ def check(
     own: Annotated[bool, typer.Option("--own", help="Sets of your own: do not compare published counts")] = False,
     workers: Annotated[int, typer.Option(help="Threads that read", min=1)] = os.cpu_count() or 1,
 ) -> None:
-    """Look for every fault of the data at once; exit code 1 if there is any."""
+    """Look for every fault of the data at once; exit code 1 if there is any.
+
+    Sets without faults get a manifest, on which the study's stages depend: after a repair, run it again.
+    """
     from maskclip.data.check import check_data
     from maskclip.data.datasets import DATASETS
+    from maskclip.data.manifest import update_manifests
 
     findings = check_data(root, _list(sets) or DATASETS, published=not own, thorough=thorough, workers=workers)
     for one in findings:
@@ -73,6 +81,7 @@ def check(
     faults = [f"{one.name}: {fault}" for one in findings for fault in one.faults]
     for number, fault in enumerate(faults, 1):
         typer.echo(f"{number}. {fault}")
+    update_manifests(root, findings)
     if faults:
         raise ValueError(f"{len(faults)} faults in {root}, listed above")
 

@@ -22,6 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import maskclip
 from maskclip.data import DATASETS, Dataset, open_dataset, same_pictures
+from maskclip.data.datasets import scored_on
 from maskclip.evaluation.judgements import Judgements
 from maskclip.evaluation.tasks import Task, add_up, judge, tasks_of
 from maskclip.files import file_digests, write_atomically
@@ -154,13 +155,14 @@ class Run:
         for group in same_pictures(map(self.dataset, pictures)):
             asked = method, network, [dataset.name for dataset in group], tasks
             found, judgements = self.tasks(*asked[2:]), self.judgements(*asked)
-            if self.params["processes"] == 1:
-                self.judge(*asked)
-            else:
-                launch(_judge, (self.seed, self.params_path, *asked), self.params["processes"])
-            add_up(list(found.values()), judgements, len(group[0]))
-            judgements.forget()
-            scores |= {name: task.compute() for name, task in found.items()}
+            if judgements.scores is None:
+                if self.params["processes"] == 1:
+                    self.judge(*asked)
+                else:
+                    launch(_judge, (self.seed, self.params_path, *asked), self.params["processes"])
+                add_up(list(found.values()), judgements, len(group[0]))
+                judgements.settle({name: task.compute() for name, task in found.items()})
+            scores |= judgements.scores or {}
         same = {"method": method, "proposals": network, "seed": self.seed, "profile": self.params["profile"]}
         cells = [(name, metric, value) for name, values in scores.items() for metric, value in values.items()]
         return [same | {"dataset": name, "metric": metric, "value": value} for name, metric, value in cells]
@@ -173,12 +175,15 @@ class Run:
     def judgements(
         self, method: str, network: str, pictures: Sequence[str], wanted: Sequence[str] | None
     ) -> Judgements:
-        """What a killed evaluation had judged already: of these settings, weights, pictures and this very code."""
+        """What was judged already, by a killed evaluation or a former one: of these settings, weights, pictures,
+        annotations and this very code."""
         sources = sorted(Path(maskclip.__file__).parent.rglob("*.py"))
         code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
         dataset, kind = self.dataset(pictures[0]), METHODS[method]
         key = dataset.fingerprint() if network == GROUND_TRUTH else self._store(network, dataset)[1]
         identity: dict[str, Any] = {"code": code, "proposals": key, "pictures": pictures, "wanted": wanted}
+        scored = [self.dataset(entry.name) for one in pictures for entry in scored_on(one)]
+        identity |= {"annotations": [(one.name, one.fingerprint(), one.split) for one in scored]}
         identity |= {"weights": file_digests(self.folder / kind.trained_as, ["encoder.pt"]) if kind.trained_as else {}}
         identity |= {name: asdict(getattr(self.study, name)) for name in ("clip", "maskclip", "evaluation")}
         return Judgements(self.folder / "judged" / f"{method}-{network}-{pictures[0]}", identity)

@@ -17,6 +17,7 @@ from maskclip import hub
 from maskclip.cli import app
 from maskclip.data.check import PUBLISHED, check_data, check_weights, spread
 from maskclip.data.datasets import DATASETS
+from maskclip.data.manifest import update_manifests
 from maskclip.data.prepare import PREPARATIONS
 
 
@@ -161,3 +162,23 @@ def test_all_weights_are_fetched_by_one_command(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(hub, "answers", lambda: False)
     without = CliRunner().invoke(app, ["fetch"])
     assert without.exit_code == 1 and "error: CLIP ViT-L/14@336" in without.output
+
+
+def test_right_sets_have_manifests_that_follow_repairs(data: Path) -> None:
+    root = data
+    kept = update_manifests(root, check_data(root, published=False))
+    names = {path.stem for path in kept}
+    assert {"a150", "p59", "coco_val"} <= names and all(json.loads(path.read_text())["pictures"] for path in kept)
+    before = {path.name: path.read_bytes() for path in kept}
+    touched = {path: path.stat().st_mtime_ns for path in kept}
+    update_manifests(root, check_data(root, published=False))
+    assert {path: path.stat().st_mtime_ns for path in kept} == touched, "what is as it was is left alone"
+
+    picture = sorted((root / "ADEChallengeData2016/images/validation").iterdir())[0]
+    picture.write_bytes(picture.read_bytes() + b" ")
+    update_manifests(root, check_data(root, published=False))
+    changed = {name for name, text in before.items() if (root / "manifests" / name).read_bytes() != text}
+    assert changed == {"a150.json", "a150_instances.json", "a150_semantic.json"}
+    picture.unlink()
+    update_manifests(root, check_data(root, published=False))
+    assert {path.stem for path in (root / "manifests").iterdir()} == names - {name[:-5] for name in changed}

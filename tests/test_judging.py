@@ -85,4 +85,8 @@ def test_a_killed_evaluation_goes_on_where_it_was(root: Path, expected: str, tmp
     monkeypatch.setattr(MaskCLIP, "embed", lambda self, *given: seen.append(given) or embed(self, *given))
     share(root, tmp_path)
     assert len(seen) == 3 and json.dumps(table(root, tmp_path)) == expected
-    assert Judgements(tmp_path, {"of": "others"}).read() == {} and not file.exists(), "others' judgements go"
+    judgements, scores = Judgements(tmp_path, {"of": "these"}), {"a150": {"PQ": 12.5}}
+    assert judgements.scores is None
+    judgements.settle(scores)
+    assert Judgements(tmp_path, {"of": "these"}).scores == scores and not list(tmp_path.rglob("*.jsonl"))
+    assert Judgements(tmp_path, {"of": "others"}).scores is None and not judgements.folder.exists(), "others' go"

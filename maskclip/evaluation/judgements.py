@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from maskclip.files import settings_hash
+from maskclip.files import settings_hash, write_atomically
+
+SCORES = "scores.json"
 
 
 class Judgements:
@@ -47,7 +49,16 @@ class Judgements:
                     self.found[place] = judged
         return self.found
 
-    def forget(self) -> None:
-        """Remove the folder: the numbers are written elsewhere."""
+    @property
+    def scores(self) -> dict[str, dict[str, float]] | None:
+        """What `settle` was given before, if all was judged and added up already."""
+        path = self.folder and self.folder / SCORES
+        return json.loads(path.read_text()) if path and path.is_file() else None
+
+    def settle(self, scores: dict[str, dict[str, float]]) -> None:
+        """Keep what all judgements add up to, in their place."""
         if self.folder is not None:
-            shutil.rmtree(self.folder.parent, ignore_errors=True)
+            text = json.dumps(scores)
+            write_atomically(self.folder / SCORES, lambda path: path.write_text(text))
+            for file in self.folder.glob("*.jsonl"):
+                file.unlink()

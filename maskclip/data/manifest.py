@@ -1,0 +1,36 @@
+"""A small file for each data set that is right, on which a pipeline depends in place of the set's many files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from maskclip.data.check import Finding
+from maskclip.data.datasets import open_dataset
+from maskclip.files import write_atomically
+
+FOLDER = "manifests"
+
+
+def update_manifests(root: str | Path, findings: Iterable[Finding]) -> list[Path]:
+    """Write `root/manifests/<name>.json` of each data set that `check_data` found right; remove a faulty one's.
+
+    A manifest holds the counts and the fingerprint, which changes with all that is read of the set. Where it says so
+    already, the file is left alone.
+
+    Returns:
+        The manifests of those that are right.
+    """
+    kept = []
+    for finding in findings:
+        path = Path(root) / FOLDER / f"{finding.name}.json"
+        if finding.faults:
+            path.unlink(missing_ok=True)
+            continue
+        said = {"pictures": finding.pictures, "categories": finding.categories}
+        text = json.dumps(said | {"fingerprint": open_dataset(finding.name, root).fingerprint()}, indent=1) + "\n"
+        if not path.is_file() or path.read_text() != text:
+            write_atomically(path, lambda place, text=text: place.write_text(text))
+        kept.append(path)
+    return kept
