@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from maskclip.data.check import Finding
@@ -31,6 +32,6 @@ def update_manifests(root: str | Path, findings: Iterable[Finding]) -> list[Path
         said = {"pictures": finding.pictures, "categories": finding.categories}
         text = json.dumps(said | {"fingerprint": open_dataset(finding.name, root).fingerprint()}, indent=1) + "\n"
         if not path.is_file() or path.read_text() != text:
-            write_atomically(path, lambda place, text=text: place.write_text(text))
+            write_atomically(path, partial(Path.write_text, data=text))
         kept.append(path)
     return kept
