@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,15 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML, YAMLError
 
-from maskclip.settings import STRICT, Evaluation, Mask2FormerConfig, MaskClipTraining, MaskRCNNConfig, from_mapping
+from maskclip.settings import (
+    STRICT,
+    BackboneConfig,
+    Evaluation,
+    Mask2FormerConfig,
+    MaskClipTraining,
+    MaskRCNNConfig,
+    from_mapping,
+)
 from study import errors_as_sentences
 
 
@@ -73,6 +82,47 @@ class Study:
     maskclip: MaskClipTraining
     evaluation: Evaluation
     efficiency: Efficiency
+
+
+_RESNET50 = BackboneConfig(weights="microsoft/resnet-50")
+PAPER = {  # Sec. 4.2 and, where the text is silent, the released code
+    "clip": ClipModel("ViT-L-14-336-quickgelu", "openai", ["{}"]),
+    "proposals.mask2former": Mask2FormerConfig(backbone=_RESNET50),
+    "proposals.mask_rcnn": MaskRCNNConfig(backbone=_RESNET50),
+    "maskclip": MaskClipTraining(
+        rma_layers=[6, 12, 18, 24], steps=10_000, batch=8, learning_rate=1e-4, weight_decay=0.05, gradient_norm=0.01,
+        warmup_steps=0, temperature=0.01, class_weight=2.0, dice_weight=5.0, mask_weight=5.0, no_object_weight=0.0,
+        points=12_544, checkpoint_every=500,
+    ),
+    "evaluation": Evaluation(
+        limit=None, object_mask_threshold=0.3, overlap_threshold=0.5, top_k=100, objectness_power=0.0
+    ),
+}  # fmt: skip
+HARMLESS = {"checkpoint_every", "workers", "mixed_precision", "activation_checkpointing", "implementation"}
+
+
+def deviations(study: Study) -> list[str]:
+    """What a profile sets otherwise than the paper, each as "maskclip.steps is 4, the paper's 10000"."""
+    found = []
+    for where, papers in PAPER.items():
+        own = functools.reduce(getattr, where.split("."), study)
+        ours, theirs = (_flat(dataclasses.asdict(section), where) for section in (own, papers))
+        for name, value in ours.items():
+            random = " (random weights)" if name.endswith("backbone.weights") and not (value or own.start) else ""
+            if value != theirs[name]:
+                found.append(f"{name} is {value}, the paper's {theirs[name]}{random}")
+    return found
+
+
+def _flat(section: dict[str, Any], where: str) -> dict[str, Any]:
+    """Nested settings by their dotted names, those left out that change no result."""
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{where}.{name}")
+        elif name not in HARMLESS:
+            found[f"{where}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 @dataclass(frozen=True, config=STRICT)

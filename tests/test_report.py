@@ -196,6 +196,17 @@ def test_distinctions_are_judged_against_chance():
     assert verdict_of(results, "C18").verdict == "one seed: not judged"
 
 
+def test_a_paper_run_that_is_none_says_so_first(tmp_path: Path):
+    made_up = write_made_up_results(tmp_path, seeds=(0,)).rename(tmp_path / "results" / "paper")
+    scores = pd.read_csv(made_up / "0" / "scores.csv").assign(profile="paper")
+    scores.to_csv(made_up / "0" / "scores.csv", index=False)
+    build_report(made_up, tmp_path / "out", departures=["maskclip.steps is 4, the paper's 10000"])
+    text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert text.index("Not the paper's run") < text.index("maskclip.steps is 4") < text.index('id="results"')
+    build_report(made_up, tmp_path / "out")
+    assert "Not the paper's run" not in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
 def test_costs_prefer_the_papers_model():
     results = results_of(("maskclip", "a150", "PQ", "mask2former", [15.0]))
     rows = [

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from maskclip.settings import scale_layers
 from study.methods import METHODS, NETWORKS
-from study.params import load_params, load_study
+from study.params import deviations, load_params, load_study
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +51,24 @@ def test_the_paper_profile_is_the_papers() -> None:
     network = study.proposals.mask2former
     assert (network.queries, network.decoder_layers, network.points, network.training.crop) == (100, 9, 12_544, 1024)
     assert network.training.learning_rate == 1e-4
+
+
+def test_what_departs_from_the_paper_is_named(tmp_path: Path) -> None:
+    paper = load_study("paper", configs=ROOT / "configs")
+    assert deviations(paper) == []
+    backbone = replace(paper.proposals.mask2former.backbone, weights=None)
+    mask2former = replace(paper.proposals.mask2former, backbone=backbone)
+    tried = replace(
+        paper,
+        maskclip=replace(paper.maskclip, steps=4, workers=0),
+        evaluation=replace(paper.evaluation, limit=10),
+        proposals=replace(paper.proposals, mask2former=mask2former),
+    )
+    assert deviations(tried) == [
+        "proposals.mask2former.backbone.weights is None, the paper's microsoft/resnet-50 (random weights)",
+        "maskclip.steps is 4, the paper's 10000",
+        "evaluation.limit is 10, the paper's None",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from study import errors_as_sentences
-from study.params import load_params
+from study.params import deviations, load_params, load_study
 from study.report import build_report
 
 
@@ -19,7 +20,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with errors_as_sentences():
         results = given.results or f"results/{load_params()[0]['profile']}"
-        print(f"wrote {build_report(results, given.reports, given.seeds, given.reasons)}")
+        profile = Path(results).name
+        departures = deviations(load_study(profile)) if Path("configs", f"{profile}.yaml").is_file() else []
+        print(f"wrote {build_report(results, given.reports, given.seeds, given.reasons, departures)}")
 
 
 if __name__ == "__main__":

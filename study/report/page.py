@@ -38,12 +38,14 @@ def build_report(
     reports_dir: str | Path,
     seeds: Sequence[int] | None = None,
     reasons: str | Path | None = None,
+    departures: Sequence[str] = (),
 ) -> Path:
     """Write the report on results/<profile> into a folder; return the HTML page's path.
 
     Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png;
     metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`. `seeds` leaves other seeds' results
-    out; `reasons` is a YAML file of what people found out (None: `reports_dir/reasons.yaml`).
+    out; `reasons` is a YAML file of what people found out (None: `reports_dir/reasons.yaml`); `departures` are
+    settings other than the paper's (`study.params.deviations`), which the page's first screen names.
 
     Raises:
         FileNotFoundError, ValueError: as read_results and read_reasons; no file `reasons`.
@@ -55,7 +57,7 @@ def build_report(
     judged = claims.judge_claims(results, found)
     built = {number: tables.build_table(results, number, found.get(f"Table {number}", "")) for number in tables.TABLES}
     figures = draw_figures(results, judged, out / "figures")
-    texts = claims.claims_files(judged) | {"index.html": _page(results, built, judged, figures)}
+    texts = claims.claims_files(judged) | {"index.html": _page(results, built, judged, figures, departures)}
     for number, table in built.items():
         texts[f"plots/table{number}.csv"] = tables.to_plots(table)
         texts[f"tables/table{number}.csv"] = tables.to_csv(table)
@@ -66,14 +68,17 @@ def build_report(
     return out / "index.html"
 
 
-def _page(results: Results, built: dict[int, tables.Table], judgements: list[claims.Judgement], figures: dict) -> str:
+def _page(
+    results: Results, built: dict[int, tables.Table], judgements: list[claims.Judgement], figures: dict,
+    departures: Sequence[str],
+) -> str:  # fmt: skip
     """The whole report as one HTML text without a single outside address to load from."""
     text, undefined = tables.read_data("report.html"), jinja2.StrictUndefined
     page = jinja2.Template(text, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
     counts, times = claims.count_verdicts(judgements), results.times.to_dict("records")
     said = {"rule": claims.RULE, "counts": counts, "headlines": _headlines(results), "facts": _run_facts(results)}
     shown = {"judgements": judgements, "tables": built, "figures": figures, "times": times}
-    return page.render(results=results, embed=embed_picture, **said, **shown)
+    return page.render(results=results, embed=embed_picture, departures=departures, **said, **shown)
 
 
 def embed_picture(path: Path) -> str:
