@@ -105,7 +105,7 @@ def deviations(study: Study) -> list[str]:
     """What a profile sets otherwise than the paper, each as "maskclip.steps is 4, the paper's 10000"."""
     found = []
     for where, papers in PAPER.items():
-        own = functools.reduce(getattr, where.split("."), study)
+        own: Any = functools.reduce(getattr, where.split("."), study)
         ours, theirs = (_flat(dataclasses.asdict(section), where) for section in (own, papers))
         for name, value in ours.items():
             random = " (random weights)" if name.endswith("backbone.weights") and not (value or own.start) else ""
