@@ -106,7 +106,8 @@ def deviations(study: Study) -> list[str]:
     found = []
     for where, papers in PAPER.items():
         own: Any = functools.reduce(getattr, where.split("."), study)
-        ours, theirs = (_flat(dataclasses.asdict(section), where) for section in (own, papers))
+        both: tuple[Any, Any] = (own, papers)
+        ours, theirs = (_flat(dataclasses.asdict(section), where) for section in both)
         for name, value in ours.items():
             random = " (random weights)" if name.endswith("backbone.weights") and not (value or own.start) else ""
             if value != theirs[name]:
