@@ -14,8 +14,9 @@ from maskclip.files import write_atomically
 FOLDER = "manifests"
 
 
-def update_manifests(root: str | Path, findings: Iterable[Finding]) -> list[Path]:
-    """Write `root/manifests/<name>.json` of each data set that `check_data` found right; remove a faulty one's.
+def update_manifests(root: str | Path, findings: Iterable[Finding], into: str | Path | None = None) -> list[Path]:
+    """Write `<name>.json` of each data set that `check_data` found right, into `root/manifests` or another folder;
+    remove a faulty one's.
 
     A manifest holds the counts and the fingerprint, which changes with all that is read of the set. Where it says so
     already, the file is left alone.
@@ -25,7 +26,7 @@ def update_manifests(root: str | Path, findings: Iterable[Finding]) -> list[Path
     """
     kept = []
     for finding in findings:
-        path = Path(root) / FOLDER / f"{finding.name}.json"
+        path = Path(into or Path(root) / FOLDER) / f"{finding.name}.json"
         if finding.faults:
             path.unlink(missing_ok=True)
             continue
