@@ -40,10 +40,14 @@ class World:
 
 @dataclass(frozen=True, config=STRICT)
 class Data:
-    """Where the data sets lie; `world` is null where they are the real ones."""
+    """Where the data sets lie; `world` is null where they are the real ones.
+
+    `training_limit` takes the first pictures of training sets only: for a try, since all proposals are stored first.
+    """
 
     root: str
     world: World | None
+    training_limit: PositiveInt | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -112,6 +116,8 @@ def deviations(study: Study) -> list[str]:
             random = " (random weights)" if name.endswith("backbone.weights") and not (value or own.start) else ""
             if value != theirs[name]:
                 found.append(f"{name} is {value}, the paper's {theirs[name]}{random}")
+    if study.data.training_limit:
+        found.append(f"data.training_limit is {study.data.training_limit}, the paper's None")
     return found
 
 

@@ -88,8 +88,10 @@ class Run:
 
     @cache  # noqa: B019 - a notebook has one run
     def dataset(self, name: str) -> Dataset:
-        """A data set by its short name, opened once; test sets are cut to `evaluation.limit` pictures."""
-        limit = None if name in DATASETS and DATASETS[name].training else self.study.evaluation.limit
+        """A data set by its short name, opened once; test sets are cut to `evaluation.limit` pictures, training sets
+        to `data.training_limit`."""
+        training = name in DATASETS and DATASETS[name].training
+        limit = self.study.data.training_limit if training else self.study.evaluation.limit
         return open_dataset(name, self.study.data.root, limit=limit)
 
     def proposals(self, network: str, dataset: Dataset) -> Mapping[int | str, Proposals]:

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from maskclip.settings import scale_layers
 from study.methods import METHODS, NETWORKS
 from study.params import deviations, load_params, load_study
+from study.run import Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,12 +63,14 @@ def test_what_departs_from_the_paper_is_named(tmp_path: Path) -> None:
         paper,
         maskclip=replace(paper.maskclip, steps=4, workers=0),
         evaluation=replace(paper.evaluation, limit=10),
+        data=replace(paper.data, training_limit=20),
         proposals=replace(paper.proposals, mask2former=mask2former),
     )
     assert deviations(tried) == [
         "proposals.mask2former.backbone.weights is None, the paper's microsoft/resnet-50 (random weights)",
         "maskclip.steps is 4, the paper's 10000",
         "evaluation.limit is 10, the paper's None",
+        "data.training_limit is 20, the paper's None",
     ]
 
 
@@ -220,3 +223,10 @@ def test_table_9s_layers_at_the_same_fractions_of_depth(paper: list[int], depth:
 def test_layers_a_vit_lacks_are_refused(paper: list[int], depth: int) -> None:
     with pytest.raises(ValueError, match="rma_layers"):
         scale_layers(paper, depth)
+
+
+def test_a_try_can_be_limited_in_training_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.run.open_dataset", lambda name, root, limit: limit)
+    limits = {"data": {"training_limit": 7}, "evaluation": {"limit": 3}}
+    run = Run(0, changed(tmp_path, mini=limits) / "params.yaml")
+    assert (run.dataset("coco_train"), run.dataset("coco_split_train"), run.dataset("a150")) == (7, 7, 3)
