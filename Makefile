@@ -1,4 +1,4 @@
-# `make study` reproduces the study and its report; `make test` runs the tests. Both set up their own .venv first, with
+# `make study` runs the study, one seed, quickly; `make test` runs the tests. Both set up their own .venv first, with
 # the newest Python from 3.11 on that is there; `make PYTHON=/where/python3.12 study` takes that one.
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,8 +12,13 @@ LANES ?= 2
 .PHONY: study test report lint install clean
 
 study: install
-	$(BIN)/python -m study.pipeline --lanes $(LANES)
-	@echo "Done: open reports/index.html"
+	$(BIN)/python -m study.pipeline --lanes $(LANES) --profile mini --seeds 0
+	@echo "Done: open runs/mini/report/index.html"
+
+# the same pipeline with longer trainings and five seeds, overnight; its result is what reports/ holds
+report: install
+	$(BIN)/python -m study.pipeline --lanes $(LANES) --profile overnight --seeds 0 1 2 3 4
+	$(BIN)/python -m study.report
 
 # a file's tests stay together; the study at smoke size comes first (tests/conftest.py) and has a lane of its own
 test: install
@@ -22,9 +27,6 @@ test: install
 
 lint: install
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
-
-report: install
-	$(BIN)/python -m study.report
 
 install: $(VENV)/.installed
 

@@ -1,10 +1,7 @@
-"""The miniature world: named pictographs on named textures, in several drawing styles, with exact masks."""
+"""The miniature: a drawn world of everyday words by three artists, its data sets, and the trainings of its models."""
 
-from miniature.pictographs import PAIRS, THINGS
-from miniature.scenes import COLOURS, DOMAINS, Scene, Sticker, paint, render_scene, render_sticker
-from miniature.textures import STUFF, texture_bank
+from miniature.painting import render_scene
+from miniature.scenes import COLOURS, STYLES
+from miniature.words import ARTISTS, stuff, things
 
-__all__ = [
-    "COLOURS", "DOMAINS", "PAIRS", "STUFF", "THINGS", "Scene", "Sticker", "paint", "render_scene", "render_sticker",
-    "texture_bank",
-]  # fmt: skip
+__all__ = ["ARTISTS", "COLOURS", "STYLES", "render_scene", "stuff", "things"]

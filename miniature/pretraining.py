@@ -1,51 +1,141 @@
-"""The miniature's stand-in for days of training: pictures drawn for proposal networks to learn from before the study.
+"""The miniature's stand-in for ImageNet and for days on COCO: a backbone with classes, and proposal networks' starts.
 
-The paper's networks begin with ImageNet's weights and train for days.  The miniature's begin with networks that have
-trained for the better part of an hour, in every drawing style, and go on for minutes.  No picture of the study's data
-sets is among its pictures, and no name but the base categories of the COCO split, so what the study calls *never
-trained on* is new to it too.
+The backbone sees all artists and styles, as ImageNet has photographs of every kind; the proposal networks begin with
+it and see pictures as the COCO mirror's only, with segments of COCO's base names and stuff (target things are there and
+not annotated).  No picture of the study's data sets is among them.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
+import yaml
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from transformers import ResNetBackbone
 
 from maskclip.data import Annotation, Category, Dataset, Segment
-from maskclip.files import write_atomically
-from miniature.datasets import BANK_SIZE, annotated_scene, vocabularies
-from miniature.scenes import DOMAINS
+from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
+from maskclip.proposals.backbone import resnet_config, set_up_backbone
+from maskclip.settings import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, from_mapping
+from maskclip.training.proposal_networks import train_proposals
+from miniature.captions import training_scenes
+from miniature.datasets import BANK_SIZE, annotated_scene, recipe
+from miniature.painting import paint
+from miniature.scenes import STYLES
+from miniature.schedule import Stage
 from miniature.textures import texture_bank
+from miniature.words import ARTISTS, coco_split, things, vocabulary
 
 
-def base_pictures(seed: int, count: int, variants: int = 12) -> Dataset:
-    """`count` pictures, drawn when first asked for, with segments of the base categories and the COCO mirror's stuff.
+def base_pictures(seed: int, count: int, variants: int = 6) -> Dataset:
+    """`count` pictures as the COCO mirror's, drawn when first asked for, with segments of base names and stuff.
 
-    Picture i follows from (seed, i). Of each style there is a third; each stuff has `variants` textures a style.
+    Picture i follows from (seed, i).
     """
-    words = vocabularies()
-    names = [*words.base, *words.coco_stuff]
-    bank = texture_bank(seed=2 * seed + 1, variants=variants, size=BANK_SIZE)
+    coco = vocabulary("coco")
+    base = [n for n in coco.things if n in coco_split()[0]]
+    index = {coco.things[n]: i for i, n in enumerate(base)} | {
+        w: len(base) + i for i, w in enumerate(coco.stuff.values())
+    }
+    bank = texture_bank(2 * seed + 1, variants, BANK_SIZE)
 
     @functools.cache  # training asks for each several times
-    def draw(index: int | str) -> tuple[np.ndarray, Annotation]:
-        rng, domain = np.random.default_rng([seed, 9, int(index)]), DOMAINS[int(index) % len(DOMAINS)]
-        scene = annotated_scene(rng, domain, words.base, (), words.coco_stuff, bank)
+    def draw(number: int | str) -> tuple[np.ndarray, Annotation]:
+        scene = annotated_scene(np.random.default_rng([seed, 9, int(number)]), recipe("coco"), bank)
         segments = [
-            Segment(names.index(name), mask, crowd, name in words.base)
+            Segment(index[name], mask, crowd, index[name] < len(base))
             for name, mask, crowd in zip(scene.names, scene.masks, scene.crowd, strict=True)
+            if name in index
         ]
-        return scene.image, Annotation(index, scene.image.shape[:2], segments)
+        return scene.image, Annotation(number, scene.image.shape[:2], segments)
 
-    categories = [Category(i, name, name in words.base) for i, name in enumerate(names)]
+    categories = [Category(i, name, i < len(base)) for i, name in enumerate([*base, *coco.stuff])]
     return Dataset(
         f"base_pictures_{seed}", categories, range(count), lambda i: draw(i)[0], lambda i: draw(i)[1], lambda i: [],
         Path("nowhere"),
     )  # fmt: skip
+
+
+class Classifier(nn.Module):
+    """A ResNet backbone, its last stage averaged, and one linear layer over the world's things."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.backbone: Any = ResNetBackbone(resnet_config(config))
+        set_up_backbone(self.backbone, config)
+        self.head = nn.Linear(config.widths[-1], len(things()))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Normalized pictures [B, 3, H, W] to logits [B, things]."""
+        return self.head(self.backbone(pictures).feature_maps[-1].mean((2, 3)))
+
+
+def backbone_stage(steps: int, batch: int, side: int) -> Stage:
+    """What the backbone sees: single things by all artists in all styles."""
+    return Stage(steps, batch, side, ARTISTS, STYLES, plain=0.25, single=0.75)
+
+
+def train_backbone(
+    out: Path, work: Path, config: BackboneConfig, seed: int, steps: int, batch: int, side: int, lr: float,
+    progress: Callable[[dict], None] = lambda row: None, checkpoint_every: int = 100,
+) -> list[dict]:  # fmt: skip
+    """Train a backbone to name single things by all artists in all styles; resumable; `out` is a safetensors file.
+
+    Returns:
+        The log, which stands in the file too: step, loss, accuracy, seconds.
+    """
+    torch.manual_seed(seed)
+    model = Classifier(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
+    bank, order = texture_bank(seed + 500, 6, BANK_SIZE), list(things())
+    checkpoint, log, recent, first, spent = work / "backbone.pt", [], [], 0, 0.0
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        log, recent, first, spent = (state[key] for key in ("log", "recent", "step", "seconds"))
+    began = time.process_time() - spent
+    stage = backbone_stage(steps, batch, side)
+    for step in range(first, steps):
+        scenes = training_scenes(np.random.default_rng([seed, 3, step]), stage)
+        wanted = torch.tensor([order.index(s.things[0].name) for s in scenes])
+        logits = model((paint(scenes, bank, side, side)[0] - 0.45) / 0.23)
+        loss = F.cross_entropy(logits, wanted)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 50, 2 * (steps - step) / steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        recent.append((loss.item(), (logits.argmax(1) == wanted).float().mean().item()))
+        if (step + 1) % 25 == 0 or step + 1 == steps:
+            mean = np.mean(recent, 0)
+            log.append(
+                {
+                    "step": step + 1,
+                    "loss": float(mean[0]),
+                    "accuracy": float(mean[1]),
+                    "seconds": time.process_time() - began,
+                }
+            )
+            recent = []
+            progress(log[-1])
+        if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "step": step + 1}
+            save_checkpoint(checkpoint, {**state, "recent": recent, "seconds": time.process_time() - began})
+    weights = {k: v.half().contiguous() for k, v in model.backbone.state_dict().items()}
+    write_atomically(out, lambda path: save_file(weights, path, {"log": json.dumps(log)}))
+    return log
 
 
 def save_network(trained: Path, out: Path) -> Path:
@@ -55,3 +145,26 @@ def save_network(trained: Path, out: Path) -> Path:
     record = json.dumps(json.loads((trained / "record.json").read_text()))
     write_atomically(out, lambda path: save_file(half, path, {"record": record}))
     return out
+
+
+def pretrain(
+    name: str, plan_file: Path, out: Path, work: Path, progress: Callable[[dict], None] = lambda row: None
+) -> tuple[Path, list[dict]]:
+    """Carry out an entry of `pretraining.yaml`: "backbone", "mask2former" or "mask_rcnn".
+
+    Returns:
+        The weights' file and the curve.
+    """
+    plan = yaml.safe_load(plan_file.read_text(encoding="utf-8"))
+    shape = from_mapping(BackboneConfig, plan["shape"], f"shape of {plan_file}")
+    out.mkdir(parents=True, exist_ok=True)
+    if name == "backbone":
+        curve = train_backbone(out / "backbone.safetensors", work, shape, **plan["backbone"], progress=progress)
+        return out / "backbone.safetensors", curve
+    entry = plan[name]
+    kind: Any = Mask2FormerConfig if name == "mask2former" else MaskRCNNConfig
+    config = from_mapping(kind, entry["config"] | {"backbone": plan["shape"]}, f"{name} of {plan_file}")
+    config = replace(config, backbone=replace(shape, weights=str(out / "backbone.safetensors")))
+    trained = train_proposals(name, base_pictures(entry["seed"], entry["pictures"]), config, work / name, entry["seed"])
+    curve = pd.read_csv(trained / "curves.csv").to_dict("records")
+    return save_network(trained, out / f"{name}.safetensors"), curve

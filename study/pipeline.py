@@ -18,7 +18,9 @@ from pathlib import Path
 import pandas as pd
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from ruamel.yaml import YAML
 
+from maskclip.files import write_atomically
 from study import end_with_parent, errors_as_sentences
 from study.methods import check_stages
 from study.params import load_params
@@ -100,9 +102,27 @@ def _stop(processes: list[subprocess.Popen]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def set_params(path: Path = Path("params.yaml"), **values: object) -> None:
+    """Turn the study's knob: write what is not None into params.yaml, comments kept, and say so."""
+    yaml = YAML()
+    yaml.width = 200
+    content = yaml.load(path)
+    changed = {key: value for key, value in values.items() if value is not None and value != content[key]}
+    for key, value in changed.items():
+        print(f"{path}: {key} is {value} now, and was {content[key]}")
+        if isinstance(value, list):
+            content[key][:] = value  # in the same style
+        else:
+            content[key] = value
+    if changed:
+        write_atomically(path, lambda temporary: yaml.dump(content, temporary))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lanes", type=int, default=2, choices=range(1, 65), metavar="N", help="stages at a time (2)")
+    parser.add_argument("--profile", help="one of configs/, written to params.yaml (as it stands there)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="written to params.yaml, too (as they stand there)")
     parser.add_argument("--retrain", metavar="STAGE", help="run this stage anew, its training too")
     arguments = parser.parse_args()
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -110,6 +130,7 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the stages' `python`
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.lanes)))
     with errors_as_sentences(DvcException):
+        set_params(profile=arguments.profile, seeds=arguments.seeds)
         load_params()
         check_stages()
         run(arguments.lanes, arguments.retrain)

@@ -114,7 +114,7 @@ def test_all_that_stages_write_but_the_report_is_a_profiles_own() -> None:
         place for stage in stages.values() for kind in ("outs", "metrics", "plots") for place in stage.get(kind, [])
     ]
     names = [place if isinstance(place, str) else next(iter(place)) for place in written]
-    assert len(names) > 40 and all("/${profile}/" in f"{name}/" or name.startswith("reports/") for name in names)
+    assert len(names) > 40 and all("/${profile}/" in f"{name}/" for name in names)
 
 
 def test_the_bare_package_is_light_and_its_names_come_when_asked_for() -> None:

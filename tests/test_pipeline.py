@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from study.pipeline import longest_first
+from study.params import load_params
+from study.pipeline import longest_first, set_params
 
 ROOT = Path(__file__).parent.parent
 NOTE = "echo $DVC_STAGE began $(date +%s.%N) >> log && {} && echo $DVC_STAGE ended $(date +%s.%N) >> log"
@@ -115,3 +116,16 @@ def test_a_stage_is_trained_again_on_purpose(place: Path) -> None:
     for arguments in ([], [], ["--retrain", "a"]):
         assert start(place, *arguments).wait(60) == 0
     assert (place / "trained").read_text() == "again=\nagain=1\n"
+
+
+def test_profile_and_seeds_can_be_given_and_stay(place: Path, capsys: pytest.CaptureFixture) -> None:
+    before, path = (place / "params.yaml").read_text(), place / "params.yaml"
+    set_params(path, profile="mini", seeds=None)
+    assert path.read_text() == before and not capsys.readouterr().out, "as it stands there"
+    set_params(path, profile="overnight", seeds=[0, 1, 2])
+    assert load_params(path)[0] | {"profile": "overnight", "seeds": [0, 1, 2]} == load_params(path)[0]
+    assert "seeds is [0, 1, 2] now, and was [0]" in capsys.readouterr().out
+    assert path.read_text().count("#") == before.count("#"), "comments stay"
+    write_stages(place, a=("true", []))
+    process = start(place, "--profile", "nonsense")
+    assert "unknown profile 'nonsense'" in process.communicate()[1] and process.returncode == 1

@@ -20,7 +20,7 @@ from report_fixture import write_made_up_results
 
 from study.report import build_report
 from study.report.__main__ import main
-from study.report.claims import CLAIMS, judge_claims, read_reasons
+from study.report.claims import CLAIMS, judge_claims, read_reasons, read_verdicts
 from study.report.figures import training_curves
 from study.report.page import embed_picture
 from study.report.results import SCORE_COLUMNS, Results, interval, read_results
@@ -203,6 +203,17 @@ def test_a_paper_run_that_is_none_says_so_first(tmp_path: Path):
     build_report(made_up, tmp_path / "out", departures=["maskclip.steps is 4, the paper's 10000"])
     text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert text.index("Not the paper's run") < text.index("maskclip.steps is 4") < text.index('id="results"')
+
+
+def test_the_verdict_of_many_seeds_stands_beside_one_seeds(reports: Path, tmp_path: Path):
+    made_up = write_made_up_results(tmp_path, seeds=(0,))
+    build_report(made_up, tmp_path / "reports", published=reports / "claims.csv")
+    one = pd.read_csv(tmp_path / "reports" / "claims.csv").set_index("claim")
+    many = pd.read_csv(reports / "claims.csv").set_index("claim")
+    assert one.verdict["C1"] == "one seed: not judged" and f"with 3 seeds: {many.verdict['C1']}" in one.remark["C1"]
+    assert "with 3 seeds: " not in str(one.remark["C11"]), "costs are measured once, and judged"
+    assert f"with 3 seeds: {many.verdict['C1']}" in (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
+    assert read_verdicts(tmp_path / "reports" / "claims.csv") == {} == read_verdicts(None), "one seed's is none"
 
 
 def test_costs_prefer_the_papers_model():

@@ -128,8 +128,8 @@ def _holds_scores(path: Path) -> bool:
 def test_every_table_is_written_three_ways(study: Path) -> None:
     for number in range(2, 10):
         for suffix in ("csv", "md", "tex"):
-            assert list((study / "reports").rglob(f"*table*{number}*.{suffix}")), f"table {number} as {suffix}"
-    page = (study / "reports/index.html").read_text()
+            assert list((study / "runs/mini/report").rglob(f"*table*{number}*.{suffix}")), f"table {number} as {suffix}"
+    page = (study / "runs/mini/report/index.html").read_text()
     assert "C18" in page and "http-equiv" not in page
 
 

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
         results = given.results or f"results/{load_params()[0]['profile']}"
         profile = Path(results).name
         departures = deviations(load_study(profile)) if Path("configs", f"{profile}.yaml").is_file() else []
-        print(f"wrote {build_report(results, given.reports, given.seeds, given.reasons, departures)}")
+        print(f"wrote {build_report(results, given.reports, given.seeds, given.reasons, departures=departures)}")
 
 
 if __name__ == "__main__":

@@ -88,15 +88,20 @@ class Judgement:
     reason: str
 
 
-def judge_claims(results: Results, reasons: dict[str, str]) -> list[Judgement]:
-    """All 18 claims, judged by RULE; `reasons` (see read_reasons) stand beside those that do not agree."""
+def judge_claims(results: Results, reasons: dict[str, str], others: dict[str, str] | None = None) -> list[Judgement]:
+    """All 18 claims, judged by RULE.
+
+    `reasons` (see read_reasons) stand beside those that do not agree, `others` (see read_verdicts) beside those that
+    one seed cannot judge.
+    """
     judged = []
     for claim in CLAIMS:
         outcomes = _compare(claim, results) if claim.table else _attributes(claim, results)
         states = {outcome.state for outcome in outcomes}
         verdict = DISAGREES if "fails" in states else AGREES if states == {"holds"} else UNDECIDED
         verdict = NOT_JUDGED if "single" in states else verdict
-        remark = "; ".join(_remarks(claim, outcomes, verdict, results))
+        beside = [others[claim.name]] if others and verdict == NOT_JUDGED and claim.name in others else []
+        remark = "; ".join(_remarks(claim, outcomes, verdict, results) + beside)
         reason = "" if verdict == AGREES else reasons.get(claim.name, "")
         judged.append(Judgement(claim, outcomes, verdict, remark, reason))
     return judged
@@ -176,6 +181,14 @@ def read_reasons(path: str | Path, profile: str, seeds: int | None = None) -> di
     of, over = content.pop("profile", profile), content.pop("seeds", seeds)
     found = "" if over == seeds else f"Found with {over} seeds: "
     return {key: found + " ".join(str(text).split()) for key, text in content.items()} if of == profile else {}
+
+
+def read_verdicts(path: str | Path | None) -> dict[str, str]:
+    """Claim -> "with 5 seeds: agrees", from a published report's claims.csv; none of one seed, nor without a file."""
+    if path is None or not Path(path).is_file():
+        return {}
+    rows = pd.read_csv(path).query("seeds > 1").itertuples()
+    return {str(row.claim): f"with {row.seeds} seeds: {row.verdict}" for row in rows}
 
 
 def count_verdicts(judgements: list[Judgement]) -> dict[str, int]:

@@ -175,8 +175,9 @@ def _attributes(results: Results) -> Figure | None:
         axes.hlines(100 / words, start - 0.5, start + words - 0.5, color=_CHANCE, linestyle="--", zorder=4)
         start += words
     axes.set(ylim=(0, 100), ylabel="accuracy (%)")
-    message = f"{', '.join(table.pair.unique())}, never taught to MaskCLIP: {pairs.value.mean().mean():.0f} % right"
-    detail = "C18; regions of each word, with only the words of its pair to choose from (dashed: chance)"
+    chance = (100 / pairs.group.nunique()).mean()
+    message = f"{len(pairs)} questions to pictures: {pairs.value.mean().mean():.0f} % right (chance: {chance:.0f} %)"
+    detail = "C18; regions of each word, with only the words of its question to choose from (dashed: chance)"
     return _title(figure, message, detail)
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -38,14 +39,19 @@ def build_report(
     reports_dir: str | Path,
     seeds: Sequence[int] | None = None,
     reasons: str | Path | None = None,
+    published: str | Path | None = None,
     departures: Sequence[str] = (),
 ) -> Path:
     """Write the report on results/<profile> into a folder; return the HTML page's path.
 
-    Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png;
-    metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`. `seeds` leaves other seeds' results
-    out; `reasons` is a YAML file of what people found out (None: `reports_dir/reasons.yaml`); `departures` are
-    settings other than the paper's (`study.params.deviations`), which the page's first screen names.
+    Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png and
+    pictures/*.png; metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`.
+
+    Args:
+        seeds: leaves other seeds' results out.
+        reasons: a YAML file of what people found out; None: `reports_dir/reasons.yaml`.
+        published: claims.csv of a report over many seeds, whose verdicts stand beside what one seed cannot judge.
+        departures: settings other than the paper's (`study.params.deviations`), which the page's first screen names.
 
     Raises:
         FileNotFoundError, ValueError: as read_results and read_reasons; no file `reasons`.
@@ -54,7 +60,7 @@ def build_report(
         raise FileNotFoundError(f"there is no file of reasons {reasons}")
     out, results = Path(reports_dir), read_results(results_dir, seeds)
     found = claims.read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
-    judged = claims.judge_claims(results, found)
+    judged = claims.judge_claims(results, found, claims.read_verdicts(published))
     built = {number: tables.build_table(results, number, found.get(f"Table {number}", "")) for number in tables.TABLES}
     figures = draw_figures(results, judged, out / "figures")
     texts = claims.claims_files(judged) | {"index.html": _page(results, built, judged, figures, departures)}
@@ -65,6 +71,8 @@ def build_report(
         texts[f"tables/table{number}.tex"] = tables.to_latex(table)
     for name, content in texts.items():
         write_atomically(out / name, partial(Path.write_text, data=content, encoding="utf-8"))
+    for picture, _ in results.pictures:
+        write_atomically(out / "pictures" / picture.name, partial(shutil.copyfile, picture))
     return out / "index.html"
 
 

@@ -1,0 +1,146 @@
+"""Makes the miniature's models from nothing, one at a time, each resumable after a kill.
+
+    python -m miniature clip OUT WORK
+    python -m miniature backbone OUT WORK
+    python -m miniature mask2former OUT WORK
+    python -m miniature mask_rcnn OUT WORK
+
+OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
+checkpoints.  The mini CLIP trains on a GPU too: `--device cuda --painters 14`, with 14 processes that paint ahead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+
+from maskclip.evaluation.proposal_quality import ProposalQuality
+from maskclip.model.clip import load_clip
+from maskclip.proposals import load_source
+from maskclip.segmenter import Segmenter
+from miniature.clip_training import train_clip
+from miniature.measuring import least_similarity, name_true_masks, none_of_these, unseen_scenes, zero_shot
+from miniature.pretraining import base_pictures, pretrain
+from miniature.schedule import read_schedule
+
+HERE = Path(__file__).parent
+NONE = {"right": "of those asked for, named right, %", "wrong": "of the others, named, %"}
+
+
+def _say(row: dict) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def _table(rows: list[dict], what: dict[str, str]) -> list[str]:
+    """Rows as a Markdown table; `what` gives the columns' titles by key."""
+    frame = pd.DataFrame(rows)[list(what)].rename(columns=what)
+    return ["", frame.to_markdown(index=False, floatfmt=".1f"), ""]
+
+
+@contextmanager
+def _clocked(work: Path) -> Iterator[Callable[[], float]]:
+    """Minutes of one core spent so far, earlier sittings counted in: what ends a sitting writes them down."""
+    file, began = work / "minutes.json", time.process_time()
+    earlier = json.loads(file.read_text()) if file.exists() else 0.0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def minutes() -> float:
+        return earlier + (time.process_time() - began) / 60
+
+    try:
+        yield minutes
+    finally:
+        file.write_text(json.dumps(minutes()))
+
+
+def card(title: str, name: str, plan: Path, seed: int, minutes: float, tables: list[str]) -> str:
+    """A model's card: how it was made, what it cost, how good it is."""
+    made = ", ".join(f"{package} {version(package)}" for package in ("torch", "open_clip_torch", "transformers"))
+    lines = [
+        f"# {title}",
+        "",
+        f"Trained from nothing by one command, `python -m miniature {name} OUT WORK`.",
+        *tables,
+    ]
+    lines += [f"Seed {seed}; {minutes:.0f} minutes of one core ({platform.machine()}, {made}).", "", "The plan:", ""]
+    return "\n".join([*lines, "```yaml", plan.read_text(encoding="utf-8").strip(), "```", ""])
+
+
+def make_clip(
+    out: Path, work: Path, plan: Path = HERE / "clip.yaml", scenes: int = 90, device: str = "cpu", painters: int = 0
+) -> None:
+    """Train the mini CLIP, measure it on pictures never trained on, and write curve and card."""
+    schedule = read_schedule(plan)
+    log = train_clip(out, work, schedule, _say, device, painters)
+    pd.DataFrame(log).to_csv(out / "training.csv", index=False)
+    clip = load_clip(out)
+    singles, masks = zero_shot(clip), name_true_masks(clip, unseen_scenes(1, scenes))
+    minutes = log[-1]["seconds"] / 60
+    segmenter = Segmenter.load(out, proposals=lambda images: [], device="cpu")
+    least = least_similarity(none_of_these(segmenter, unseen_scenes(2, scenes)))
+    known = json.loads((out / "words.json").read_text()) | {"least_similarity": least}
+    (out / "words.json").write_text(json.dumps(known, indent=1) + "\n")
+    none = [
+        row
+        for row in none_of_these(segmenter, unseen_scenes(3, scenes))
+        if not row["threshold"] > 0 or row["threshold"] == least
+    ]
+    measured = {"seed": schedule.seed, "minutes": minutes, "single things": singles, "true masks": masks, "none": none}
+    (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
+    titles = {"accuracy": "named right, %"}
+    tables = _table(singles, {"attribute": "single things", "value": ""} | titles | {"pictures": "pictures"})
+    tables += _table(none, {"way": "masks in unseen scenes, half of their names asked for"} | NONE)
+    tables += _table(masks, {"method": "true masks in unseen scenes", "group": ""} | titles | {"segments": "segments"})
+    (out / "README.md").write_text(card("Mini CLIP", "clip", plan, schedule.seed, minutes, tables))
+
+
+def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretraining.yaml", pictures: int = 60) -> None:
+    """Train a backbone or a proposal network's start, measure it on pictures never trained on; curve and card."""
+    seed = yaml.safe_load(plan.read_text(encoding="utf-8"))[name]["seed"]
+    with _clocked(work) as minutes:
+        weights, curve = pretrain(name, plan, out, work, _say)
+    pd.DataFrame(curve).to_csv(out / f"{name}.csv", index=False)
+    if name == "backbone":
+        rows, what = [curve[-1]], {"step": "steps", "accuracy": "share of single things named right in training"}
+    else:
+        unseen = base_pictures(seed + 1, pictures)
+        quality, source = ProposalQuality(unseen.categories, unseen.names), load_source(weights)
+        for sample in unseen:
+            quality.update(source([sample.image])[0], sample)
+        rows = [row | {"value": 100 * row["value"]} for row in quality.compute()]
+        what = {"group": "unseen pictures", "metric": "", "value": "%", "segments": "segments"}
+    text = card(f"Start of {name}", name, plan, seed, minutes(), _table(rows, what))
+    (out / f"{name}.md").write_text(text)
+
+
+def main() -> None:
+    """Make the model that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["clip", "backbone", "mask2former", "mask_rcnn"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the mini CLIP (cpu)")
+    parser.add_argument("--painters", type=int, default=0, help="processes that paint ahead (0: none)")
+    given = parser.parse_args()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    given.work.mkdir(parents=True, exist_ok=True)
+    if given.model == "clip":
+        make_clip(given.out, given.work, device=given.device, painters=given.painters)
+    else:
+        make_network(given.model, given.out, given.work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the mini CLIP is shown and told: the scenes of a stage, and the captions that the web would give them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miniature.scenes import COLOURS, GROUNDS, Recipe, Scene, pick, random_ground, random_scene, sticker_of
+from miniature.schedule import Stage
+from miniature.words import drawn_by, hypernyms, stuff, things
+
+TEMPLATES = ("{}", "{}", "{}", "a {}", "a picture of a {}", "a drawing of a {}")
+
+
+def spoken_words() -> list[str]:
+    """Every text that captions are made of."""
+    names = [n for t in things().values() for n in t.names] + [n for s in stuff().values() for n in s]
+    return [*names, *hypernyms(), *COLOURS, "a picture drawing of an and on the empty full other"]
+
+
+@cache
+def columns() -> list[str]:
+    """What the softmax chooses from: things, stuff, hypernyms."""
+    return [*things(), *stuff(), *hypernyms()]
+
+
+def speak(word: str, rng: np.random.Generator) -> str:
+    """A word by one of its names, as people may write it."""
+    names = things()[word].names if word in things() else stuff().get(word, (word,))
+    return str(rng.choice(TEMPLATES)).format(rng.choice(names))
+
+
+def single(rng: np.random.Generator, stage: Stage, ground: bool) -> Scene:
+    """One thing that fills half of the picture or all of it."""
+    artist = str(rng.choice(stage.artists))
+    s = sticker_of(rng, pick(rng, drawn_by(artist)), artist, spread=stage.spread)
+    size = float(rng.uniform(0.62, 1.0))
+    room = max(0.0, 0.5 - 0.45 * size)
+    s = replace(s, size=size, x=0.5 + float(rng.uniform(-room, room)), y=0.5 + float(rng.uniform(-room, room)))
+    names, centres, banded = (
+        random_ground(rng, None if rng.random() < 0.5 else str(rng.choice(list(GROUNDS)))) if ground else ((), (), True)
+    )
+    return Scene(str(rng.choice(stage.styles)), names, centres, (s,), int(rng.integers(2**31)), banded)
+
+
+def training_scenes(rng: np.random.Generator, stage: Stage) -> list[Scene]:
+    """A batch of a stage: first plain, then single, then full scenes."""
+    recipe = Recipe(
+        stage.artists,
+        stage.styles,
+        dict.fromkeys(GROUNDS, 1.0),
+        tuple(things()),
+        count=(1, stage.most),
+        scale=1.15,
+        fitting=0.6,
+    )
+    out: list[Scene] = []
+    for i in range(stage.batch):
+        part = (i + 0.5) / stage.batch
+        if part < stage.plain + stage.single:
+            out.append(single(rng, stage, part > stage.plain))
+        else:
+            scene, crowd = random_scene(rng, recipe)
+            out.append(replace(scene, things=scene.things[: len(scene.things) - crowd]))
+        if stage.bare and rng.random() < stage.bare:
+            out[-1] = replace(out[-1], things=tuple(replace(thing, bare=True) for thing in out[-1].things))
+    return out
+
+
+def targets_of(scenes: Sequence[Scene], rng: np.random.Generator, share: float) -> tuple[Tensor, Tensor]:
+    """What each caption says [B, columns], and which columns would be true too and must not count as wrong.
+
+    One in ten single things is called by a hypernym.
+    """
+    index = {name: i for i, name in enumerate(columns())}
+    said, also = torch.zeros(len(scenes), len(index)), torch.zeros(len(scenes), len(index), dtype=torch.bool)
+    for row, scene in enumerate(scenes):
+        names = list(dict.fromkeys(t.name for t in scene.things))
+        above = [h for h, held in hypernyms().items() if any(n in held for n in names)]
+        also[row, [index[h] for h in above]] = True
+        stuff_share = 0.0 if not scene.stuff else 1 - share if names else 1.0
+        if len(names) == 1 and above and rng.random() < 0.1:
+            word = str(rng.choice(above))
+            also[row, [index[n] for n in hypernyms()[word]]] = True
+            names = [word]
+        for group, weight in ((names, 1 - stuff_share), (scene.stuff, stuff_share)):
+            for name in group:
+                said[row, index[name]] += weight / len(group)
+    return said, also & (said == 0)
+
+
+def caption(scene: Scene, colours: Sequence[str] | None = None) -> str:
+    """'a red umbrella and a blue cat on grass', or the same in other colours."""
+    chosen = colours or [t.colour for t in scene.things]
+    said = " and ".join(f"a {colour} {t.name}" for colour, t in zip(chosen, scene.things, strict=False))
+    return f"{said} on {' and '.join(scene.stuff)}" if scene.stuff else said

@@ -1,0 +1,149 @@
+"""How well a CLIP names the miniature: single things by the whole picture, segments of scenes by true masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from maskclip.model.clip import Clip, preprocess, text_embeddings
+from maskclip.model.clip_baseline import MaskedImages
+from maskclip.model.pipeline import MaskCLIP
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.proposals import Proposals
+from maskclip.segmenter import Segmenter
+from miniature.datasets import BANK_SIZE, Annotated, annotated_scene
+from miniature.painting import paint, to_uint8
+from miniature.scenes import GROUNDS, STYLES, Recipe, Scene, random_ground, sticker_of
+from miniature.textures import texture_bank
+from miniature.words import ARTISTS, drawn_by, stuff, things
+
+SIDE = 128  # of the pictures that are measured
+
+
+def single_scenes(seed: int, per_drawing: int, styles: Sequence[str] = STYLES) -> list[tuple[str, Scene]]:
+    """Artists and scenes: each thing by each of its artists alone on stuff, `per_drawing` times, styles in turn."""
+    rng = np.random.default_rng([seed, 101])
+    out: list[tuple[str, Scene]] = []
+    for artist in ARTISTS:
+        for name in drawn_by(artist):
+            for i in range(per_drawing):
+                ground, centres, banded = random_ground(
+                    rng, None if rng.random() < 0.5 else str(rng.choice(list(GROUNDS)))
+                )
+                s = replace(sticker_of(rng, name, artist), size=float(rng.uniform(0.5, 0.95)))
+                style = styles[(i + len(out)) % len(styles)]
+                out.append((artist, Scene(style, ground, centres, (s,), int(rng.integers(2**31)), banded)))
+    return out
+
+
+@torch.inference_mode()
+def embed(clip: Clip, scenes: Sequence[Scene], seed: int) -> torch.Tensor:
+    """Normalized image embeddings of scenes with textures never trained on."""
+    bank = texture_bank(10_000 + seed, 2, SIDE + 32)
+    out = []
+    for first in range(0, len(scenes), 64):
+        pictures = paint(scenes[first : first + 64], bank, SIDE, SIDE)[0]
+        pixels = torch.stack([preprocess(clip, to_uint8(p)) for p in pictures])
+        out.append(clip.model.encode_image(pixels, normalize=True).float())
+    return torch.cat(out)
+
+
+def zero_shot(clip: Clip, seed: int = 1, per_drawing: int = 1) -> list[dict]:
+    """Zero-shot top-1 over all things' names on single things never rendered before.
+
+    Returns:
+        Rows of attribute (all, artist, style), value, accuracy in percent and pictures.
+    """
+    drawn = single_scenes(seed, per_drawing)
+    images = embed(clip, [scene for _, scene in drawn], seed)
+    names = list(things())
+    best = (images @ text_embeddings(clip, names).T).argmax(1).tolist()
+    right = np.array([names[b] == scene.things[0].name for b, (_, scene) in zip(best, drawn, strict=True)])
+    rows = []
+    groups = {"all": ["all"] * len(drawn), "artist": [a for a, _ in drawn], "style": [s.style for _, s in drawn]}
+    for attribute, values in groups.items():
+        for value in dict.fromkeys(values):
+            hits = right[np.array(values) == value]
+            rows.append(
+                {"attribute": attribute, "value": value, "accuracy": 100 * float(hits.mean()), "pictures": len(hits)}
+            )
+    return rows
+
+
+def unseen_scenes(seed: int, count: int) -> list[Annotated]:
+    """Annotated scenes of all names, by all artists and in all styles, on stuff seen in no other picture."""
+    bank = texture_bank(20_000 + seed, 2, BANK_SIZE)
+    made_of = Recipe(ARTISTS, STYLES, dict.fromkeys(GROUNDS, 1.0), tuple(things()))
+    return [annotated_scene(np.random.default_rng([seed, 102, i]), made_of, bank) for i in range(count)]
+
+
+def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
+    """Top-1 over all names given true masks, without any training: mask class tokens against masked images.
+
+    Returns:
+        Rows of method, group (all, things, stuff), accuracy in percent and segments.  Crowds are left out.
+    """
+    names = [*things(), *stuff()]
+    methods: dict[str, MaskCLIPVisualEncoder | MaskedImages] = {
+        "mask class tokens": MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=()),
+        "masked image": MaskedImages(clip),
+    }
+    rows = []
+    for method, encoder in methods.items():
+        model = MaskCLIP(clip, encoder)
+        right: dict[str, list[bool]] = {"all": [], "things": [], "stuff": []}
+        for scene in scenes:
+            kept = [i for i, crowd in enumerate(scene.crowd) if not crowd]
+            masks = torch.from_numpy(np.stack([scene.masks[i] for i in kept]))
+            proposals = Proposals(torch.where(masks, 10.0, -10.0), torch.ones(len(kept)))
+            best = model(scene.image, names, proposals).class_probs.argmax(1).tolist()
+            for i, answer in zip(kept, best, strict=True):
+                hit = names[answer] == scene.names[i]
+                right["all"].append(hit)
+                right["stuff" if scene.names[i] in stuff() else "things"].append(hit)
+        for group, hits in right.items():
+            rows.append(
+                {"method": method, "group": group, "accuracy": 100 * float(np.mean(hits)), "segments": len(hits)}
+            )
+    return rows
+
+
+def none_of_these(segmenter: Segmenter, scenes: Sequence[Annotated], seed: int = 0) -> list[dict]:
+    """How often a mask gets its own word of a user's words, and how often one that fits none of them gets one.
+
+    Of each scene, every other name is asked for, and three that are not there; masks are the scene's own.  Of each way
+    to say "none of these", and of each threshold on similarity.
+
+    Returns:
+        Rows of way, threshold (NaN: none), and in percent: right, of the masks whose name is asked for; wrong, of the
+        others.
+    """
+    rng, asked = np.random.default_rng([seed, 103]), []
+    for scene in scenes:
+        present = list(dict.fromkeys(scene.names))
+        absent = rng.choice([n for n in things() if n not in present], 3, replace=False).tolist()
+        asked.append((segmenter.embed(scene.image, np.stack(scene.masks)), [*present[::2], *absent], scene.names))
+    ways = [("every mask is named", False, None), ("words for all else", True, None)]
+    ways += [("and a threshold", True, float(t)) for t in np.arange(0.02, 0.9, 0.02).round(2)]
+    rows = []
+    for way, none, threshold in ways:
+        segmenter.least_similarity = threshold
+        right: list[bool] = []
+        wrong: list[bool] = []
+        for seen, words, names in asked:
+            probs = segmenter(seen, words, none_of_these=none).probs
+            for name, row in zip(names, probs, strict=True):
+                named = words[int(row.argmax())] if row.max() > 0 else None
+                (right if name in words else wrong).append(named == name if name in words else named is not None)
+        share = {"right": 100 * float(np.mean(right)), "wrong": 100 * float(np.mean(wrong))}
+        rows.append({"way": way, "threshold": np.nan if threshold is None else threshold} | share)
+    return rows
+
+
+def least_similarity(rows: Sequence[dict], lost: float = 1.0) -> float:
+    """The highest threshold of `none_of_these` that costs at most `lost` points of what is right without it."""
+    least = next(row["right"] for row in rows if row["way"] == "words for all else") - lost
+    return max((row["threshold"] for row in rows if row["threshold"] > 0 and row["right"] >= least), default=0.0)

@@ -1,0 +1,180 @@
+"""The miniature's trainings: what they see, one schedule from nothing, resumable after a kill, repeatable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from maskclip.model.clip import load_clip, text_embeddings
+from maskclip.model.pipeline import MaskCLIP
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.settings import BackboneConfig
+from miniature import words
+from miniature.__main__ import HERE, make_clip, make_network
+from miniature.captions import columns, spoken_words, targets_of, training_scenes
+from miniature.clip_training import train_clip
+from miniature.datasets import BANK_SIZE, annotated_scene, recipe
+from miniature.drawings import sprites
+from miniature.measuring import single_scenes
+from miniature.mini_clip import merges_for
+from miniature.pretraining import backbone_stage, base_pictures, train_backbone
+from miniature.questions import ask, question_scene, questions
+from miniature.scenes import STYLES
+from miniature.schedule import Schedule, Stage, read_schedule
+from miniature.textures import texture_bank
+
+PLAIN = Stage(3, 4, 32, ("nora",), ("sticker",), plain=1.0)
+FULL = Stage(3, 4, 48, words.ARTISTS, ("sticker", "print", "chalk"), plain=0.2, single=0.3, most=4, colours=0.25)
+TINY = Schedule(3, 1e-3, 2, 2, 0.02, 0.3, 1, 64, 64, 2, 2, 2, (PLAIN, FULL))
+
+
+def test_clip_sees_all_words_artists_and_styles() -> None:
+    stage = read_schedule(HERE / "clip.yaml").stages[-1]
+    assert set(stage.artists) == set(words.ARTISTS) and len(stage.styles) == 3
+    scenes = [s for i in range(40) for s in training_scenes(np.random.default_rng([1, i]), replace(stage, batch=50))]
+    seen = {t.name for s in scenes for t in s.things}
+    assert len(seen) > 0.97 * len(words.things())
+    assert {s.style for s in scenes} == {"sticker", "print", "chalk"}
+    owner = {row: artist for artist, by in sprites().variants.items() for rows in by.values() for row in rows}
+    assert {owner[t.row] for s in scenes for t in s.things} == set(words.ARTISTS)
+
+
+def test_common_words_are_seen_oftener() -> None:
+    stage = replace(read_schedule(HERE / "clip.yaml").stages[-1], batch=100)
+    seen = [t.name for i in range(30) for s in training_scenes(np.random.default_rng([2, i]), stage) for t in s.things]
+    common = [n for n, f in words.frequency().items() if f > 0.9 and n in words.things()]
+    rare = [n for n, f in words.frequency().items() if f < 0.4 and n in words.things()]
+    assert np.mean([seen.count(n) for n in common]) > 1.5 * np.mean([seen.count(n) for n in rare])
+
+
+def test_captions_say_hypernyms_now_and_then_and_never_count_them_as_wrong() -> None:
+    scenes = training_scenes(np.random.default_rng(4), replace(PLAIN, batch=200))
+    said, also = targets_of(scenes, np.random.default_rng(5), 0.75)
+    assert torch.allclose(said.sum(1), torch.ones(200)) and not (also & (said > 0)).any()
+    start = len(words.things()) + len(words.stuff())
+    assert 5 < int((said[:, start:] > 0).any(1).sum()) < 40
+    for row, scene in enumerate(scenes):
+        true = {h for h, held in words.hypernyms().items() if scene.things[0].name in held}
+        wrong = {columns()[i] for i in torch.nonzero(~also[row] & (said[row] == 0))[:, 0].tolist()}
+        assert not true & wrong
+
+
+def test_every_word_is_one_token() -> None:
+    merges = merges_for(spoken_words())
+    assert len(merges) < 4000
+    assert {"".join(pair) for pair in merges} >= {"giraffe</w>", "umbrella</w>", "four-legged</w>"}
+
+
+def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    straight = train_clip(tmp_path / "a", tmp_path / "work_a", TINY)
+
+    class Killed(Exception):
+        pass
+
+    def kill(row: dict) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):  # at the first line of the log, which is the last step: checkpoints are there
+        train_clip(tmp_path / "b", tmp_path / "work_b", TINY, kill)
+    resumed = train_clip(tmp_path / "b", tmp_path / "work_b", TINY)
+    assert [r["loss"] for r in resumed] == [r["loss"] for r in straight]
+    one, other = ((tmp_path / x / "open_clip_model.safetensors").read_bytes() for x in "ab")
+    assert one == other
+
+
+def test_it_does_not_matter_who_paints(tmp_path: Path) -> None:
+    logs = [train_clip(tmp_path / f"m{n}", tmp_path / f"w{n}", TINY, painters=n) for n in (0, 2)]
+    assert logs[0][-1]["loss"] == logs[1][-1]["loss"]
+    one, other = ((tmp_path / f"m{n}" / "open_clip_model.safetensors").read_bytes() for n in (0, 2))
+    assert one == other
+
+
+def test_the_run_leaves_a_clip_that_names_masks_and_its_card(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(TINY)))))
+    make_clip(tmp_path / "m", tmp_path / "w", tmp_path / "plan.yaml", scenes=2)
+    clip = load_clip(tmp_path / "m")
+    assert text_embeddings(clip, ["dog", "four-legged animal"]).shape == (2, 128)
+    measured = json.loads((tmp_path / "m" / "measured.json").read_text())
+    assert {r["method"] for r in measured["true masks"]} == {"mask class tokens", "masked image"}
+    assert measured["single things"][0]["pictures"] == sum(len(words.drawn_by(a)) for a in words.ARTISTS)
+    text = (tmp_path / "m" / "README.md").read_text()
+    assert "Seed 3; " in text and "artist" in text and "text_steps: 2" in text
+    assert len((tmp_path / "m" / "training.csv").read_text().splitlines()) == 2
+
+
+def test_each_run_writes_its_curve_cost_and_card(tmp_path: Path) -> None:
+    plan = yaml.safe_load((HERE / "pretraining.yaml").read_text())
+    plan["backbone"] |= {"steps": 2, "batch": 4, "side": 32}
+    plan["mask2former"]["pictures"] = 4
+    plan["mask2former"]["config"]["training"] |= {"steps": 2, "batch": 2, "warmup_steps": 1}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    for name in ("backbone", "mask2former"):
+        (tmp_path / name).mkdir()
+        make_network(name, tmp_path / "out", tmp_path / name, tmp_path / "plan.yaml", pictures=2)
+        text = (tmp_path / "out" / f"{name}.md").read_text()
+        assert f"Seed {plan[name]['seed']}; " in text and "minutes of one core" in text and "steps: 2" in text
+        assert len((tmp_path / "out" / f"{name}.csv").read_text().splitlines()) > 1
+    assert "AR100" in text
+
+
+def test_base_networks_see_the_coco_mirrors_pictures_with_base_names_only() -> None:
+    drawn = base_pictures(1, 12, variants=1)
+    base, target = words.coco_split()
+    assert {c.name for c in drawn.categories if c.isthing} == set(base) and not {
+        c.name for c in drawn.categories
+    } & set(target)
+    assert sum(len(s.segments) for s in drawn) > 20
+    alike = annotated_scene(np.random.default_rng([1, 9, 0]), recipe("coco"), texture_bank(3, 1, BANK_SIZE))
+    assert np.array_equal(drawn[0].image, alike.image)  # one artist, one style (test_world.py)
+
+
+def test_the_backbone_sees_all_artists_and_styles_and_is_resumable(tmp_path: Path) -> None:
+    scenes = training_scenes(np.random.default_rng(1), backbone_stage(1, 120, 32))
+    assert {s.style for s in scenes} == set(STYLES) and all(len(s.things) == 1 for s in scenes)
+    owner = {row: artist for artist, by in sprites().variants.items() for rows in by.values() for row in rows}
+    assert {owner[s.things[0].row] for s in scenes} == set(words.ARTISTS)
+    shape = BackboneConfig(stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), block="basic", normalization="group")
+    settings = {"seed": 1, "steps": 2, "batch": 2, "side": 32, "lr": 1e-3, "checkpoint_every": 1}
+    straight = train_backbone(tmp_path / "a", tmp_path / "wa", shape, **settings)
+
+    def kill(row: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # after the last step, before its checkpoint
+        train_backbone(tmp_path / "b", tmp_path / "wb", shape, **settings, progress=kill)
+    resumed = train_backbone(tmp_path / "b", tmp_path / "wb", shape, **settings)
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in straight]
+    one, other = ({k: v.clone() for k, v in load_file(tmp_path / x).items()} for x in "ab")
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_single_scenes_hold_every_drawn_word() -> None:
+    drawn = single_scenes(1, 1)
+    assert {s.things[0].name for _, s in drawn} == set(words.things())
+    assert len(drawn) == sum(len(words.drawn_by(a)) for a in words.ARTISTS)
+
+
+@pytest.mark.parametrize("title", [q.title for q in questions()])
+def test_questions_show_what_they_ask(title: str) -> None:
+    question = next(q for q in questions() if q.title == title)
+    for artist in words.ARTISTS:
+        image, owner, answers = question_scene(question, 3, artist, "print")
+        assert image.shape == (128, 160, 3) and owner.shape == (128, 160)
+        assert answers and set(answers) <= set(question.answers)
+        assert {*np.unique(owner).tolist()} <= {-1, *range(len(answers))}
+
+
+def test_answers_have_intervals(tmp_path: Path) -> None:
+    train_clip(tmp_path / "m", tmp_path / "w", TINY)
+    clip = load_clip(tmp_path / "m")
+    model = MaskCLIP(clip, MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=()))
+    rows = ask(model, questions()[2], range(4))
+    assert [r["word"] for r in rows] == ["car", "truck", "van"]
+    assert all(0 <= r["accuracy"] <= 100 and r["half_width"] >= 0 and r["things"] > 1 for r in rows)
