@@ -4,6 +4,7 @@
     python -m miniature backbone OUT WORK
     python -m miniature mask2former OUT WORK
     python -m miniature mask_rcnn OUT WORK
+    python -m miniature maskclip OUT WORK
 
 OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
 checkpoints.  The mini CLIP trains on a GPU too: `--device cuda --painters 14`, with 14 processes that paint ahead.
@@ -114,6 +115,8 @@ def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretrain
     pd.DataFrame(curve).to_csv(out / f"{name}.csv", index=False)
     if name == "backbone":
         rows, what = [curve[-1]], {"step": "steps", "accuracy": "share of single things named right in training"}
+    elif name == "maskclip":
+        rows, what = [curve[0], curve[-1]], {key: key for key in ("step", "loss", "loss_ce", "loss_dice", "loss_bce")}
     else:
         unseen = base_pictures(seed + 1, pictures)
         quality, source = ProposalQuality(unseen.categories, unseen.names), load_source(weights)
@@ -128,7 +131,7 @@ def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretrain
 def main() -> None:
     """Make the model that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["clip", "backbone", "mask2former", "mask_rcnn"])
+    parser.add_argument("model", choices=["clip", "backbone", "mask2former", "mask_rcnn", "maskclip"])
     parser.add_argument("out", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the mini CLIP (cpu)")

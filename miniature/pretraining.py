@@ -1,4 +1,5 @@
-"""The miniature's stand-in for ImageNet and for days on COCO: a backbone with classes, and proposal networks' starts.
+"""The miniature's stand-in for ImageNet and for days on COCO: a backbone with classes, proposal networks' starts, and
+the MaskCLIP that the `Segmenter` and the course begin with.
 
 The backbone sees all artists and styles, as ImageNet has photographs of every kind; the proposal networks begin with
 it and see pictures as the COCO mirror's only, with segments of COCO's base names and stuff (target things are there and
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,8 +28,19 @@ from transformers import ResNetBackbone
 
 from maskclip.data import Annotation, Category, Dataset, Segment
 from maskclip.files import load_checkpoint, save_checkpoint, write_atomically
+from maskclip.model.clip import load_clip
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.proposals import Proposals, ProposalSource, load_source
 from maskclip.proposals.backbone import resnet_config, set_up_backbone
-from maskclip.settings import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, from_mapping
+from maskclip.settings import (
+    BackboneConfig,
+    Mask2FormerConfig,
+    MaskClipTraining,
+    MaskRCNNConfig,
+    from_mapping,
+    scale_layers,
+)
+from maskclip.training.mask_tokens import train_maskclip
 from maskclip.training.proposal_networks import train_proposals
 from miniature.captions import training_scenes
 from miniature.datasets import BANK_SIZE, annotated_scene, recipe
@@ -38,13 +51,14 @@ from miniature.textures import texture_bank
 from miniature.words import ARTISTS, coco_split, things, vocabulary
 
 
-def base_pictures(seed: int, count: int, variants: int = 6) -> Dataset:
-    """`count` pictures as the COCO mirror's, drawn when first asked for, with segments of base names and stuff.
+def base_pictures(seed: int, count: int, variants: int = 6, whole: bool = False) -> Dataset:
+    """`count` pictures as the COCO mirror's, drawn when first asked for, with segments of base names and stuff, or of
+    the `whole` vocabulary.
 
     Picture i follows from (seed, i).
     """
     coco = vocabulary("coco")
-    base = [n for n in coco.things if n in coco_split()[0]]
+    base = [n for n in coco.things if whole or n in coco_split()[0]]
     index = {coco.things[n]: i for i, n in enumerate(base)} | {
         w: len(base) + i for i, w in enumerate(coco.stuff.values())
     }
@@ -147,10 +161,37 @@ def save_network(trained: Path, out: Path) -> Path:
     return out
 
 
+class _Proposed(dict[int | str, Proposals]):
+    """The proposals of a data set's pictures, made when first asked for."""
+
+    def __init__(self, source: ProposalSource, dataset: Dataset) -> None:
+        super().__init__()
+        self.source, self.dataset = source, dataset
+
+    def __missing__(self, number: int | str) -> Proposals:
+        self[number] = self.source([self.dataset.picture(number)])[0]
+        return self[number]
+
+
+def train_rma(
+    clip_folder: Path, proposals: Path, training: MaskClipTraining, seed: int, pictures: int, work: Path
+) -> Path:
+    """Stage two on pictures as the COCO mirror's, with all of COCO's names; resumable; `work` ends with encoder.pt."""
+    clip = load_clip(clip_folder)
+    layers = scale_layers(training.rma_layers, len(clip.model.visual.transformer.resblocks))
+    encoder = MaskCLIPVisualEncoder.from_open_clip(
+        clip.model, layers, zero_init_refinement=training.zero_init_refinement,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    dataset = base_pictures(seed, pictures, whole=True)
+    train_maskclip(encoder, clip, dataset, _Proposed(load_source(proposals), dataset), training, work, seed)
+    return work
+
+
 def pretrain(
     name: str, plan_file: Path, out: Path, work: Path, progress: Callable[[dict], None] = lambda row: None
 ) -> tuple[Path, list[dict]]:
-    """Carry out an entry of `pretraining.yaml`: "backbone", "mask2former" or "mask_rcnn".
+    """Carry out an entry of `pretraining.yaml`: "backbone", "mask2former", "mask_rcnn" or "maskclip".
 
     Returns:
         The weights' file and the curve.
@@ -162,6 +203,12 @@ def pretrain(
         curve = train_backbone(out / "backbone.safetensors", work, shape, **plan["backbone"], progress=progress)
         return out / "backbone.safetensors", curve
     entry = plan[name]
+    if name == "maskclip":
+        training = from_mapping(MaskClipTraining, entry["training"], f"maskclip of {plan_file}")
+        beside = out.parent / "mini_proposals" / "mask2former.safetensors"
+        trained = train_rma(out.parent / "mini_clip", beside, training, entry["seed"], entry["pictures"], work / name)
+        shutil.copyfile(trained / "encoder.pt", out / "encoder.pt")
+        return out / "encoder.pt", pd.read_csv(trained / "curve.csv").to_dict("records")
     kind: Any = Mask2FormerConfig if name == "mask2former" else MaskRCNNConfig
     config = from_mapping(kind, entry["config"] | {"backbone": plan["shape"]}, f"{name} of {plan_file}")
     config = replace(config, backbone=replace(shape, weights=str(out / "backbone.safetensors")))
