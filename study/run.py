@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
@@ -249,6 +250,12 @@ def _judge(
 ) -> None:
     share = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     Run(seed, params).judge(method, network, pictures, wanted, share)
+
+
+def machine() -> str:
+    """What this runs on: the system, its CPU cores, and the GPU if there is one."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {gpu}"
 
 
 def launch(function: Callable[..., None], arguments: tuple, processes: int) -> None:

@@ -17,12 +17,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("reports", nargs="?", default="reports", help="folder to write to (default: reports)")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these (default: all there are)")
     parser.add_argument("--reasons", help="YAML file of reasons for claims (default: REPORTS/reasons.yaml)")
+    parser.add_argument("--also", nargs="+", default=[], choices=["svg", "pdf"], help="more formats of the charts")
     given = parser.parse_args(arguments)
     with errors_as_sentences():
         results = given.results or f"results/{load_params()[0]['profile']}"
         profile = Path(results).name
         departures = deviations(load_study(profile)) if Path("configs", f"{profile}.yaml").is_file() else []
-        print(f"wrote {build_report(results, given.reports, given.seeds, given.reasons, departures=departures)}")
+        said = {"departures": departures, "also": given.also}
+        print(f"wrote {build_report(results, given.reports, given.seeds, given.reasons, **said)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -20,6 +21,14 @@ from study.report.tables import DASH, TABLES, latex_escape, markdown, paper_numb
 _Pair = tuple[float, float]
 AGREES, DISAGREES, UNDECIDED = "agrees", "does not agree", "undecided"
 NOT_JUDGED = "one seed: not judged"
+_STATES = {  # of a comparison, the one that decides first
+    "fails": "fails",
+    "missing": "not measured",
+    "single": "one seed decides nothing",
+    "open": "open: the interval reaches across",
+    "holds": "holds",
+}
+_SENTENCE = re.compile(r"(?<=[.:]) (?=[A-Z+−-])")
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,22 @@ class Judgement:
     verdict: str
     remark: str
     reason: str
+
+    @property
+    def evidence(self) -> str:
+        """The comparison that decides, in one sentence: the first of the worst state."""
+        worst = min(self.outcomes, key=lambda outcome: list(_STATES).index(outcome.state))
+        papers = f"; the paper has {worst.paper_figures}" if self.claim.table else ""
+        return f"{worst.label}: {worst.study_figures if worst.seeds else 'not measured'}{papers}."
+
+    @property
+    def reason_first(self) -> str:
+        """The first sentence of the reason; `reason_rest` is what follows."""
+        return _SENTENCE.split(self.reason, maxsplit=1)[0]
+
+    @property
+    def reason_rest(self) -> str:
+        return self.reason.removeprefix(self.reason_first).strip()
 
 
 def judge_claims(results: Results, reasons: dict[str, str], others: dict[str, str] | None = None) -> list[Judgement]:
@@ -218,6 +243,12 @@ def claims_files(judgements: list[Judgement]) -> dict[str, str]:
         "claims.tex": f"% needs \\usepackage{{booktabs,longtable}}\n\\small\n{latex}\n{latex_escape(RULE)}\n",
         "metrics.json": json.dumps({"claims": counts}, indent=2) + "\n",
     }
+
+
+def comparison_table(judged: Judgement) -> str:
+    """A claim's comparisons as a Markdown table."""
+    rows = [(o.label, o.paper_figures, o.study_figures, _STATES[o.state]) for o in judged.outcomes]
+    return markdown(pd.DataFrame(rows, columns=["comparison", "paper", "study", "result"]))
 
 
 def _claims_table(judgements: list[Judgement]) -> pd.DataFrame:

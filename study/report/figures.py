@@ -1,4 +1,4 @@
-"""The charts of the report: one style, a colour a method, titles that say what came out."""
+"""The charts of the report: one style, a colour a method, titles that say what is shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter
 from maskclip.files import write_atomically
 from study.methods import METHODS, NETWORKS, Method, ProposalNetwork
 from study.report.claims import Judgement
-from study.report.results import Results, interval
+from study.report.results import Picture, Results, interval
 from study.report.tables import TABLES, paper_number, study_mean, study_values, table_rows
 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
@@ -39,10 +39,10 @@ def _panels(count: int, height: float, layout: Any = None) -> tuple[Figure, list
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _title(figure: Figure, message: str, detail: str, handles: Sequence[Artist] | None = None) -> Figure:
-    """A message one can quote; below it, small, what is drawn; a legend with the paper's diamond, if `handles`."""
+def _title(figure: Figure, shown: str, detail: str, handles: Sequence[Artist] | None = None) -> Figure:
+    """What is shown; below it, small, how and the main numbers; a legend with the paper's diamond, if `handles`."""
     height = figure.get_size_inches()[1]
-    figure.text(0.01, 1 + 0.42 / height, message, ha="left", va="bottom", fontsize=16, fontweight="bold")
+    figure.text(0.01, 1 + 0.42 / height, shown, ha="left", va="bottom", fontsize=16, fontweight="bold")
     figure.text(0.01, 1 + 0.12 / height, detail, ha="left", va="bottom", fontsize=11.5, color=MUTED)
     if handles is not None:
         paper = Line2D([], [], ls="", marker="D", markersize=7, mfc="white", mec=INK, label="the paper (real data)")
@@ -87,9 +87,9 @@ def _methods(number: int) -> list[Method]:
 
 
 def _table_chart(
-    numbers: Sequence[int], about: str, column: str, compared: Sequence[str], results: Results
+    numbers: Sequence[int], shown: str, column: str, compared: Sequence[str], results: Results
 ) -> Figure | None:
-    """The panels of some tables side by side; the title has one column's numbers of the `compared` methods."""
+    """The panels of some tables side by side; below the title one column's numbers of the `compared` methods."""
     panels = [(number, *panel) for number in numbers for panel in TABLES[number].panels.items()]
     cells = pd.DataFrame(
         [
@@ -108,13 +108,11 @@ def _table_chart(
         _bars(axes, cells[cells.panel == title], {method.id: method.colour for method in _methods(number)})
         axes.set_title(title)
     means = {METHODS[m].label_in(numbers[0]): study_mean(results, numbers[0], m, column) for m in compared}
-    said = ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean)
-    n, shown = len(results.seeds), {method.id: method for number in numbers for method in _methods(number)}
+    said = ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean) or "not measured"
+    n, methods = len(results.seeds), {method.id: method for number in numbers for method in _methods(number)}
     seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
-    tables = f"Table{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"
-    handles = [Patch(color=method.colour, label=method.label) for method in shown.values()]
-    detail = f"{tables}; study ({results.profile} profile): {seeds}"
-    return _title(figure, f"{about}: {said or 'not measured'}", detail, handles)
+    handles = [Patch(color=method.colour, label=method.label) for method in methods.values()]
+    return _title(figure, shown, f"{column}: {said}; study ({results.profile} profile): {seeds}", handles)
 
 
 def _efficiency(results: Results) -> Figure | None:
@@ -136,8 +134,8 @@ def _efficiency(results: Results) -> Figure | None:
         axes.set_title(f"{column}, {results.cost_model(TABLES[6].columns[column][1])} (logarithmic)")
         _horizontal(axes, [method.label if axes is panels[0] else "" for method in methods])
     ratio = study_mean(results, 6, "clip_baseline", "seconds") / study_mean(results, 6, "wo_rma", "seconds")
-    message = f"Mask tokens: {ratio:.3g} times the speed of one CLIP pass per mask" if ratio > 0 else "Cost"
-    return _title(figure, message, "Table 6; the features of 100 masks of one image", [])
+    detail = f"CLIP Baseline over MaskCLIP w/o RMA: {ratio:.3g} times the seconds" if ratio > 0 else "seconds not measured"
+    return _title(figure, "What the features of 100 masks of one image cost", detail, [])
 
 
 def _seed_spread(results: Results) -> Figure | None:
@@ -158,8 +156,8 @@ def _seed_spread(results: Results) -> Figure | None:
         axes.set_title(title)
         axes.margins(x=0.08, y=0.12)
     same = sum(len(frame.rank(axis=1).drop_duplicates()) == 1 for frame in frames)
-    message = f"The order of the methods is the same in every seed on {same} of 2 measures"
-    return _title(figure, message, f"one line a seed, {len(results.seeds)} seeds; PQ as in Table 3, mIoU as in Table 2")
+    detail = f"one line a seed, {len(results.seeds)} seeds; every seed orders the methods alike on {same} of 2 measures"
+    return _title(figure, "PQ and mIoU on A-150, seed by seed", detail)
 
 
 def _attributes(results: Results) -> Figure | None:
@@ -176,9 +174,9 @@ def _attributes(results: Results) -> Figure | None:
         start += words
     axes.set(ylim=(0, 100), ylabel="accuracy (%)")
     chance = (100 / pairs.group.nunique()).mean()
-    message = f"{len(pairs)} questions to pictures: {pairs.value.mean().mean():.0f} % right (chance: {chance:.0f} %)"
-    detail = "C18; regions of each word, with only the words of its question to choose from (dashed: chance)"
-    return _title(figure, message, detail)
+    right = f"{pairs.value.mean().mean():.0f} % right, chance (dashed) {chance:.0f} %"
+    detail = f"accuracy for each word, with only its question's words to choose from; on average {right}"
+    return _title(figure, f"{len(pairs)} questions to pictures", detail)
 
 
 def training_curves(results: Results) -> Figure | None:
@@ -205,12 +203,11 @@ def training_curves(results: Results) -> Figure | None:
         axes.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
         axes.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     of = "MaskCLIP" if "MaskCLIP" in quarters else next(iter(quarters))
-    message = "Training {}: mean loss {:.1f} in the first quarter, {:.1f} in the last".format(of, *quarters[of])
-    detail = "encoder: 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2); smoothed; mean of seeds, band: their range"
-    return _title(figure, message, detail)
+    detail = "{}: mean loss {:.1f} in the first quarter, {:.1f} in the last".format(of, *quarters[of])
+    return _title(figure, "Training losses of both stages", f"{detail}; smoothed; mean of seeds, band: their range")
 
 
-def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -> Figure:
+def _quality_chart(table: pd.DataFrame, panel: str, shown: str, detail: str) -> Figure:
     """The proposals' quality (0 to 1) by group of segments; a panel a value of one column."""
     panels = table[panel].unique()
     figure, all_axes = _panels(len(panels), 4.0)
@@ -221,7 +218,7 @@ def _quality_chart(table: pd.DataFrame, panel: str, message: str, detail: str) -
         axes.set(title=title, ylim=(0, 1))
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     all_axes[-1].legend(handles=handles, title="proposals", loc="upper left", bbox_to_anchor=(1.01, 1))
-    return _title(figure, message, detail)
+    return _title(figure, shown, detail)
 
 
 def _proposal_quality(results: Results) -> Figure | None:
@@ -234,8 +231,8 @@ def _proposal_quality(results: Results) -> Figure | None:
     source, metric = table.source.iloc[0], table.metric.iloc[0]
     means = table[(table.metric == metric) & (table.source == source)].groupby("group").value.mean()
     said = [f"{means[group]:.2f} on {group} categories" for group in ("novel", "trained") if group in means]
-    message = f"Proposals, {metric}: {', '.join(said) or f'{means.iloc[0]:.2f}'}"
-    return _quality_chart(table, "metric", message, f"{source}; data set {dataset}; by group of annotated segments")
+    detail = f"{source}, {metric}: {', '.join(said) or f'{means.iloc[0]:.2f}'}; data set {dataset}"
+    return _quality_chart(table, "metric", "Quality of the proposals, by group of annotated segments", detail)
 
 
 def _class_supervision(results: Results) -> Figure | None:
@@ -280,46 +277,56 @@ def _comparisons(judgements: list[Judgement]) -> Figure | None:
     axes.set_xticks(ticks, [f"{tick:+d} %" if tick else "0" for tick in ticks])
     axes.set_xlabel("first over second, relative (linear within ±20 %, logarithmic beyond)")
     held, single = (sum(o.state == state for _, o, _ in shown) for state in ("holds", "single"))
-    message = f"{held} of {len(shown) - single} comparisons come out as the paper says"
-    message = f"{len(shown)} comparisons: one seed judges none" if single == len(shown) else message
-    several = ", with its 95 % interval over seeds" if max(o.seeds for _, o, _ in shown) > 1 else "; one seed"
+    detail = f"with 95 % intervals over seeds; {held} of {len(shown) - single} hold"
+    detail = "one seed judges none" if single == len(shown) else detail
     handles = [Line2D([], [], marker="o", linestyle="", color=c, label=state) for state, c in _STATES.items()][:3]
-    return _title(figure, message, f"every difference behind C1 to C8 and C14 to C17{several}", handles)
+    return _title(figure, "Every difference behind claims C1 to C8 and C14 to C17", detail, handles)
 
 
 _BOTH = ("maskclip", "clip_baseline")
-# name -> the tables it draws; what its title compares, in which column, of which methods
+_BARS = "Grouped bars, a colour a method, white diamonds for the paper."
+# name -> the tables it draws; its title; the column and methods whose numbers stand below it
 _TABLE_CHARTS: dict[str, tuple[tuple[int, ...], str, str, tuple[str, ...]]] = {
-    "table2_semantic": ((2,), "mIoU, A-150", "A-150", _BOTH),
-    "table3_panoptic": ((3,), "Panoptic quality", "PQ", _BOTH),
-    "table4_instance": ((4,), "Instances, LVIS AP", "LVIS AP", _BOTH),
-    "table5_split": ((5,), "AP50 of classes never trained on", "generalized target", ("maskclip_split",)),
-    "table7_ground_truth": ((7,), "Panoptic quality", "PQ", ("maskclip", "maskclip_gt")),
-    "tables8_9_ablations": ((8, 9), "Panoptic quality", "PQ", ("maskclip", "wo_refinement")),
+    "table2_semantic": ((2,), "Semantic segmentation: mIoU on four data sets", "A-150", _BOTH),
+    "table3_panoptic": ((3,), "Panoptic segmentation: PQ, SQ and RQ of all, things, stuff", "PQ", _BOTH),
+    "table4_instance": ((4,), "Instance segmentation: AP on ADE20K and LVIS", "LVIS AP", _BOTH),
+    "table5_split": ((5,), "AP50 of classes trained on and never trained on", "generalized target", ("maskclip_split",)),
+    "table7_ground_truth": ((7,), "With proposed and with ground-truth masks", "PQ", ("maskclip", "maskclip_gt")),
+    "tables8_9_ablations": ((8, 9), "Without refinement, and RMA in other layers", "PQ", ("maskclip", "wo_refinement")),
 }
-# name -> how to draw it (None: its results are missing), its caption
-CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str]] = {
-    name: (partial(_table_chart, *chart), " ".join(f"Table {n}. {TABLES[n].title}." for n in chart[0]))
+# name -> how to draw it (None: its results are missing), its caption, what kind of picture it is
+CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str, str]] = {
+    name: (partial(_table_chart, *chart), " ".join(f"Table {n}. {TABLES[n].title}." for n in chart[0]), _BARS)
     for name, chart in _TABLE_CHARTS.items()
 } | {
-    "table6_efficiency": (_efficiency, f"Table 6. {TABLES[6].title}."),
-    "seeds": (_seed_spread, "The spread over seeds."),
-    "attributes": (_attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7)."),
-    "training_curves": (training_curves, "Training of both stages."),
-    "proposal_quality": (_proposal_quality, "Quality of the proposals."),
-    "class_supervision": (_class_supervision, "What class labels do to the masks (Sec. 3.1)."),
-}
+    "table6_efficiency": (_efficiency, f"Table 6. {TABLES[6].title}.", "A horizontal bar a method, logarithmic."),
+    "seeds": (_seed_spread, "The spread over seeds.", "A line a seed, from method to method."),
+    "attributes": (_attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7).", "A bar a word."),
+    "training_curves": (
+        training_curves, "Training of both stages; the encoder's loss is 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2).",
+        "A line a training, loss over steps.",
+    ),
+    "proposal_quality": (_proposal_quality, "Quality of the proposals.", "Grouped bars, a colour a network."),
+    "class_supervision": (
+        _class_supervision, "What class labels do to the masks (Sec. 3.1).", "Grouped bars, a colour a training."
+    ),
+}  # fmt: skip
 
 
-def draw_figures(results: Results, judgements: list[Judgement], folder: Path) -> dict[str, tuple[Path, str]]:
-    """Draw every chart there are results for into `folder`; name -> (file, caption)."""
-    drawn, claims = {}, (lambda _: _comparisons(judgements), "The comparisons behind the claims.")
+def draw_figures(
+    results: Results, judgements: list[Judgement], folder: Path, also: Sequence[str] = ()
+) -> dict[str, Picture]:
+    """Draw every chart there are results for into `folder`, as PNG and `also` as "svg" or "pdf"."""
+    drawn, seen = {}, "A dot and its interval for each comparison, a line at 0."
+    claims = (lambda _: _comparisons(judgements)), "The comparisons behind the claims.", seen
     with as_file(files(__package__) / "report.mplstyle") as look, matplotlib.style.context(["default", look]):
-        for name, (draw, caption) in {"claims": claims, **CHARTS}.items():
-            path, figure = folder / f"{name}.png", draw(results)
-            if figure is None:  # a chart of former results would be shown as if it were of these
-                path.unlink(missing_ok=True)
+        for name, (draw, caption, kind) in {"claims": claims, **CHARTS}.items():
+            for former in folder.glob(f"{name}.*"):  # it would be shown as if it were of these results
+                former.unlink()
+            if (figure := draw(results)) is None:
                 continue
-            write_atomically(path, figure.savefig)
-            drawn[name] = path, caption
+            for suffix in ("png", *also):
+                write_atomically(folder / f"{name}.{suffix}", figure.savefig)
+            alt = f"{kind} {figure.texts[0].get_text()}; {figure.texts[1].get_text()}."
+            drawn[name] = Picture(folder / f"{name}.png", caption, alt)
     return drawn

@@ -1,4 +1,4 @@
-"""The HTML report: one file that needs nothing else, pictures included."""
+"""The report as a page, one file that needs nothing else, and as README.md, which a repository's web view renders."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jinja2
-import torch
+import pandas as pd
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 from PIL import Image
 
 from maskclip.files import write_atomically
 from study.report import claims, tables
 from study.report.figures import draw_figures
-from study.report.results import Results, read_results
+from study.report.results import Picture, Results, read_results
+from study.run import machine
 
 _PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "accelerate", "pycocotools", "numpy", "pandas")
+_CHIPS = {claims.AGREES: "yes", claims.UNDECIDED: "open", claims.DISAGREES: "no", claims.NOT_JUDGED: "open"}
 _LARGE = 700_000  # bytes; larger pictures are re-encoded: the report must be small enough to mail
 # The few numbers to remember: table, column, two methods, what it is and, of a ratio of the two, over what.
 _HEADLINES = (
-    (3, "PQ", "maskclip", "clip_baseline", "PQ, A-150", ""),
-    (2, "A-150", "maskclip", "clip_baseline", "mIoU, A-150", ""),
-    (6, "TFLOPs", "clip_baseline", "maskclip", "fewer FLOPs for 100 masks", "than one CLIP pass per mask"),
-    (7, "PQ", "maskclip_gt", "maskclip", "PQ with ground-truth masks", "over MaskCLIP on its own proposals"),
+    (3, "PQ", "maskclip", "clip_baseline", "panoptic quality (PQ, %), ADE20K's 150 classes (A-150)", ""),
+    (2, "A-150", "maskclip", "clip_baseline", "mean intersection over union (mIoU, %), A-150", ""),
+    (6, "TFLOPs", "clip_baseline", "maskclip", "fewer operations (FLOPs), 100 masks", "than one CLIP pass per mask"),
+    (7, "PQ", "maskclip_gt", "maskclip", "PQ with annotated (ground-truth) masks", "over MaskCLIP's own proposals"),
 )
 
 
@@ -41,10 +47,11 @@ def build_report(
     reasons: str | Path | None = None,
     published: str | Path | None = None,
     departures: Sequence[str] = (),
+    also: Sequence[str] = (),
 ) -> Path:
     """Write the report on results/<profile> into a folder; return the HTML page's path.
 
-    Written: index.html; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png and
+    Written: index.html, and the same as README.md; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png and
     pictures/*.png; metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`.
 
     Args:
@@ -52,6 +59,7 @@ def build_report(
         reasons: a YAML file of what people found out; None: `reports_dir/reasons.yaml`.
         published: claims.csv of a report over many seeds, whose verdicts stand beside what one seed cannot judge.
         departures: settings other than the paper's (`study.params.deviations`), which the page's first screen names.
+        also: more formats of the charts, "svg" or "pdf".
 
     Raises:
         FileNotFoundError, ValueError: as read_results and read_reasons; no file `reasons`.
@@ -62,8 +70,10 @@ def build_report(
     found = claims.read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
     judged = claims.judge_claims(results, found, claims.read_verdicts(published))
     built = {number: tables.build_table(results, number, found.get(f"Table {number}", "")) for number in tables.TABLES}
-    figures = draw_figures(results, judged, out / "figures")
-    texts = claims.claims_files(judged) | {"index.html": _page(results, built, judged, figures, departures)}
+    for picture in results.pictures:
+        write_atomically(out / "pictures" / picture.path.name, partial(shutil.copyfile, picture.path))
+    charts = draw_figures(results, judged, out / "figures", also)
+    texts = claims.claims_files(judged) | _pages(results, built, judged, charts, departures, out)
     for number, table in built.items():
         texts[f"plots/table{number}.csv"] = tables.to_plots(table)
         texts[f"tables/table{number}.csv"] = tables.to_csv(table)
@@ -71,22 +81,53 @@ def build_report(
         texts[f"tables/table{number}.tex"] = tables.to_latex(table)
     for name, content in texts.items():
         write_atomically(out / name, partial(Path.write_text, data=content, encoding="utf-8"))
-    for picture, _ in results.pictures:
-        write_atomically(out / "pictures" / picture.name, partial(shutil.copyfile, picture))
     return out / "index.html"
 
 
-def _page(
-    results: Results, built: dict[int, tables.Table], judgements: list[claims.Judgement], figures: dict,
-    departures: Sequence[str],
-) -> str:  # fmt: skip
-    """The whole report as one HTML text without a single outside address to load from."""
-    text, undefined = tables.read_data("report.html"), jinja2.StrictUndefined
-    page = jinja2.Template(text, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
-    counts, times = claims.count_verdicts(judgements), results.times.to_dict("records")
-    said = {"rule": claims.RULE, "counts": counts, "headlines": _headlines(results), "facts": _run_facts(results)}
-    shown = {"judgements": judgements, "tables": built, "figures": figures, "times": times}
-    return page.render(results=results, embed=embed_picture, departures=departures, **said, **shown)
+def _pages(
+    results: Results, built: dict[int, tables.Table], judgements: list[claims.Judgement], charts: dict[str, Picture],
+    departures: Sequence[str], out: Path,
+) -> dict[str, str]:  # fmt: skip
+    """One text (report.md) twice: README.md as a repository's web view renders it, and index.html, whole in itself."""
+    folder = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    number_table: Any = environment.get_template("table.html").module
+    pictures = [replace(p, path=out / "pictures" / p.path.name) for p in results.pictures]
+    kinds = {kind: [p for p in pictures if p.path.name.startswith(kind)] for kind in ("scene", "fig")}
+    others = [p for p in pictures if p not in kinds["scene"] + kinds["fig"]]
+    listed = pd.read_csv(folder / "table1.csv")
+    root = os.path.relpath(".", out) if out.resolve().is_relative_to(Path.cwd()) else ""
+
+    def link(path: Path) -> str:
+        return path.relative_to(out).as_posix()
+
+    def marked(text: str) -> Markup:
+        return Markup(text)  # noqa: S704 - our own Markdown
+
+    def written(web: bool) -> str:
+        def picture(p: Picture) -> Markup:
+            if web:
+                shown = '<figure><div class="scroll"><img src="{}" alt="{}"></div><figcaption>{}</figcaption></figure>'
+                return Markup(shown).format(embed_picture(p.path), p.alt, p.caption) + "\n\n"
+            return Markup("![{}]({})\n\n{}\n\n").format(p.alt, link(p.path), p.caption)
+
+        return environment.get_template("report.md").render(
+            web=web, results=results, judgements=judgements, tables=built, departures=departures, root=root,
+            chips=_CHIPS, counts=claims.count_verdicts(judgements), rule=claims.RULE, headlines=_headlines(results),
+            facts=_run_facts(results), times=results.times.to_dict("records"), scene=kinds["scene"],
+            schemes=kinds["fig"], pictures=others, link=link, embed=embed_picture, picture=picture,
+            chart=lambda name: picture(charts[name]) if name in charts else "",
+            claim_table=lambda judged: marked(claims.comparison_table(judged)),
+            number_table=number_table.number_table if web else lambda table: marked(tables.cells_markdown(table)),
+            table1=marked(tables.markdown(listed)), table1_note=tables.TABLE_1,
+        )  # fmt: skip
+
+    body = MarkdownIt("commonmark").enable("table").render(written(web=True))
+    page = environment.get_template("report.html").render(body=marked(body), tables=built, pictures=others)
+    return {"README.md": written(web=False), "index.html": page}
 
 
 def embed_picture(path: Path) -> str:
@@ -120,12 +161,11 @@ def _headlines(results: Results) -> list[dict[str, str]]:
 def _run_facts(results: Results) -> dict[str, str]:
     """What ran: profile, seeds, versions, machine and, in a checkout, the commit."""
     versions = {"python": platform.python_version()} | {package: metadata.version(package) for package in _PACKAGES}
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     facts = {
         "profile": results.profile,
         "seeds": ", ".join(map(str, results.seeds)),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores{gpu}",
+        "this page was made on": machine(),
     }
     with suppress(OSError, subprocess.SubprocessError):
         said = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, check=True, timeout=10)

@@ -28,9 +28,18 @@ _TEXT = {"method", "dataset", "metric", "profile"}  # columns without empty cell
 _SAME_DATASET = {"a150_semantic": "a150", "a150_instances": "a150"}
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the report: its file, what it is, and what one would see (for those who do not)."""
+
+    path: Path
+    caption: str
+    alt: str
+
+
 @dataclass
 class Results:
-    """One profile's results, all seeds together; `scores` in percent, `pictures` with captions."""
+    """One profile's results, all seeds together; `scores` in percent."""
 
     scores: pd.DataFrame
     efficiency: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["efficiency"]))
@@ -38,7 +47,7 @@ class Results:
     proposal_quality: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["proposal_quality"]))
     attributes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["attributes"]))
     times: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["times"]))
-    pictures: list[tuple[Path, str]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
 
     @property
     def seeds(self) -> list[int]:
@@ -67,6 +76,14 @@ class Results:
         """The model a cost was measured on: the paper's ViT-L/14, else the first one."""
         models = [str(model) for model in self.efficiency.query("metric == @metric").model.unique()]
         return next((m for m in models if "L-14" in m or "L/14" in m), models[0] if models else None)
+
+
+    def cost_machine(self, metric: str) -> str:
+        """Where a cost was measured; empty: not recorded."""
+        if "machine" not in self.efficiency:
+            return ""
+        measured = (self.efficiency.model == self.cost_model(metric)) & (self.efficiency.metric == metric)
+        return ", ".join(self.efficiency[measured].machine.dropna().unique())
 
 
 def interval(values: pd.Series | np.ndarray) -> tuple[float, float]:
@@ -147,8 +164,8 @@ def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.reset_index(drop=True)
 
 
-def _pictures(folder: Path) -> list[tuple[Path, str]]:
-    """The pictures of a folder in the order of its captions.json; the others last, by name."""
+def _pictures(folder: Path) -> list[Picture]:
+    """The pictures of a folder in the order of its captions.json (name -> caption, or [caption, alt]); others last."""
     path = folder / "captions.json"
     try:
         captions = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
@@ -156,5 +173,6 @@ def _pictures(folder: Path) -> list[tuple[Path, str]]:
         raise ValueError(f"{path} is not a JSON object; delete it and run its notebook again") from None
     if absent := [name for name in captions if not (folder / name).is_file()]:
         raise ValueError(f"{path} names {absent[0]!r}, which is not there; run its notebook again")
-    others = sorted(picture.name for picture in folder.glob("*.png") if picture.name not in captions)
-    return [(folder / name, str(captions.get(name, ""))) for name in [*captions, *others]]
+    captions |= {p.name: "" for p in sorted(folder.glob("*.png")) if p.name not in captions}
+    texts = {name: text if isinstance(text, list) else [text, text] for name, text in captions.items()}
+    return [Picture(folder / name, str(caption), str(alt or Path(name).stem)) for name, (caption, alt) in texts.items()]

@@ -33,6 +33,12 @@ def read_data(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
+TABLE_1 = (
+    "As the paper's Table 1, without its three columns of ticks (arbitrary inference, semantic or instance "
+    "segmentation, dense CLIP features): the text of the paper that the study worked from does not hold them. In its "
+    "prose: XPM and LSeg are open to new words in a limited way; OpenSeg could do instances and panoptics but "
+    "reports none, and builds on ALIGN in place of CLIP. None of these was run here."
+)
 TABLES = {number: TableSpec(**parts) for number, parts in YAML(typ="safe").load(read_data("tables.yaml")).items()}
 # (table, row, column) -> the number as the paper prints it
 PAPER_NUMBERS = {
@@ -103,7 +109,10 @@ def build_table(results: Results, number: int, found: str = "") -> Table:
     frame = frame if number == 2 else frame.drop(columns="COCO training data")
     costs = {c: results.cost_model(metric) for c, (dataset, metric) in spec.columns.items() if dataset == "efficiency"}
     models = ", ".join(f"{column} with {model}" for column, model in costs.items() if model)
-    notes = (spec.remark, models and f"Study: {models}.", found, _what_numbers_are(number, frame))
+    machine = "; ".join(
+        f"{c} on {results.cost_machine(spec.columns[c][1]) or 'a machine that was not recorded'}" for c in costs if costs[c]
+    )
+    notes = (spec.remark, models and f"Study: {models}; {machine}.", found, _what_numbers_are(number, frame))
     return Table(number, spec, frame, " ".join(filter(None, notes)))
 
 
@@ -157,9 +166,13 @@ def plain_csv(frame: pd.DataFrame) -> str:
 
 def to_markdown(table: Table) -> str:
     """The table in GitHub's Markdown: caption, cells, footnote; the study's best numbers bold."""
+    return f"**Table {table.number}. {table.spec.title}**\n\n{cells_markdown(table)}\n\n{table.footnote}\n"
+
+
+def cells_markdown(table: Table) -> str:
+    """The table's cells alone."""
     frame = table.frame.map(lambda v: v if isinstance(v, str) else f"**{v.text}**" if v.best else v.text)
-    cells = markdown(frame, len(table.spec.columns))
-    return f"**Table {table.number}. {table.spec.title}**\n\n{cells}\n\n{table.footnote}\n"
+    return markdown(frame, len(table.spec.columns))
 
 
 def markdown(frame: pd.DataFrame, numbers: int = 0) -> str:
