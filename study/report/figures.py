@@ -134,8 +134,8 @@ def _efficiency(results: Results) -> Figure | None:
         axes.set_title(f"{column}, {results.cost_model(TABLES[6].columns[column][1])} (logarithmic)")
         _horizontal(axes, [method.label if axes is panels[0] else "" for method in methods])
     ratio = study_mean(results, 6, "clip_baseline", "seconds") / study_mean(results, 6, "wo_rma", "seconds")
-    detail = f"CLIP Baseline over MaskCLIP w/o RMA: {ratio:.3g} times the seconds" if ratio > 0 else "seconds not measured"
-    return _title(figure, "What the features of 100 masks of one image cost", detail, [])
+    detail = f"{ratio:.3g} times as many seconds as MaskCLIP w/o RMA" if ratio > 0 else "seconds not measured"
+    return _title(figure, "Cost of the features of 100 masks of one image", f"CLIP Baseline: {detail}", [])
 
 
 def _seed_spread(results: Results) -> Figure | None:
@@ -290,7 +290,12 @@ _TABLE_CHARTS: dict[str, tuple[tuple[int, ...], str, str, tuple[str, ...]]] = {
     "table2_semantic": ((2,), "Semantic segmentation: mIoU on four data sets", "A-150", _BOTH),
     "table3_panoptic": ((3,), "Panoptic segmentation: PQ, SQ and RQ of all, things, stuff", "PQ", _BOTH),
     "table4_instance": ((4,), "Instance segmentation: AP on ADE20K and LVIS", "LVIS AP", _BOTH),
-    "table5_split": ((5,), "AP50 of classes trained on and never trained on", "generalized target", ("maskclip_split",)),
+    "table5_split": (
+        (5,),
+        "AP50 of base classes and of target classes",
+        "generalized target",
+        ("maskclip_split",),
+    ),
     "table7_ground_truth": ((7,), "With proposed and with ground-truth masks", "PQ", ("maskclip", "maskclip_gt")),
     "tables8_9_ablations": ((8, 9), "Without refinement, and RMA in other layers", "PQ", ("maskclip", "wo_refinement")),
 }

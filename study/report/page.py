@@ -51,8 +51,9 @@ def build_report(
 ) -> Path:
     """Write the report on results/<profile> into a folder; return the HTML page's path.
 
-    Written: index.html, and the same as README.md; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and comparisons.csv; figures/*.png and
-    pictures/*.png; metrics.json and plots/*.csv for `dvc metrics show` and `dvc plots show`.
+    Written: index.html, and the same as README.md; tables/table<2..9>.{csv,md,tex}; claims.{csv,md,tex} and
+    comparisons.csv; figures/*.png and pictures/*.png; metrics.json and plots/*.csv for `dvc metrics show`
+    and `dvc plots show`.
 
     Args:
         seeds: leaves other seeds' results out.
@@ -105,7 +106,7 @@ def _pages(
         return path.relative_to(out).as_posix()
 
     def marked(text: str) -> Markup:
-        return Markup(text)  # noqa: S704 - our own Markdown
+        return Markup(text)
 
     def written(web: bool) -> str:
         def picture(p: Picture) -> Markup:

@@ -77,7 +77,6 @@ class Results:
         models = [str(model) for model in self.efficiency.query("metric == @metric").model.unique()]
         return next((m for m in models if "L-14" in m or "L/14" in m), models[0] if models else None)
 
-
     def cost_machine(self, metric: str) -> str:
         """Where a cost was measured; empty: not recorded."""
         if "machine" not in self.efficiency:

@@ -108,11 +108,12 @@ def build_table(results: Results, number: int, found: str = "") -> Table:
     frame = pd.DataFrame(lines, columns=["Method", "COCO training data", "Numbers", *columns])
     frame = frame if number == 2 else frame.drop(columns="COCO training data")
     costs = {c: results.cost_model(metric) for c, (dataset, metric) in spec.columns.items() if dataset == "efficiency"}
-    models = ", ".join(f"{column} with {model}" for column, model in costs.items() if model)
-    machine = "; ".join(
-        f"{c} on {results.cost_machine(spec.columns[c][1]) or 'a machine that was not recorded'}" for c in costs if costs[c]
+    models = "; ".join(
+        f"{column} with {model}, on {results.cost_machine(spec.columns[column][1]) or 'a machine that was not noted'}"
+        for column, model in costs.items()
+        if model
     )
-    notes = (spec.remark, models and f"Study: {models}; {machine}.", found, _what_numbers_are(number, frame))
+    notes = (spec.remark, models and f"Study: {models}.", found, _what_numbers_are(number, frame))
     return Table(number, spec, frame, " ".join(filter(None, notes)))
 
 
