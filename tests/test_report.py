@@ -12,13 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent))
 from report_fixture import write_made_up_results
 
-from study.report import build_report
+from maskclip import Segmenter
+from maskclip.model.clip_baseline import MaskedImages
+from maskclip.model.pipeline import MaskCLIP
+from miniature import render_scene
+from study.report import build_report, schemes
 from study.report.__main__ import main
 from study.report.claims import CLAIMS, judge_claims, read_reasons, read_verdicts
 from study.report.figures import training_curves
@@ -180,8 +185,8 @@ def test_a_reason_stands_beside_claims_that_do_not_agree_alone(made_up: Path):
 
 def test_training_curves_compare_quarters_not_single_steps():
     curves = pd.DataFrame({"method": "maskclip", "seed": 0, "step": range(8), "loss": [5.0, 3, 9, 9, 9, 9, 1, 2]})
-    title = training_curves(Results(pd.DataFrame(columns=SCORE_COLUMNS), curves=curves)).texts[0].get_text()
-    assert title == "Training MaskCLIP: mean loss 4.0 in the first quarter, 1.5 in the last"
+    detail = training_curves(Results(pd.DataFrame(columns=SCORE_COLUMNS), curves=curves)).texts[1].get_text()
+    assert detail.startswith("MaskCLIP: mean loss 4.0 in the first quarter, 1.5 in the last;")
 
 
 def test_distinctions_are_judged_against_chance():
@@ -274,17 +279,22 @@ class _Page(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.sources: list[str] = []
+        self.alts: list[str] = []
 
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
         self.ids += [found["id"]] if "id" in found else []
         self.links += [found["href"]] if "href" in found else []
         self.sources += [found["src"]] if "src" in found else []
+        self.alts += [found["alt"]] if tag == "img" else []
         if tag not in self.void:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
 
 
 def test_page_is_whole_and_needs_nothing_else(reports: Path):
@@ -293,12 +303,95 @@ def test_page_is_whole_and_needs_nothing_else(reports: Path):
     page = _Page()
     page.feed(text)
     assert page.open == [] and len(page.ids) == len(set(page.ids))
-    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    inside = [link for link in page.links if link.startswith("#")]
+    assert len(inside) > 15 and all(link[1:] in page.ids for link in inside)
+    files = [link for link in page.links if not link.startswith(("#", "https://"))]
+    assert len(files) > 9 and all((reports / file).is_file() for file in files)
+    assert {"https://proceedings.mlr.press/v202/ding23a.html", "https://github.com/mlpc-ucsd/MaskCLIP"} < set(
+        page.links
+    )
     assert page.sources and all(source.startswith("data:image/") for source in page.sources)
-    assert not re.search(r"https?://|@import|url\(|<script|<link", text)
+    assert not re.search(r"@import|url\(|<script|<link|<iframe", text)
+    assert len(page.alts) == len(page.sources) and all(len(alt) > 20 for alt in page.alts), "what one would see"
+    assert len(set(page.alts)) == len(page.alts)
     assert all(f'id="{claim.name}"' in text for claim in CLAIMS) and all(f'id="table{n}"' in text for n in TABLES)
     assert "Looked for, and &lt;found&gt;." in text and "User-given words &amp; more" in text
     assert len(text) < 5_000_000
+
+
+def test_the_twin_has_all_that_the_page_has(reports: Path):
+    """README.md, as a repository's web view renders it: every claim, verdict, table and picture, by relative paths."""
+    text = (reports / "README.md").read_text(encoding="utf-8")
+    claims = pd.read_csv(reports / "claims.csv")
+    for claim in claims.itertuples():
+        assert re.search(rf"<b[^>]*>{claim.verdict}</b> \*\*{claim.claim}\.\*\*", text), claim
+    for number in TABLES:
+        table = (reports / "tables" / f"table{number}.md").read_text(encoding="utf-8")
+        assert table.split("\n\n")[1] in text, f"table {number}"
+    pictures = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", text)
+    assert len(pictures) == 14 and all((reports / path).is_file() and len(alt) > 20 for alt, path in pictures)
+    assert "<figure" not in text and "data:" not in text
+    page = _Page()
+    page.feed(MarkdownIt("commonmark").enable("table").render(text))
+    assert page.open == []
+    assert all(f'id="{claim}"' in text for claim in claims.claim) and "XPM" in text and "GoldG" in text
+
+
+def test_the_report_opens_with_one_scene_and_the_methods_answers(tmp_path: Path):
+    made_up = write_made_up_results(tmp_path)
+    figures = made_up / "0" / "figures"
+    figures.mkdir()
+    captions = {
+        f"scene_{name}.png": [name, f"A scene, as {name} sees it."] for name in ("picture", "wo_rma", "maskclip")
+    }
+    captions["fig2_rma.png"] = ["Fig. 2", "Maps of attention, side by side."]
+    for name in captions:
+        _picture(figures / name)
+    (figures / "captions.json").write_text(json.dumps(captions))
+    build_report(made_up, tmp_path / "reports", also=["svg"])
+    for name in ("index.html", "README.md"):
+        text = (tmp_path / "reports" / name).read_text(encoding="utf-8")
+        scene, finding = text.index("A scene, as maskclip sees it."), text.index("claims agree here")
+        assert scene < finding < text.index("The paper's claims" if name == "README.md" else "<h2>The paper's claims")
+        assert text.index("How it works") < text.index("Maps of attention, side by side.")
+    charts = sorted(path.stem for path in (tmp_path / "reports" / "figures").glob("*.svg"))
+    assert charts == sorted(path.stem for path in (tmp_path / "reports" / "figures").glob("*.png"))
+
+
+def test_costs_say_which_machine_they_were_measured_on(made_up: Path):
+    results = read_results(made_up)
+    assert "a machine that was not noted" in build_table(results, 6).footnote
+    results.efficiency = results.efficiency.assign(machine="a laptop")
+    footnote = build_table(results, 6).footnote
+    assert "TFLOPs with ViT-L-14-336, on a laptop" in footnote and "two per multiply-add" in footnote
+
+
+def test_schemes_show_the_models_own_tensors():
+    """Figs. 1, 2 and 6 from the committed models: the refined mask is the encoder's last one."""
+    segmenter, words = Segmenter.load(encoder="models/mini_maskclip"), ["cat", "grass", "sky"]
+    model = segmenter.model
+    picture, _ = render_scene(words, "max", "print", seed=1)
+    shown = schemes.example(model, picture, words, model.proposals([picture])[0])
+    figures = [
+        schemes.pipeline_scheme(shown, [True, False, False]),
+        schemes.rma_scheme(shown),
+        schemes.baseline_scheme(shown, MaskCLIP(model.clip, MaskedImages(model.clip))),
+    ]
+    for figure in figures:
+        (axes,) = figure.axes
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes), "labels inside the frame"
+        overlaps = [one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i]]
+        assert not any(overlaps), "labels on each other"
+    (axes,) = figures[1].axes
+    refined = model.embed(picture, shown.masks).mask_logits[0].numpy()
+    assert np.allclose(axes.images[-1].get_array(), refined, atol=1e-4)
+    (axes,) = figures[0].axes
+    probs = model(picture, words, shown.masks).class_probs.numpy()
+    assert any(np.allclose(image.get_array(), probs) for image in axes.images if image.get_array().shape == probs.shape)
+    with pytest.raises(ValueError, match=r"Fig\. 2 needs an encoder with RMA"):
+        schemes.rma_scheme(schemes.Example(picture, words, Segmenter.load().model, shown.masks, shown.proposals))
 
 
 def test_report_files(reports: Path):
