@@ -176,9 +176,9 @@ def _picture(
 ) -> None:  # fmt: skip
     """A picture, or a map in `colours`, in a thin frame, with its label above."""
     width, most = height * pixels.shape[1] / pixels.shape[0], float(np.nanpercentile(np.abs(pixels), 98))
-    limits = {"vmin": -most, "vmax": most} if centred else {}
+    low, high = (-most, most) if centred else (None, None)
     box = (x, x + width, y, y + height)
-    axes.imshow(pixels, extent=box, aspect="auto", cmap=colours, interpolation="nearest", **limits)
+    axes.imshow(pixels, extent=box, aspect="auto", cmap=colours, interpolation="nearest", vmin=low, vmax=high)
     axes.add_patch(Rectangle((x, y), width, height, fc="none", ec=MUTED, lw=0.6))
     axes.text(x + width / 2, y + height + 0.07, label, ha="center", va="bottom", fontsize=10)
 
