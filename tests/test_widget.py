@@ -57,7 +57,7 @@ def test_it_answers_as_one_types_and_clicks(picture: np.ndarray) -> None:
     rows, columns = np.nonzero(widget.answer.panoptic == 0)
     widget.click = [(columns[0] + 0.5) / picture.shape[1], (rows[0] + 0.5) / picture.shape[0]]
     assert widget.scores == "<p>None of these.</p>"
-    widget.words = "anchor"
+    widget.words = "boat"
     assert widget.says == "None of these is in the picture." and not widget.scores
     widget.words = ""
     assert shown(widget).shape == plain.shape and not widget.says
