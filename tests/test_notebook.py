@@ -168,7 +168,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb")), ids=lambda path: path.stem)
 def test_the_studys_notebooks_are_clean_and_parameterized(path: Path) -> None:
     assert papermill.inspect_notebook(str(path))
     for cell in nbformat.read(path, as_version=4).cells:

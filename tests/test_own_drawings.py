@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from maskclip import Segmenter
 from own_drawings import DRAWINGS, draw
+
+from maskclip import Segmenter
 
 
 def test_of_twenty_own_drawings_at_least_sixteen_are_named() -> None:
