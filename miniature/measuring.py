@@ -126,7 +126,8 @@ def none_of_these(segmenter: Segmenter, scenes: Sequence[Annotated], seed: int =
         present = list(dict.fromkeys(scene.names))
         absent = rng.choice([n for n in things() if n not in present], 3, replace=False).tolist()
         asked.append((segmenter.embed(scene.image, np.stack(scene.masks)), [*present[::2], *absent], scene.names))
-    ways = [("every mask is named", False, None), ("words for all else", True, None)]
+    ways: list[tuple[str, bool, float | None]] = [("every mask is named", False, None)]
+    ways.append(("words for all else", True, None))
     ways += [("and a threshold", True, float(t)) for t in np.arange(0.02, 0.9, 0.02).round(2)]
     rows = []
     for way, none, threshold in ways:
