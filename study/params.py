@@ -101,6 +101,7 @@ PAPER = {  # Sec. 4.2 and, where the text is silent, the released code
     "evaluation": Evaluation(
         limit=None, object_mask_threshold=0.3, overlap_threshold=0.5, top_k=100, objectness_power=0.0
     ),
+    "efficiency": Efficiency("ViT-L-14-336", 100),
 }  # fmt: skip
 HARMLESS = {"checkpoint_every", "workers", "mixed_precision", "activation_checkpointing", "implementation"}
 
@@ -116,6 +117,8 @@ def deviations(study: Study) -> list[str]:
             random = " (random weights)" if name.endswith("backbone.weights") and not (value or own.start) else ""
             if value != theirs[name]:
                 found.append(f"{name} is {value}, the paper's {theirs[name]}{random}")
+    if study.data.world:
+        found.append("data.world is drawn, the paper's data sets are photographs")
     if study.data.training_limit:
         found.append(f"data.training_limit is {study.data.training_limit}, the paper's None")
     return found

@@ -13,12 +13,15 @@ from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
 from PIL import Image
 
 from maskclip.files import write_atomically
+from study.methods import NETWORKS
+from study.params import PAPER
 from study.report import claims, tables
 from study.report.figures import draw_figures
 from study.report.results import Results, read_results
@@ -59,6 +62,7 @@ def build_report(
     if reasons is not None and not Path(reasons).is_file():
         raise FileNotFoundError(f"there is no file of reasons {reasons}")
     out, results = Path(reports_dir), read_results(results_dir, seeds)
+    departures = [*departures, *_other_trainings(results, departures)]
     found = claims.read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
     judged = claims.judge_claims(results, found, claims.read_verdicts(published))
     built = {number: tables.build_table(results, number, found.get(f"Table {number}", "")) for number in tables.TABLES}
@@ -87,6 +91,21 @@ def _page(
     said = {"rule": claims.RULE, "counts": counts, "headlines": _headlines(results), "facts": _run_facts(results)}
     shown = {"judgements": judgements, "tables": built, "figures": figures, "times": times}
     return page.render(results=results, embed=embed_picture, departures=departures, **said, **shown)
+
+
+def _other_trainings(results: Results, departures: Sequence[str]) -> list[str]:
+    """Trainings whose curves are not of the paper's length and that no departure names: the profile has changed since,
+    or the results come from elsewhere."""
+    found = []
+    for name, curve in results.curves.groupby("method"):
+        where = f"proposals.{NETWORKS[name].settings}" if name in NETWORKS else "maskclip"
+        setting, section = (f"{where}.training", "training") if name in NETWORKS else (where, "")
+        if where not in PAPER or any(one.startswith(f"{setting}.steps ") for one in departures):
+            continue
+        papers: Any = getattr(PAPER[where], section) if section else PAPER[where]
+        if (steps := int(curve.step.max()) + 1) != papers.steps:
+            found.append(f"{name} was trained for {steps} steps, the paper's {papers.steps}")
+    return found
 
 
 def embed_picture(path: Path) -> str:
