@@ -7,15 +7,18 @@ their own than from threads. Where one stage fills the machine (the paper profil
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pandas as pd
+import psutil
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from ruamel.yaml import YAML
@@ -24,6 +27,33 @@ from maskclip.files import write_atomically
 from study import end_with_parent, errors_as_sentences
 from study.methods import check_stages
 from study.params import load_params
+
+
+def let_former_run_end(rwlock: Path = Path(".dvc/tmp/rwlock"), seconds: float = 30) -> None:
+    """Wait for the stages of a run that was just killed, and forget those that are dead.
+
+    DVC takes a dead process for a running one until its new parent has asked after it, which in a container may be
+    never, and calls the stage's files busy.
+    """
+    deadline = time.monotonic() + seconds
+    while rwlock.is_file():
+        try:
+            held = json.loads(rwlock.read_text())
+        except ValueError:  # being written
+            held = {"write": {"": {"pid": os.getpid()}}}
+        holders = [*held.get("write", {}).values(), *(one for many in held.get("read", {}).values() for one in many)]
+        if not any(_is_running(holder["pid"]) for holder in holders):
+            rwlock.unlink(missing_ok=True)
+        elif time.monotonic() > deadline:
+            return  # DVC says who it is
+        else:
+            time.sleep(0.1)
+
+
+def _is_running(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def read_stages() -> tuple[dict[str, set[str]], dict[str, float], set[str]]:
@@ -52,6 +82,7 @@ def run(lanes: int, retrain: str | None = None) -> None:
         RuntimeError: a stage failed; all others are stopped.
         ValueError: `retrain` is no stage.
     """
+    let_former_run_end()
     waits, seconds, changed = read_stages()
     if retrain and retrain not in waits:
         raise ValueError(f"dvc.yaml has no stage {retrain!r}; it has {', '.join(waits)}")

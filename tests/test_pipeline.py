@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -83,6 +84,23 @@ def test_stopped_it_leaves_nothing_running(place: Path, sign: signal.Signals) ->
     pipeline.send_signal(sign)
     assert pipeline.communicate(timeout=60)[1].splitlines()[-1] == "stopped; run again, it goes on"
     assert pipeline.returncode == 1 and not sleeping(place)
+
+
+@pytest.mark.parametrize("command", [["true"], ["sleep", "4"]], ids=["dead", "ending"])
+def test_a_killed_runs_stages_are_not_taken_for_running_ones(place: Path, command: list[str]) -> None:
+    """Nobody has asked after the dead one: it keeps its number, as an orphan may in a container."""
+    write_stages(place, a=("true", []))
+    former = subprocess.Popen(command)
+    if command == ["true"]:
+        os.waitid(os.P_PID, former.pid, os.WEXITED | os.WNOWAIT)
+    held = {"write": {str(place / "a"): {"pid": former.pid, "cmd": "dvc repro a"}}, "read": {}}
+    (place / ".dvc" / "tmp").mkdir(exist_ok=True)
+    (place / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(held))
+    pipeline = start(place)
+    said = pipeline.communicate(timeout=60)[1]
+    former.wait(60)
+    assert pipeline.returncode == 0, said
+    assert set(times(place)) == {("a", "began"), ("a", "ended")}
 
 
 def sleeping(folder: Path) -> list[str]:
