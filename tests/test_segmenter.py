@@ -178,7 +178,11 @@ def test_other_words_and_masks_reuse_what_is_known(
 def test_own_masks_in_every_form_are_one(mini: Segmenter, picture: np.ndarray) -> None:
     half = left_half(picture.shape[:2])
     packed = rle.encode(np.asfortranarray(half.astype(np.uint8)))
+    height, width = half.shape
+    runs = {"size": [height, width], "counts": [0, height * (width // 2), height * (width - width // 2)]}
+    corners = [[0, 0, width // 2, 0, width // 2, height, 0, height]]
     forms: list[Any] = [half[None], half, half.astype(np.uint8), [packed], [{"segmentation": half, "area": 3}], [half]]
+    forms += [torch.from_numpy(half)[None], [runs], [{"segmentation": corners}], 255 * half[None].astype(np.uint8)]
     answers = [mini(picture, ["grass", "sky"], masks=form, none_of_these=False) for form in forms]
     for answer in answers:
         assert len(answer.segments) == 1 and answer.segments[0].name == answers[0].segments[0].name
@@ -186,14 +190,37 @@ def test_own_masks_in_every_form_are_one(mini: Segmenter, picture: np.ndarray) -
     two = mini(picture, ["grass", "sky"], masks=half.astype(int) + 1, none_of_these=False)
     assert len(two.mask_logits) == 2, "each number of a label map is a mask"
     assert not len(own_masks(np.zeros((2, 5, 6), bool), (5, 6))), "empty masks are left out"
-    with pytest.raises(ValueError, match=r"a mask is \[9, 9\], the picture \[128, 160\]"):
-        mini(picture, ["grass"], masks=np.ones((1, 9, 9), bool))
+    assert not mini(picture, ["grass"], masks=[]).segments, "no masks, no segments"
+    over = mini(picture, ["grass", "sky"], masks=np.stack([half, half]), none_of_these=False)
+    assert sum(one.area for one in over.segments) <= half.sum() * 1.02, "masks that overlap share no pixel"
+
+
+@pytest.mark.parametrize(
+    ("masks", "sentence"),
+    [
+        (np.ones((1, 9, 9), bool), r"a mask is \[9, 9\], the picture \[128, 160\]"),
+        (np.full((1, 128, 160), 0.3), r"a mask is \[128, 160\] of values 0.3 to 0.3"),
+        ([{"size": [9, 9], "counts": [81]}], "masks: the segmentation of annotation 0 .*coded for 9 x 9 pixels"),
+        ([{"segmentation": [[1, 2, 3]]}], "masks: the segmentation of annotation 0 is neither polygons nor"),
+        ([{"area": 3}], "annotation 0"),
+    ],
+)
+def test_masks_that_cannot_be(mini: Segmenter, picture: np.ndarray, masks: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        mini(picture, ["grass"], masks=masks)
 
 
 def test_a_list_of_pictures(mini: Segmenter, picture: np.ndarray) -> None:
     one, other = mini([picture, picture[:, ::-1]], WORDS)
     np.testing.assert_array_equal(one.panoptic, mini(picture, WORDS).panoptic)
     assert other.panoptic.shape == one.panoptic.shape
+    left = left_half(picture.shape[:2])
+    one, other = mini((picture, picture), WORDS, masks=[left, ~left], none_of_these=False)
+    assert not (one.panoptic > 0)[~left].any() and not (other.panoptic > 0)[left].any(), "each its own masks"
+    with pytest.raises(ValueError, match="2 pictures, but masks for 1; give each picture its own"):
+        mini([picture, picture], WORDS, masks=[left])
+    with pytest.raises(ValueError, match="an embedded picture has its masks already"):
+        mini(mini.embed(picture), WORDS, masks=left)
 
 
 # What goes in

@@ -191,10 +191,10 @@ def _picture_names(info: dict) -> list[str]:
     return [name for name in names if name]
 
 
-def decode(annotation: dict, size: tuple[int, int], json_path: Path) -> np.ndarray:
+def decode(annotation: dict, size: tuple[int, int], where: Path | str) -> np.ndarray:
     """The mask of one annotation, bool [H, W], from polygons, plain or compressed run-length code.
 
-    Raises ValueError naming file and annotation; pycocotools would leave what a code does not reach to chance.
+    Raises ValueError naming `where` and the annotation; pycocotools would leave what a code does not reach to chance.
     """
     code: Any = annotation.get("segmentation")
     try:
@@ -207,7 +207,7 @@ def decode(annotation: dict, size: tuple[int, int], json_path: Path) -> np.ndarr
         return coco_mask.decode(code).astype(bool)
     except Exception as error:  # pycocotools raises bare Exceptions
         raise ValueError(
-            f"{json_path}: the segmentation of annotation {annotation.get('id')} is neither polygons nor a run-length "
+            f"{where}: the segmentation of annotation {annotation.get('id')} is neither polygons nor a run-length "
             f"code of its image ({error}); correct it."
         ) from error
 

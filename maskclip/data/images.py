@@ -40,7 +40,9 @@ def read_panoptic_ids(path: str | Path) -> np.ndarray:
 
 def write_panoptic_ids(path: str | Path, ids: np.ndarray) -> None:
     """The opposite of `read_panoptic_ids`, whole or absent."""
-    rgb = (ids[..., None] // PANOPTIC % 256).astype(np.uint8)
+    rgb = np.empty((*ids.shape, 3), np.uint8)
+    for channel, worth in enumerate(PANOPTIC):  # one by one: a large picture's three at once take gigabytes
+        rgb[..., channel] = ids // worth % 256
     write_atomically(path, lambda partial: Image.fromarray(rgb).save(partial, format="PNG"))
 
 

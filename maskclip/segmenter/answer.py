@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -24,6 +23,9 @@ from maskclip.data.images import write_panoptic_ids
 from maskclip.files import write_atomically
 from maskclip.model import merge
 from maskclip.visualize import class_color, comparison, draw_masks, draw_panoptic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEAST_SCORE = 0.1  # of an instance
 DRAWN = 2048  # pixels of a picture's longer side
@@ -104,10 +106,10 @@ class Segmentation:
     @cached_property
     def instances(self) -> list[Segment]:
         """Things one by one, best first; they may overlap. A mask is what it most probably is."""
-        likely = self.probs.amax(-1) >= LEAST_SCORE if self.probs.numel() else slice(0)
+        likely = torch.tensor(self.isthing)[self.probs.argmax(-1)] & (self.probs.amax(-1) >= LEAST_SCORE)
         probs, logits = self.probs[likely], self.mask_logits[likely]
-        best = probs * (probs == probs.amax(-1, keepdim=True)) if probs.numel() else probs
-        masks, classes, scores = merge.instances(best, logits, self.size, self.isthing)
+        best = probs * (probs == probs.amax(-1, keepdim=True))
+        masks, classes, scores = merge.instances(best, logits, self.size, self.isthing, top_k=len(best))
         kept = scores >= LEAST_SCORE
         found = zip(masks[kept], classes[kept].tolist(), scores[kept].tolist())
         return [self._segment(n, category, score, None, mask) for n, (mask, category, score) in enumerate(found, 1)]
@@ -164,6 +166,8 @@ class Segmentation:
 
     def table(self, task: str = "panoptic") -> pd.DataFrame:
         """One row a segment: id, name, thing, score, next word, its score, area in percent of the picture, box."""
+        import pandas as pd  # slow to import
+
         rows = []
         for one in self.instances if task == "instances" else self.segments:
             word, score = (one.others or [("", float("nan"))])[0]

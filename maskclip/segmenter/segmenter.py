@@ -16,10 +16,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from maskclip.data.coco import decode
 from maskclip.data.images import read_image
 from maskclip.model.clip import Clip, load_clip, text_embeddings
 from maskclip.model.pipeline import MaskCLIP, ProposalSource, SegmentedImage
@@ -110,8 +110,8 @@ class Segmenter:
     def embed(self, picture: Picture, masks: Any = None) -> EmbeddedPicture:
         """All of the work that does not depend on words; give the answer in place of the picture.
 
-        masks: in place of proposals: bool [M, H, W], a label map of whole numbers [H, W] (0 is none), COCO's RLEs, or
-            SAM's dictionaries with a "segmentation".
+        masks: in place of proposals: bool [M, H, W], a label map of whole numbers [H, W] (0 is none), COCO's RLEs or
+            polygons, or SAM's and COCO's dictionaries with a "segmentation".
         """
         image = as_picture(picture)
         own = None if masks is None else own_masks(masks, image.shape[:2])
@@ -138,7 +138,7 @@ class Segmenter:
             picture: a file's path, an open file, a PIL image, an array, or what `embed` gave.
             words: "lawn | grass" is one class with two names.
             things: the words to count one by one; None: all but those known as stuff.
-            masks: your own, in place of proposals; see `embed`.
+            masks: your own, in place of proposals, see `embed`; of a list of pictures, a list of each one's.
             none_of_these: leave masks without a name that fit none of the words; False: every mask gets one.
 
         Returns:
@@ -150,8 +150,14 @@ class Segmenter:
         vocabulary = read_words(words, things, self.stuff)
         if self.known_words is not None:
             check_known(vocabulary, self.known_words)
-        if isinstance(picture, list):
-            return [self(one, words, things=things, none_of_these=none_of_these) for one in picture]
+        if isinstance(picture, list | tuple):
+            each = [masks] * len(picture) if masks is None else masks
+            if len(each) != len(picture):
+                raise ValueError(f"{len(picture)} pictures, but masks for {len(each)}; give each picture its own")
+            options: dict[str, Any] = dict(things=things, none_of_these=none_of_these)
+            return [self(one, words, masks=its, **options) for one, its in zip(picture, each, strict=True)]
+        if isinstance(picture, EmbeddedPicture) and masks is not None:
+            raise ValueError("an embedded picture has its masks already; give them to embed, or the picture itself")
         seen = picture if isinstance(picture, EmbeddedPicture) else self.embed(picture, masks)
         return self._name(seen, vocabulary, none_of_these)
 
@@ -229,22 +235,32 @@ def own_masks(masks: Any, size: tuple[int, ...]) -> Proposals:
     """
     if isinstance(masks, Proposals):
         return masks
-    if isinstance(masks, Sequence) and masks and all(isinstance(one, dict) for one in masks):
-        shapes = [one.get("segmentation", one) for one in masks]
-        found = [rle.decode(shape) if isinstance(shape, dict) else np.asarray(shape) for shape in shapes]
+    if isinstance(masks, list | tuple) and any(isinstance(one, dict) for one in masks):
+        found = [_mask_of(one, size, number) for number, one in enumerate(masks)]
     else:
         array = np.asarray(masks)
-        whole = array.ndim == 2 and array.dtype.kind in "iu"
-        found = [array == label for label in np.unique(array) if label] if whole else list(array)
+        labels = array.ndim == 2 and array.dtype.kind in "iu"
+        found = [array == label for label in np.unique(array) if label] if labels else list(array)
         if array.ndim == 2 and array.dtype == bool:
             found = [array]
     for mask in found:
-        if mask.shape != tuple(size):
+        if mask.shape != tuple(size) or not np.isin(mask, (0, 1, 255)).all():
+            values = "" if mask.shape != tuple(size) else f" of values {mask.min():.3g} to {mask.max():.3g}"
             raise ValueError(
-                f"a mask is {list(mask.shape)}, the picture {list(size)} (height, width); give bool [M, H, W], a label "
-                "map [H, W], COCO's RLEs or SAM's dictionaries, of the picture's size"
+                f"a mask is {list(mask.shape)}{values}, the picture {list(size)} (height, width); give bool [M, H, W], "
+                "a label map [H, W], COCO's RLEs or polygons, or SAM's dictionaries, of the picture's size"
             )
     return mask_proposals([mask.astype(bool) for mask in found if mask.any()], size)
+
+
+def _mask_of(one: Any, size: tuple[int, ...], number: int) -> np.ndarray:
+    """The mask [H, W] of an RLE, or of what a dictionary has as "segmentation": RLE, polygons or an array."""
+    shape = one.get("segmentation", one) if isinstance(one, dict) else one
+    if isinstance(shape, dict) and isinstance(counts := shape.get("counts"), bytes):
+        shape = shape | {"counts": counts.decode()}
+    if isinstance(shape, dict) or (isinstance(one, dict) and isinstance(shape, list)):
+        return decode({"id": number, "segmentation": shape}, (size[0], size[1]), "masks")
+    return np.asarray(shape)
 
 
 def _digest(image: np.ndarray, own: Proposals | None) -> bytes:
