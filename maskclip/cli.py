@@ -29,8 +29,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @app.callback(invoke_without_command=True)
-def main(version: Annotated[bool, typer.Option("--version", help="Say it.")] = False) -> None:
-    """Open-vocabulary segmentation with mask class tokens in a frozen CLIP."""
+def main(version: Annotated[bool, typer.Option("--version", help="Say the version and end.")] = False) -> None:
+    """Open-vocabulary segmentation with mask class tokens in a frozen CLIP.
+
+    Begin with: maskclip segment my.png "umbrella, cow, grass, sky"
+    """
     if version:
         typer.echo(f"maskclip {metadata.version('maskclip-study')}")
 
@@ -45,7 +48,10 @@ def prepare(
     target: Annotated[Path, typer.Option("--to", help="The data folder")] = Path("data/paper"),
     workers: Annotated[int, typer.Option(help="Processes at once", min=1)] = os.cpu_count() or 1,
 ) -> None:
-    """Lay a real data set out from what its owners publish; a second run makes only what is missing."""
+    """Prepare a real data set.
+
+    Lays it out from the archives as their owners publish them; a second run makes only what is missing.
+    """
     from maskclip.data.check import PUBLISHED, check_data
     from maskclip.data.manifest import update_manifests
     from maskclip.data.prepare import PREPARATIONS
@@ -66,9 +72,10 @@ def check(
     own: Annotated[bool, typer.Option("--own", help="Sets of your own: do not compare published counts")] = False,
     workers: Annotated[int, typer.Option(help="Threads that read", min=1)] = os.cpu_count() or 1,
 ) -> None:
-    """Look for every fault of the data at once; exit code 1 if there is any.
+    """Find every fault of the data at once.
 
-    Sets without faults get a manifest, on which the study's stages depend: after a repair, run it again.
+    Exit code 1 if there is any. Sets without faults get a manifest, on which the study's stages depend: after a
+    repair, run it again.
     """
     from maskclip.data.check import check_data
     from maskclip.data.datasets import DATASETS
@@ -93,7 +100,10 @@ def fetch(
         bool, typer.Option("--list", help="Say which files, how large, from where; fetch nothing")
     ] = False,
 ) -> None:
-    """Fetch all weights that the paper profile and own photographs want, for machines without network."""
+    """Fetch weights for use offline.
+
+    All that the paper profile and own photographs want, for machines without network.
+    """
     from maskclip import hub
 
     if listed:
@@ -112,7 +122,10 @@ def convert(
     out: Annotated[Path, typer.Argument(help="A safetensors file to write")],
     keep_class_head: Annotated[bool, typer.Option(help="Keep the class head, for objectness only")] = False,
 ) -> None:
-    """Convert released weights into a file for maskclip.proposals.load_source."""
+    """Convert released weights.
+
+    The file goes where proposals and encoders are asked for: segment's --proposals and --encoder, a profile's settings.
+    """
     from maskclip.released import mask2former
 
     converted = mask2former.convert(released, out, keep_class_head)
@@ -138,10 +151,11 @@ def segment(
     all_named: Annotated[bool, typer.Option("--all-named", help="Name every mask, fitting or not")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda  [default: cuda where there is a GPU]")] = "",
 ) -> None:
-    """Segment pictures with words of your own, "dog, lawn | grass, sky"; | joins names of one thing.
+    """Segment pictures with words of your own.
 
-    For photographs take --model ViT-L-14-336; without it, the miniature knows a drawn world only. What is done already
-    for the same words and settings is not done again. Exit code 1 if a picture could not be read.
+    Words are one text, "dog, lawn | grass, sky", in which | joins names of one thing. For photographs take --model
+    ViT-L-14-336; without it, the miniature knows a drawn world only. What is done already for the same words and
+    settings is not done again. Exit code 1 if a picture could not be read.
     """
     from maskclip.segmenter import batch
 
@@ -164,7 +178,10 @@ Csv = Annotated[Path | None, typer.Option(help="Also write the rows to this file
 def cost(
     model: Model = "ViT-L-14-336", masks: Masks = 100, resolution: Resolution = None, rows: Rows = "", csv: Csv = None
 ) -> None:
-    """Count the TFLOPs of one picture (Table 6), without running the model at its size."""
+    """Count one picture's TFLOPs (Table 6).
+
+    The model is not run at its size.
+    """
     benchmark(model, masks, resolution, device="cpu", rows=rows, metrics="tflops", csv=csv)
 
 
@@ -183,7 +200,10 @@ def benchmark(
     seed: Annotated[int, typer.Option(help="Of weights, image and masks")] = 0,
     csv: Csv = None,
 ) -> None:
-    """Measure time, TFLOPs and peak memory of one picture (Table 6) on this machine."""
+    """Measure time and memory (Table 6).
+
+    Of one picture, on this machine: seconds, TFLOPs, peak memory.
+    """
     import torch
 
     from maskclip import cost

@@ -320,13 +320,39 @@ def test_the_activation_that_weights_were_trained_with(monkeypatch: pytest.Monke
     monkeypatch.setattr(segmenter, "load_clip", lambda *a: asked.append(a))
     segmenter._load_clip("ViT-L-14-336", None, "cpu")
     segmenter._load_clip("ViT-B-32", "laion2b_s34b_b79k", "cpu")
-    segmenter._load_clip("ViT-B-32", "my/weights.pt", "cpu")
+    with pytest.warns(UserWarning, match="does not say how it was trained; .* take the name ViT-B-32-quickgelu"):
+        segmenter._load_clip("ViT-B-32", "my/weights.pt", "cpu")
+    segmenter._load_clip("ViT-B-32", "vit_base.openai/weights.pt", "cpu")
+    segmenter._load_clip("ViT-B-32-quickgelu", "my/weights.pt", "cpu")
+    segmenter._load_clip("ViT-L-14-336", "my/weights.pt", "cpu")
     assert asked == [
         ("ViT-L-14-336-quickgelu", "openai", "cpu"), ("ViT-B-32", "laion2b_s34b_b79k", "cpu"),
-        ("ViT-B-32", "my/weights.pt", "cpu"),
+        ("ViT-B-32", "my/weights.pt", "cpu"), ("ViT-B-32-quickgelu", "vit_base.openai/weights.pt", "cpu"),
+        ("ViT-B-32-quickgelu", "my/weights.pt", "cpu"), ("ViT-L-14-336-quickgelu", "my/weights.pt", "cpu"),
     ]  # fmt: skip
     with pytest.raises(ValueError, match="'nonesuch' is neither a folder nor a CLIP that open_clip has weights for"):
         segmenter._load_clip("nonesuch", None, "cpu")
+
+
+def test_an_archive_as_openai_publishes_it(tmp_path: Path) -> None:
+    """TorchScript, half precision: a tiny one."""
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": {"width": 32, "heads": 2, "layers": 1}}
+    for name, quick in (("tiny-vit", False), ("tiny-vit-quickgelu", True)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(config | {"quick_gelu": quick}))
+    open_clip.add_model_config(tmp_path)
+    torch.manual_seed(0)
+    published = open_clip.create_model("tiny-vit-quickgelu").eval()
+    published.attn_mask = published._buffers.pop("attn_mask")  # in theirs it is no part of the state
+    state = {name: value.clone() for name, value in published.state_dict().items()}
+    traced = torch.jit.trace(
+        published, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long)), check_trace=False
+    )
+    traced.half().save(tmp_path / "tiny.pt")
+    assert segmenter._trained_with_quickgelu("tiny-vit", str(tmp_path / "tiny.pt"), {"openai": True, "laion": False})
+    loaded = load_clip("tiny-vit-quickgelu", str(tmp_path / "tiny.pt")).model.state_dict()
+    for name, value in state.items():
+        torch.testing.assert_close(loaded[name], value, rtol=1e-3, atol=1e-3)
 
 
 def test_without_network_one_sentence_says_what_to_put_where(monkeypatch: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def load_clip(
     was = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip reports every step of the look-up
     try:
-        model = open_clip.create_model(source, pretrained=pretrained)
+        archive = pretrained is not None and Path(pretrained).is_file() and is_torchscript(pretrained)
+        model = open_clip.create_model(source, pretrained=pretrained, weights_only=not archive)
         tokenizer = open_clip.get_tokenizer(source, **words)
     except Exception as error:  # whatever open_clip or torch could not read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -101,6 +103,14 @@ def load_clip(
     finally:
         logging.disable(was)
     return Clip.of(model.to(device=device, dtype=dtype).eval().requires_grad_(False), tokenizer, folder.name)
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """A file is a TorchScript archive, as OpenAI publishes its CLIPs; torch reads no code from it but TorchScript."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _check_folder(folder: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.nn.functional import normalize
 
 from maskclip.data.coco import decode
 from maskclip.data.images import read_image
-from maskclip.model.clip import Clip, load_clip, text_embeddings
+from maskclip.model.clip import Clip, is_torchscript, load_clip, text_embeddings
 from maskclip.model.pipeline import MaskCLIP, ProposalSource, SegmentedImage
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, load_source
@@ -284,11 +285,28 @@ def _load_clip(name: str, pretrained: str | None, device: str) -> Clip:
         raise ValueError(
             f"{name!r} is neither a folder nor a CLIP that open_clip has weights for, such as 'ViT-L-14-336'"
         )
-    if pretrained in tags:
-        quick = bool((get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"))
-        if quick and not name.endswith("-quickgelu"):
-            name += "-quickgelu"
+    quick = {tag: bool((get_pretrained_cfg(name, tag) or {}).get("quick_gelu")) for tag in tags}
+    if pretrained is not None and not name.endswith("-quickgelu") and _trained_with_quickgelu(name, pretrained, quick):
+        name += "-quickgelu"
     return load_clip(name, pretrained, device)
+
+
+def _trained_with_quickgelu(name: str, pretrained: str, quick: dict[str, bool]) -> bool:
+    """A tag says so; a file says it by a tag in its path, as a TorchScript archive, or by all tags being alike."""
+    if pretrained in quick or not quick:
+        return quick.get(pretrained, False)
+    if Path(pretrained).is_file() and is_torchscript(pretrained):  # as OpenAI alone publishes
+        return True
+    if named := [tag for tag in quick if tag in pretrained]:
+        return quick[max(named, key=len)]
+    if len(set(quick.values())) > 1:
+        warnings.warn(
+            f"{pretrained} does not say how it was trained; it is taken for weights with GELU. For OpenAI's or "
+            f"MetaCLIP's, which have QuickGELU, take the name {name}-quickgelu.",
+            stacklevel=4,
+        )
+        return False
+    return all(quick.values())
 
 
 def _load_encoder(weights: str | Path | None, clip: Clip) -> MaskCLIPVisualEncoder:
