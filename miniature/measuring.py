@@ -73,10 +73,12 @@ def zero_shot(clip: Clip, seed: int = 1, per_drawing: int = 1) -> list[dict]:
     return rows
 
 
-def unseen_scenes(seed: int, count: int) -> list[Annotated]:
-    """Annotated scenes of all names, by all artists and in all styles, on stuff seen in no other picture."""
+def unseen_scenes(
+    seed: int, count: int, artists: Sequence[str] = ARTISTS, styles: Sequence[str] = STYLES
+) -> list[Annotated]:
+    """Annotated scenes of all names, by these artists and in these styles, on stuff seen in no other picture."""
     bank = texture_bank(20_000 + seed, 2, BANK_SIZE)
-    made_of = Recipe(ARTISTS, STYLES, dict.fromkeys(GROUNDS, 1.0), tuple(things()))
+    made_of = Recipe(tuple(artists), tuple(styles), dict.fromkeys(GROUNDS, 1.0), tuple(things()))
     return [annotated_scene(np.random.default_rng([seed, 102, i]), made_of, bank) for i in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the course in `notebooks/course`: patches, heat maps, tables and scores, all in one style."""
+"""The course in `notebooks/course`: its pictures, all in one style, and what a proposal network says inside."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
 
+from maskclip.proposals.base import MULTIPLE, as_seen
+from maskclip.proposals.mask2former import Mask2FormerSource, normalize
 from maskclip.visualize import Shown
 
 INK, RIGHT, WRONG, PALE = "#1f2430", "#009e73", "#d55e00", "#a3a8b0"  # colour-blind safe (Okabe and Ito)
@@ -73,3 +78,40 @@ def scores(axis: Axes, words: Sequence[str], values: Any, title: str, truth: str
     axis.invert_yaxis()
     axis.set_title(title, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+@torch.no_grad()
+def queries(source: Mask2FormerSource, picture: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """What Mask2Former says of a picture, query by query, before any of it becomes a proposal.
+
+    Returns:
+        Mask logits [M, h, w], features [M, D] and class logits [M, classes + 1], the last of them "no object".
+    """
+    image = as_seen(picture, source.config, 4, source.model.device)
+    height, width = image.shape[1:]
+    padded = pad(normalize(image), (0, -width % MULTIPLE, 0, -height % MULTIPLE))[None]
+    output = source.model(pixel_values=padded)
+    masks = output.masks_queries_logits[0, :, : height // 4, : width // 4]
+    return masks, output.transformer_decoder_last_hidden_state[0], output.class_queries_logits[0]
+
+
+def overlaps(mask_logits: Tensor, truths: Sequence[np.ndarray]) -> np.ndarray:
+    """IoU of each mask [M, h, w] with each true mask [H, W], of which there are G: [M, G]."""
+    logits = interpolate(mask_logits[:, None], truths[0].shape, mode="bilinear")
+    masks, true = (logits > 0).flatten(1).float(), torch.from_numpy(np.stack(truths)).flatten(1).float()
+    both = masks @ true.T
+    return (both / (masks.sum(1)[:, None] + true.sum(1) - both).clamp(min=1)).numpy()
+
+
+def examples(source: Mask2FormerSource, scenes: Sequence[Any]) -> tuple[Tensor, list[str | None]]:
+    """Features [n, D] of all queries of annotated scenes, and the name of what each covers; None where it fits nothing.
+
+    A query covers what its mask overlaps by half or more.
+    """
+    inputs, covered = [], list[str | None]()
+    for scene in scenes:
+        logits, features, _ = queries(source, scene.image)
+        iou = overlaps(logits, scene.masks)
+        inputs.append(features)
+        covered += [scene.names[row.argmax()] if row.max() >= 0.5 else None for row in iou]
+    return torch.cat(inputs), covered
