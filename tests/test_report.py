@@ -500,5 +500,5 @@ def test_missing_results_and_bad_reasons(tmp_path: Path):
 
 def test_large_pictures_shrink(tmp_path: Path):
     embedded = embed_picture(_picture(tmp_path / "large.png", (700, 2400)))
-    assert embedded.startswith("data:image/jpeg;base64,")
+    assert embedded.startswith("data:image/webp;base64,")
     assert len(embedded) < (tmp_path / "large.png").stat().st_size
