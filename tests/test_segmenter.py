@@ -350,6 +350,8 @@ def test_an_archive_as_openai_publishes_it(tmp_path: Path) -> None:
     )
     traced.half().save(tmp_path / "tiny.pt")
     assert segmenter._trained_with_quickgelu("tiny-vit", str(tmp_path / "tiny.pt"), {"openai": True, "laion": False})
+    torch.save(state, tmp_path / "plain.pt")
+    assert not segmenter._trained_with_quickgelu("tiny-vit", str(tmp_path / "plain.pt"), {"laion": False})
     loaded = load_clip("tiny-vit-quickgelu", str(tmp_path / "tiny.pt")).model.state_dict()
     for name, value in state.items():
         torch.testing.assert_close(loaded[name], value, rtol=1e-3, atol=1e-3)

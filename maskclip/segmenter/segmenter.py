@@ -111,8 +111,8 @@ class Segmenter:
     def embed(self, picture: Picture, masks: Any = None) -> EmbeddedPicture:
         """All of the work that does not depend on words; give the answer in place of the picture.
 
-        masks: in place of proposals: bool [M, H, W], a label map of whole numbers [H, W] (0 is none), COCO's RLEs or
-            polygons, or SAM's and COCO's dictionaries with a "segmentation".
+        masks: in place of proposals: bool [M, H, W], a label map of whole numbers [H, W] (0 is none), COCO's RLEs, or
+            SAM's and COCO's dictionaries with a "segmentation" (RLE, polygons or an array).
         """
         image = as_picture(picture)
         own = None if masks is None else own_masks(masks, image.shape[:2])
@@ -249,7 +249,7 @@ def own_masks(masks: Any, size: tuple[int, ...]) -> Proposals:
             values = "" if mask.shape != tuple(size) else f" of values {mask.min():.3g} to {mask.max():.3g}"
             raise ValueError(
                 f"a mask is {list(mask.shape)}{values}, the picture {list(size)} (height, width); give bool [M, H, W], "
-                "a label map [H, W], COCO's RLEs or polygons, or SAM's dictionaries, of the picture's size"
+                "a label map [H, W], COCO's RLEs, or dictionaries with a \"segmentation\", of the picture's size"
             )
     return mask_proposals([mask.astype(bool) for mask in found if mask.any()], size)
 
