@@ -1,4 +1,4 @@
-"""The course in `notebooks/course`: its pictures, all in one style, and what a proposal network says inside."""
+"""The course in `notebooks/course`: its pictures, all in one style, and examples for heads on a proposal network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
-from maskclip.proposals.base import MULTIPLE, as_seen
-from maskclip.proposals.mask2former import Mask2FormerSource, normalize
+from maskclip.proposals.mask2former import Mask2FormerSource
 from maskclip.visualize import Shown
 
 INK, RIGHT, WRONG, PALE = "#1f2430", "#009e73", "#d55e00", "#a3a8b0"  # colour-blind safe (Okabe and Ito)
@@ -80,21 +79,6 @@ def scores(axis: Axes, words: Sequence[str], values: Any, title: str, truth: str
     axis.spines[["top", "right"]].set_visible(False)
 
 
-@torch.no_grad()
-def queries(source: Mask2FormerSource, picture: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """What Mask2Former says of a picture, query by query, before any of it becomes a proposal.
-
-    Returns:
-        Mask logits [M, h, w], features [M, D] and class logits [M, classes + 1], the last of them "no object".
-    """
-    image = as_seen(picture, source.config, 4, source.model.device)
-    height, width = image.shape[1:]
-    padded = pad(normalize(image), (0, -width % MULTIPLE, 0, -height % MULTIPLE))[None]
-    output = source.model(pixel_values=padded)
-    masks = output.masks_queries_logits[0, :, : height // 4, : width // 4]
-    return masks, output.transformer_decoder_last_hidden_state[0], output.class_queries_logits[0]
-
-
 def overlaps(mask_logits: Tensor, truths: Sequence[np.ndarray]) -> np.ndarray:
     """IoU of each mask [M, h, w] with each true mask [H, W], of which there are G: [M, G]."""
     logits = interpolate(mask_logits[:, None], truths[0].shape, mode="bilinear")
@@ -110,7 +94,7 @@ def examples(source: Mask2FormerSource, scenes: Sequence[Any]) -> tuple[Tensor, 
     """
     inputs, covered = [], list[str | None]()
     for scene in scenes:
-        logits, features, _ = queries(source, scene.image)
+        logits, features, _ = source.queries(scene.image)
         iou = overlaps(logits, scene.masks)
         inputs.append(features)
         covered += [scene.names[row.argmax()] if row.max() >= 0.5 else None for row in iou]

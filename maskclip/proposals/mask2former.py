@@ -71,11 +71,25 @@ class Mask2FormerSource:
         """uint8 RGB images of any sizes -> their proposals, one per query."""
         return in_groups_of_size([as_seen(image, self.config, 4, self.model.device) for image in images], self._propose)
 
-    def _propose(self, images: list[Tensor]) -> list[Proposals]:
-        sizes = [image.shape[1:] for image in images]
-        padding = [(0, -width % MULTIPLE, 0, -height % MULTIPLE) for height, width in sizes]
+    @torch.no_grad()
+    def queries(self, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network says of a uint8 RGB image, query by query, before any of it becomes a proposal.
+
+        Returns:
+            Mask logits [M, h, w], features [M, D] and class logits [M, classes + 1], the last of them "no object".
+        """
+        seen = as_seen(image, self.config, 4, self.model.device)
+        output, height, width = self._run([seen]), seen.shape[1] // 4, seen.shape[2] // 4
+        masks = output.masks_queries_logits[0, :, :height, :width]
+        return masks, output.transformer_decoder_last_hidden_state[0], output.class_queries_logits[0]
+
+    def _run(self, images: list[Tensor]) -> Any:
+        padding = [(0, -image.shape[2] % MULTIPLE, 0, -image.shape[1] % MULTIPLE) for image in images]
         padded = [functional.pad(normalize(image), sides) for image, sides in zip(images, padding)]
-        output = self.model(pixel_values=torch.stack(padded))
+        return self.model(pixel_values=torch.stack(padded))
+
+    def _propose(self, images: list[Tensor]) -> list[Proposals]:
+        output, sizes = self._run(images), [image.shape[1:] for image in images]
         proposals = []
         for masks, classes, (height, width) in zip(output.masks_queries_logits, output.class_queries_logits, sizes):
             logits = masks[:, : height // 4, : width // 4].float()
