@@ -75,6 +75,14 @@ def test_a_picture_and_words_become_named_segments(mini: Segmenter, picture: np.
     assert [one.score for one in answer.instances] == sorted((one.score for one in answer.instances), reverse=True)
 
 
+def test_every_thing_is_an_instance_and_no_stuff(mini: Segmenter) -> None:
+    picture, masks = render_scene(WORDS, colours=["red", "brown"], seed=5)
+    answer = mini(picture, WORDS, masks=np.stack(list(masks.values())))
+    assert sorted(one.name for one in answer.instances) == ["cow", "umbrella"]
+    for one in answer.instances:
+        assert (one.mask ^ masks[one.name]).mean() < 0.02
+
+
 def test_things_says_what_is_counted(mini: Segmenter, picture: np.ndarray) -> None:
     answer = mini(picture, WORDS, things=["grass"])
     assert {one.name: one.isthing for one in answer.segments if one.name in ("grass", "umbrella")} == {
@@ -323,11 +331,13 @@ def test_the_activation_that_weights_were_trained_with(monkeypatch: pytest.Monke
     with pytest.warns(UserWarning, match="does not say how it was trained; .* take the name ViT-B-32-quickgelu"):
         segmenter._load_clip("ViT-B-32", "my/weights.pt", "cpu")
     segmenter._load_clip("ViT-B-32", "vit_base.openai/weights.pt", "cpu")
+    segmenter._load_clip("ViT-B-32", "openai/laion2b_s34b_b79k.pt", "cpu")
     segmenter._load_clip("ViT-B-32-quickgelu", "my/weights.pt", "cpu")
     segmenter._load_clip("ViT-L-14-336", "my/weights.pt", "cpu")
     assert asked == [
         ("ViT-L-14-336-quickgelu", "openai", "cpu"), ("ViT-B-32", "laion2b_s34b_b79k", "cpu"),
         ("ViT-B-32", "my/weights.pt", "cpu"), ("ViT-B-32-quickgelu", "vit_base.openai/weights.pt", "cpu"),
+        ("ViT-B-32", "openai/laion2b_s34b_b79k.pt", "cpu"),
         ("ViT-B-32-quickgelu", "my/weights.pt", "cpu"), ("ViT-L-14-336-quickgelu", "my/weights.pt", "cpu"),
     ]  # fmt: skip
     with pytest.raises(ValueError, match="'nonesuch' is neither a folder nor a CLIP that open_clip has weights for"):
