@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # another, as is best where one fills the machine (the paper profile).
 LANES ?= 2
 
-.PHONY: study test report lint install clean
+.PHONY: study test report slides lint install clean
 
 study: install
 	$(BIN)/python -m study.pipeline --lanes $(LANES) --profile mini --seeds 0
@@ -19,6 +19,11 @@ study: install
 report: install
 	$(BIN)/python -m study.pipeline --lanes $(LANES) --profile overnight --seeds 0 1 2 3 4
 	$(BIN)/python -m study.report
+
+# the course's lessons, as they ran, for a projector
+slides: install
+	$(BIN)/jupyter nbconvert --to slides --SlidesExporter.reveal_width=1280 --SlidesExporter.reveal_height=720 \
+		--SlidesExporter.reveal_scroll=True --output-dir runs/slides reports/course/*.ipynb
 
 # a file's tests stay together; the study at smoke size comes first (tests/conftest.py) and has a lane of its own
 test: install

@@ -86,9 +86,13 @@ def make_clip(
     schedule = read_schedule(plan)
     log = train_clip(out, work, schedule, _say, device, painters)
     pd.DataFrame(log).to_csv(out / "training.csv", index=False)
-    clip = load_clip(out)
+    describe_clip(out, plan, scenes, log[-1]["seconds"] / 60)
+
+
+def describe_clip(out: Path, plan: Path, scenes: int, minutes: float) -> None:
+    """Measure a trained mini CLIP, choose its threshold for "none of these", and write its card."""
+    clip, seed = load_clip(out), read_schedule(plan).seed
     singles, masks = zero_shot(clip), name_true_masks(clip, unseen_scenes(1, scenes))
-    minutes = log[-1]["seconds"] / 60
     segmenter = Segmenter.load(out, proposals=lambda images: [], device="cpu")
     least = least_similarity(none_of_these(segmenter, unseen_scenes(2, scenes)))
     known = json.loads((out / "words.json").read_text()) | {"least_similarity": least}
@@ -98,13 +102,13 @@ def make_clip(
         for row in none_of_these(segmenter, unseen_scenes(3, scenes))
         if not row["threshold"] > 0 or row["threshold"] == least
     ]
-    measured = {"seed": schedule.seed, "minutes": minutes, "single things": singles, "true masks": masks, "none": none}
+    measured = {"seed": seed, "minutes": minutes, "single things": singles, "true masks": masks, "none": none}
     (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     titles = {"accuracy": "named right, %"}
     tables = _table(singles, {"attribute": "single things", "value": ""} | titles | {"pictures": "pictures"})
     tables += _table(none, {"way": "masks in unseen scenes, half of their names asked for"} | NONE)
     tables += _table(masks, {"method": "true masks in unseen scenes", "group": ""} | titles | {"segments": "segments"})
-    (out / "README.md").write_text(card("Mini CLIP", "clip", plan, schedule.seed, minutes, tables))
+    (out / "README.md").write_text(card("Mini CLIP", "clip", plan, seed, minutes, tables))
 
 
 def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretraining.yaml", pictures: int = 60) -> None:

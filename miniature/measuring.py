@@ -21,6 +21,7 @@ from miniature.textures import texture_bank
 from miniature.words import ARTISTS, drawn_by, stuff, things
 
 SIDE = 128  # of the pictures that are measured
+ALONE = "only the surest names, as many right as with words for all else"
 
 
 def single_scenes(seed: int, per_drawing: int, styles: Sequence[str] = STYLES) -> list[tuple[str, Scene]]:
@@ -117,7 +118,8 @@ def none_of_these(segmenter: Segmenter, scenes: Sequence[Annotated], seed: int =
     """How often a mask gets its own word of a user's words, and how often one that fits none of them gets one.
 
     Of each scene, every other name is asked for, and three that are not there; masks are the scene's own.  Of each way
-    to say "none of these", and of each threshold on similarity.
+    to say "none of these", and of each threshold on similarity; last, for comparison, of a threshold on probability
+    alone that leaves as much right as the words for all else do.
 
     Returns:
         Rows of way, threshold (NaN: none), and in percent: right, of the masks whose name is asked for; wrong, of the
@@ -131,19 +133,29 @@ def none_of_these(segmenter: Segmenter, scenes: Sequence[Annotated], seed: int =
     ways: list[tuple[str, bool, float | None]] = [("every mask is named", False, None)]
     ways.append(("words for all else", True, None))
     ways += [("and a threshold", True, float(t)) for t in np.arange(0.02, 0.9, 0.02).round(2)]
-    rows = []
+    rows, sure = list[dict](), list[tuple[float, bool, bool]]()
     for way, none, threshold in ways:
         segmenter.least_similarity = threshold
-        right: list[bool] = []
-        wrong: list[bool] = []
+        said = []  # of each mask: how sure, whether its name is among the words, whether it is the name given
         for seen, words, names in asked:
             probs = segmenter(seen, words, none_of_these=none).probs
             for name, row in zip(names, probs, strict=True):
-                named = words[int(row.argmax())] if row.max() > 0 else None
-                (right if name in words else wrong).append(named == name if name in words else named is not None)
-        share = {"right": 100 * float(np.mean(right)), "wrong": 100 * float(np.mean(wrong))}
-        rows.append({"way": way, "threshold": np.nan if threshold is None else threshold} | share)
+                said.append((float(row.max()), name in words, words[int(row.argmax())] == name))
+        sure = sure or said
+        rows.append({"way": way, "threshold": np.nan if threshold is None else threshold} | _shares(said, 0.0))
+    recall = next(row["right"] for row in rows if row["way"] == "words for all else")
+    alone = [_shares(sure, least) for least in np.arange(0, 1, 0.001)]  # the plain way: drop what CLIP is unsure of
+    rows.append({"way": ALONE, "threshold": np.nan} | next(one for one in reversed(alone) if one["right"] >= recall))
     return rows
+
+
+def _shares(said: Sequence[tuple[float, bool, bool]], least: float) -> dict[str, float]:
+    """Of the masks whose name is asked for, those named right, and of the others, those named, in percent; a name less
+    sure than `least` is not given."""
+    named = {True: list[bool](), False: list[bool]()}
+    for probability, asked, right in said:
+        named[asked].append(probability > 0 and probability >= least and (right or not asked))
+    return {"right": 100 * float(np.mean(named[True])), "wrong": 100 * float(np.mean(named[False]))}
 
 
 def least_similarity(rows: Sequence[dict], lost: float = 1.0) -> float:

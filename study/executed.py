@@ -1,8 +1,9 @@
-"""Executed copies of the course's lessons, for those who look at the repository and run nothing.
+"""Executed copies of the notebooks, for those who look at the repository and run nothing.
 
-python -m study.executed [LESSON.ipynb ...]
+python -m study.executed [NOTEBOOK.ipynb ...]
 
-writes `reports/course/LESSON.ipynb`, pictures in it; without names, of all lessons.
+writes `reports/course/LESSON.ipynb` and `reports/notebooks/STAGE.ipynb`, pictures in them; without names, of all.
+A lesson is run for it. A stage's copy is that of the finished study, of its first seed.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ from PIL import Image
 from maskclip.files import write_atomically
 from study import errors_as_sentences
 from study.notebook import run_notebook
+from study.params import load_params
 
-LESSONS, COPIES = Path("notebooks/course"), Path("reports/course")
-COLOURS = 128  # of a picture in a copy: a third of the size, and no difference to the eye
+NOTEBOOKS, COPIES = Path("notebooks"), Path("reports")
+WIDTH = 1000  # pixels of a picture in a copy, at most
+COLOURS = 128  # a third of the size, and no difference to the eye
+LARGE = 150_000  # bytes; a picture that stays larger is kept as JPEG
+
+
+def copy_of(notebook: Path) -> Path:
+    """Where the executed copy of a lesson or a stage lies."""
+    return COPIES / (notebook.parent.name if notebook.parent.name == "course" else "notebooks") / notebook.name
 
 
 def sources(notebook: NotebookNode) -> list[str]:
@@ -32,38 +41,63 @@ def sources(notebook: NotebookNode) -> list[str]:
 
 
 def stripped(executed: NotebookNode) -> NotebookNode:
-    """An executed notebook without what is of one run: times, versions, warnings; its pictures made small."""
+    """An executed notebook without what is of one run: times, versions, warnings, parameters; its pictures small."""
     language = {"name": executed.metadata.language_info.name}
     executed.metadata = NotebookNode(kernelspec=executed.metadata.kernelspec, language_info=NotebookNode(language))
+    executed.cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in executed.cells:
-        cell.metadata = NotebookNode({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+        kept = ("tags", "slideshow")
+        cell.metadata = NotebookNode({key: cell.metadata[key] for key in kept if cell.metadata.get(key)})
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
             for output in cell.outputs:
                 if "image/png" in output.get("data", {}):
-                    output.data["image/png"] = _fewer_colours(output.data["image/png"])
+                    output.data |= _small(output.data.pop("image/png"))
     return executed
 
 
-def _fewer_colours(png: str) -> str:
-    picture, buffer = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
-    picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+def _small(png: str) -> dict[str, str]:
+    """A picture as the data of an output: its kind, and itself in base64."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.thumbnail((WIDTH, 4 * WIDTH), Image.Resampling.LANCZOS)
+    few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(small := io.BytesIO(), "PNG", optimize=True)
+    if small.tell() > LARGE:
+        picture.save(small := io.BytesIO(), "JPEG", quality=75, optimize=True)
+        return {"image/jpeg": base64.b64encode(small.getvalue()).decode()}
+    return {"image/png": base64.b64encode(small.getvalue()).decode()}
+
+
+def executed_stage(notebook: Path, profile: str) -> Path:
+    """The copy that the study left of a stage.
+
+    Raises:
+        ValueError: there is none, or it ran another text than the notebook now has.
+    """
+    names = notebook.name, f"{notebook.stem}_mask2former.ipynb"
+    places = [place for name in names for place in sorted(Path("runs", profile).glob(f"**/notebooks/{name}"))]
+    wanted = sources(nbformat.read(notebook, as_version=4))
+    for place in places:
+        if sources(stripped(nbformat.read(place, as_version=4))) == wanted:
+            return place
+    told = f"; {places[0]} ran another text" if places else ""
+    raise ValueError(f"no finished run of {notebook} is in runs/{profile}{told}: run the study, then this again")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lessons", nargs="*", type=Path, metavar="LESSON.ipynb")
-    lessons = parser.parse_args().lessons or sorted(LESSONS.glob("*.ipynb"))
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK.ipynb")
+    everything = sorted(NOTEBOOKS.glob("course/*.ipynb")) + sorted(NOTEBOOKS.glob("*.ipynb"))
     with errors_as_sentences(), TemporaryDirectory() as folder:
-        for lesson in lessons:
-            if not lesson.is_file():
-                raise ValueError(f"there is no lesson {lesson}; they are in {LESSONS}")
-            executed = Path(folder) / lesson.name
-            run_notebook(lesson, executed, {})
-            copy = stripped(nbformat.read(executed, as_version=4))
-            text = nbformat.writes(copy) + "\n"
-            write_atomically(COPIES / lesson.name, partial(Path.write_text, data=text, encoding="utf-8"))
+        for notebook in parser.parse_args().notebooks or everything:
+            if notebook not in everything:
+                raise ValueError(f"there is no notebook {notebook}; they are in {NOTEBOOKS} and {NOTEBOOKS}/course")
+            if notebook.parent == NOTEBOOKS and not notebook.name.startswith("00_"):
+                executed = executed_stage(notebook, load_params()[0]["profile"])
+            else:  # needs nothing but the committed weights
+                run_notebook(notebook, executed := Path(folder) / notebook.name, {})
+            text = nbformat.writes(stripped(nbformat.read(executed, as_version=4))) + "\n"
+            write_atomically(copy_of(notebook), partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -221,6 +224,13 @@ class Run:
         """A JSON file into this seed's results; not-a-number becomes null."""
         text = json.dumps(content, indent=2).replace("NaN", "null")
         write_atomically(self.results / name, lambda path: path.write_text(text + "\n"))
+
+    def write_pictures(self, pictures: Mapping[str, tuple[Figure | np.ndarray, str, str]]) -> None:
+        """Pictures for the report, in its order: file name -> (figure or uint8 [H, W, 3], caption, what one sees)."""
+        for name, (picture, *_) in pictures.items():
+            save = picture.savefig if isinstance(picture, Figure) else Image.fromarray(picture).save
+            write_atomically(self.results / "figures" / name, save)
+        self.write_json("figures/captions.json", {name: said for name, (_, *said) in pictures.items()})
 
 
 def _train(seed: int, params: str | Path, method: str) -> None:

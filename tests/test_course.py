@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -13,10 +14,11 @@ import papermill
 import pytest
 from PIL import Image
 
-from study.executed import sources, stripped
+from study.executed import copy_of, executed_stage, sources, stripped
 
 ROOT = Path(__file__).parent.parent
 COURSE = sorted((ROOT / "notebooks" / "course").rglob("*.ipynb"))
+SHOWN = sorted((ROOT / "notebooks").glob("*.ipynb")) + [path for path in COURSE if path.parent.name == "course"]
 
 
 @pytest.mark.parametrize("path", COURSE, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -33,16 +35,27 @@ def test_a_lesson_has_three_exercises_and_their_solutions(path: Path) -> None:
     assert (path.parent / "solutions" / path.name).is_file()
 
 
-@pytest.mark.parametrize("path", [p for p in COURSE if p.parent.name == "course"], ids=lambda path: path.stem)
-def test_the_committed_copy_of_a_lesson_is_not_stale(path: Path) -> None:
-    """Else: python -m study.executed LESSON."""
-    file = ROOT / "reports" / "course" / path.name
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
+def test_the_committed_copy_of_a_notebook_is_not_stale(path: Path) -> None:
+    """Else: python -m study.executed NOTEBOOK."""
+    file = ROOT / copy_of(path)
     copy = nbformat.read(file, as_version=4)
     assert sources(copy) == sources(nbformat.read(path, as_version=4))
     outputs = [output for cell in copy.cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs) and file.stat().st_size < 1_000_000
+    assert any({"image/png", "image/jpeg"} & set(output.get("data", {})) for output in outputs)
+    assert file.stat().st_size < 1_000_000
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
     assert not any(re.search(r"(/home/|/tmp/|/root/|/Users/|\d+%\|)", output.get("text", "")) for output in outputs)
+
+
+@pytest.mark.parametrize("path", [p for p in SHOWN if p.parent.name == "course"], ids=lambda path: path.stem)
+def test_a_lesson_is_cut_into_slides(path: Path) -> None:
+    """A heading opens a slide; imports stay backstage, pictures do not."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        kind, last = cell.metadata.slideshow.slide_type, (cell.source.strip().splitlines() or [""])[-1]
+        assert kind == "slide" or not cell.source.startswith("#") or cell.cell_type == "code"
+        if kind == "skip":
+            assert cell.cell_type == "code" and not last.startswith(("pictures(", "figure"))
 
 
 def test_a_copy_keeps_what_a_reader_wants_and_nothing_of_the_machine() -> None:
@@ -69,6 +82,49 @@ def test_a_copy_keeps_what_a_reader_wants_and_nothing_of_the_machine() -> None:
     assert picture.size == (40, 40) and len(drawn.data["image/png"]) < 0.6 * len(png)
 
 
+def test_a_large_picture_of_a_copy_becomes_a_jpeg() -> None:
+    noisy = np.random.default_rng(0).integers(0, 255, (500, 2200, 3), dtype=np.uint8)
+    Image.fromarray(noisy).save(buffer := io.BytesIO(), "PNG")
+    drawn = nbformat.v4.new_output("display_data", data={"image/png": base64.b64encode(buffer.getvalue()).decode()})
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("draw()", outputs=[drawn])])
+    book.metadata |= {
+        "kernelspec": {"name": "python3", "display_name": "Python 3"},
+        "language_info": {"name": "python"},
+    }
+    (output,) = stripped(nbformat.from_dict(book)).cells[0].outputs
+    assert list(output.data) == ["image/jpeg"]
+    assert Image.open(io.BytesIO(base64.b64decode(output.data["image/jpeg"]))).size == (1000, 227)
+
+
+def test_a_stages_copy_is_that_of_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    new = nbformat.v4.new_notebook
+    code, said = (
+        nbformat.v4.new_code_cell,
+        {"language_info": {"name": "python"}, "kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    given = code("seed = 3", metadata={"tags": ["injected-parameters"]})
+    ran = tmp_path / "runs" / "mini" / "0" / "notebooks"
+    ran.mkdir(parents=True)
+    notebook = tmp_path / "02_x.ipynb"
+    nbformat.write(new(cells=[code("seed = 0"), code("draw()")], metadata=said), notebook)
+    with pytest.raises(ValueError, match=r"no finished run of .*02_x.ipynb is in runs/mini: run the study"):
+        executed_stage(notebook, "mini")
+    nbformat.write(new(cells=[code("seed = 0"), given, code("old()")], metadata=said), ran / "02_x_mask2former.ipynb")
+    with pytest.raises(ValueError, match=r"02_x_mask2former.ipynb ran another text"):
+        executed_stage(notebook, "mini")
+    nbformat.write(new(cells=[code("seed = 0"), given, code("draw()")], metadata=said), ran / "02_x.ipynb")
+    assert executed_stage(notebook, "mini") == Path("runs/mini/0/notebooks/02_x.ipynb")
+
+
 def test_every_lesson_is_listed() -> None:
     listed = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    slug = repository.removeprefix("https://github.com/")
+    lessons = [f"{slug}/blob/main/{path.relative_to(ROOT)}" for path in SHOWN if path.parent.name == "course"]
+    assert all(f"(https://colab.research.google.com/github/{lesson})" in listed for lesson in lessons)
+    assert (
+        f"(https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/" in listed and f"--depth 1 {repository}\n" in listed
+    )
+    assert all(f"(../{copy_of(path.relative_to(ROOT))})" in listed for path in SHOWN)
     assert COURSE and [path.name for path in COURSE if f"({path.relative_to(ROOT / 'notebooks')})" not in listed] == []

@@ -164,17 +164,23 @@ def _attributes(results: Results) -> Figure | None:
     """C18: words that differ in one attribute, told apart without having been trained on."""
     if results.attributes.empty:
         return None
-    table = results.attributes.rename(columns={"word": "group", "accuracy": "value"}).assign(row="maskclip")
-    table = table.groupby(["pair", "group", "row", "seed"], sort=False, as_index=False).mean(numeric_only=True)
-    figure, (axes,) = _panels(1, 4.0)
-    _bars(axes, table, {"maskclip": METHODS["maskclip"].colour})
-    start, pairs = 0, table.groupby("pair", sort=False)
-    for words in pairs.group.nunique():
-        axes.hlines(100 / words, start - 0.5, start + words - 0.5, color=_CHANCE, linestyle="--", zorder=4)
-        start += words
-    axes.set(ylim=(0, 100), ylabel="accuracy (%)")
-    chance = (100 / pairs.group.nunique()).mean()
-    right = f"{pairs.value.mean().mean():.0f} % right, chance (dashed) {chance:.0f} %"
+    table = results.attributes.groupby(["pair", "word", "seed"], sort=False, as_index=False).mean(numeric_only=True)
+    pairs, words = table.groupby("pair", sort=False), table.groupby(["pair", "word"], sort=False).accuracy
+    figure, (axes,) = _panels(1, 0.8 + 0.28 * len(words))
+    for y, (_, of_word) in enumerate(words):
+        mean, half = interval(of_word)
+        axes.barh(y, mean, 0.72, color=METHODS["maskclip"].colour, zorder=2)
+        if half == half:
+            axes.errorbar(mean, y, xerr=half, color=INK, elinewidth=1.3, capsize=3, zorder=4)
+            axes.scatter(of_word, [y] * len(of_word), s=9, color=INK, alpha=0.45, linewidths=0, zorder=3)
+    start = 0
+    for count in pairs.word.nunique():
+        axes.vlines(100 / count, start - 0.5, start + count - 0.5, color=_CHANCE, linestyle="--", zorder=4)
+        start += count
+    _horizontal(axes, [str(word) for (_, word), _ in words])
+    axes.set(xlim=(0, 100), xlabel="accuracy (%)")
+    chance = (100 / pairs.word.nunique()).mean()
+    right = f"{pairs.accuracy.mean().mean():.0f} % right, chance (dashed) {chance:.0f} %"
     detail = f"accuracy for each word, with only its question's words to choose from; on average {right}"
     return _title(figure, f"{len(pairs)} questions to pictures", detail)
 
