@@ -1,8 +1,0 @@
-"""The order of the tests."""
-
-import pytest
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The study at smoke size first: it takes as long as all others, which run beside it (`make test`)."""
-    items.sort(key=lambda item: item.path.name != "test_study.py")
