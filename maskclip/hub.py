@@ -88,12 +88,18 @@ def fetch(to: Path | None = None) -> Iterator[str]:
 
 def check_clip_weights(name: str, pretrained: str) -> None:
     """`check_reachable` for one of open_clip's tags; a tag with an address of its own is open_clip's to fetch."""
+    repo, here = clip_repository(name, pretrained)
+    if repo and not here:
+        what, files = f"CLIP {name} with weights {pretrained!r},", ("open_clip_model.safetensors",)
+        check_reachable(repo, what, "the file as pretrained", files)
+
+
+def clip_repository(name: str, pretrained: str) -> tuple[str, bool]:
+    """The repository of one of open_clip's tags, "" for one with an address of its own; and whether it is here."""
     from open_clip.pretrained import get_pretrained_cfg
 
     published = get_pretrained_cfg(name, pretrained) or {}
-    repo = str(published.get("hf_hub", "")).strip("/")
-    own = Path.home() / ".cache" / "clip" / Path(str(published.get("url", ""))).name
-    if repo and not own.is_file():
-        repo = "/".join(repo.split("/")[:2])
-        what, files = f"CLIP {name} with weights {pretrained!r},", ("open_clip_model.safetensors",)
-        check_reachable(repo, what, "the file as pretrained", files)
+    repo = "/".join(str(published.get("hf_hub", "")).strip("/").split("/")[:2])
+    file = Path(str(published.get("url", ""))).name
+    own = bool(file) and (Path.home() / ".cache" / "clip" / file).is_file()  # where OpenAI's own package puts it
+    return repo, own or (bool(repo) and is_cached(repo))

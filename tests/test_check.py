@@ -148,6 +148,20 @@ def test_weights_are_here_or_to_be_fetched_or_told(monkeypatch: pytest.MonkeyPat
     assert not check_weights("ViT-B-32", os.fspath(tmp_path / "own.pt"), None)
 
 
+def test_weights_that_loading_would_take_count_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """OpenAI's own download, and a tag's repository without the file's name behind it."""
+    asked = []
+    monkeypatch.setattr(hub, "is_cached", lambda repo: bool(asked.append(repo)))
+    monkeypatch.setattr(hub, "answers", lambda: True)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert list(check_weights("ViT-B-32-quickgelu", "openai", None).values()) == ["to be fetched"]
+    assert asked and all(repo.count("/") == 1 for repo in asked)
+    own = tmp_path / ".cache" / "clip" / "ViT-B-32.pt"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert list(check_weights("ViT-B-32-quickgelu", "openai", None).values()) == ["here"]
+
+
 def test_all_weights_are_fetched_by_one_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **o: asked.append((repo, o)) or "there")

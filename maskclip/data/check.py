@@ -101,7 +101,8 @@ def _check(entry: DatasetEntry, root: Path, published: bool, thorough: bool, wor
     if entry.reader.__name__ == "open_semantic_folder":
         finding.faults += _label_values(dataset, chosen)
     if thorough and not entry.pictures:  # else they are another set's
-        faults = _each(lambda i: dataset[dataset.image_ids.index(i)], there, f"pictures of {entry.name}", workers)
+        places = {image_id: place for place, image_id in enumerate(dataset.image_ids)}
+        faults = _each(lambda i: dataset[places[i]], there, f"pictures of {entry.name}", workers)
         finding.faults += _few(faults, len(faults), f"of {len(there):,} pictures read")
     return finding
 
@@ -183,24 +184,19 @@ def _few(faults: list[str], count: int, what: str) -> list[str]:
 
 def check_weights(clip: str, pretrained: str | None, backbone: str | None) -> dict[str, str]:
     """What each of a profile's weights is: "here", "to be fetched", or a sentence about what to do."""
-    from open_clip.pretrained import get_pretrained_cfg
-
     from maskclip import hub
 
     found: dict[str, str] = {}
-    wanted = {}
+    wanted = dict[str, tuple[str, bool]]()
     if pretrained and not Path(pretrained).is_file():
-        repo = str((get_pretrained_cfg(clip, pretrained) or {}).get("hf_hub", "")).strip("/")
-        wanted[f"CLIP {clip}, {pretrained}"] = repo
+        wanted[f"CLIP {clip}, {pretrained}"] = hub.clip_repository(clip, pretrained)
     if backbone and not Path(backbone).is_file():
-        wanted[f"backbone {backbone}"] = backbone
-    for what, repo in wanted.items():
-        if hub.is_cached(repo):
-            found[what] = "here"
-            continue
+        wanted[f"backbone {backbone}"] = backbone, hub.is_cached(backbone)
+    for what, (repo, here) in wanted.items():
         try:
-            hub.check_reachable(repo, what, "their folder in place of the name")
-            found[what] = "to be fetched"
+            if repo and not here:
+                hub.check_reachable(repo, what, "their folder in place of the name")
+            found[what] = "here" if here else "to be fetched"
         except FileNotFoundError as error:
             found[what] = str(error)
     return found
