@@ -29,7 +29,7 @@ from maskclip.data import DATASETS, Dataset, open_dataset, same_pictures
 from maskclip.data.datasets import scored_on
 from maskclip.evaluation.judgements import Judgements
 from maskclip.evaluation.tasks import Task, add_up, judge, tasks_of
-from maskclip.files import file_digests, write_atomically
+from maskclip.files import file_digests, settings_hash, write_atomically
 from maskclip.model.clip import Clip, load_clip
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
@@ -183,11 +183,9 @@ class Run:
     ) -> Judgements:
         """What was judged already, by a killed evaluation or a former one: of these settings, weights, pictures,
         annotations and this very code."""
-        sources = sorted(Path(maskclip.__file__).parent.rglob("*.py"))
-        code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
         dataset, kind = self.dataset(pictures[0]), METHODS[method]
         key = dataset.fingerprint() if network == GROUND_TRUTH else self._store(network, dataset)[1]
-        identity: dict[str, Any] = {"code": code, "proposals": key, "pictures": pictures, "wanted": wanted}
+        identity: dict[str, Any] = {"code": _digest_of_code(), "proposals": key, "pictures": pictures, "wanted": wanted}
         scored = [self.dataset(entry.name) for one in pictures for entry in scored_on(one)]
         identity |= {"annotations": [(one.name, one.fingerprint(), one.split) for one in scored]}
         identity |= {"weights": file_digests(self.folder / kind.trained_as, ["encoder.pt"]) if kind.trained_as else {}}
@@ -203,6 +201,15 @@ class Run:
         judgements, proposals = self.judgements(method, network, pictures, wanted), self.proposals(network, dataset)
         templates = tuple(self.study.clip.templates)
         judge(self.model(method), dataset, proposals, found, self.study.evaluation, templates, judgements, share)
+
+    def kept(self, name: str, compute: Callable[[], pd.DataFrame], **identity: Any) -> pd.DataFrame:
+        """A table that takes long: computed once for these settings, this very code and what else `identity` names."""
+        identity |= {"code": _digest_of_code("miniature"), "settings": asdict(self.study), "seed": self.seed}
+        path = self.folder / "kept" / f"{name}-{settings_hash(identity)}.csv"
+        if RETRAIN or not path.is_file():
+            frame = compute()
+            write_atomically(path, lambda partial: frame.to_csv(partial, index=False))
+        return pd.read_csv(path, float_precision="round_trip")
 
     def write_rows(self, stage: str, rows: list[dict]) -> pd.DataFrame:
         """Rows into <stage>.csv, the main ones, nested as dataset.metric, into <stage>.json (several methods:
@@ -260,6 +267,13 @@ def _judge(
 ) -> None:
     share = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     Run(seed, params).judge(method, network, pictures, wanted, share)
+
+
+def _digest_of_code(*beside: str) -> str:
+    """Of all of the library, and of folders `beside` the study's."""
+    folders = [Path(maskclip.__file__).parent, *map(Path, beside)]
+    sources = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def machine() -> str:

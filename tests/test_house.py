@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
 import maskclip
+import study.run
 from study.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +109,28 @@ def test_profiles_share_no_folder(tmp_path: Path) -> None:
         places[profile] = [run.folder, run.results, run.shared, Path(run.study.data.root)]
         assert all(profile in place.parts for place in places[profile])
     assert not set(places["mini"]) & set(places["paper"])
+
+
+def test_a_table_that_takes_long_is_computed_once_for_each_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    run, calls = Run(0), []
+    run.folder = tmp_path
+
+    def compute() -> pd.DataFrame:
+        calls.append(1)
+        return pd.DataFrame({"word": ["cow"], "share": [0.1 + 0.2]})
+
+    first = run.kept("asked", compute, scenes=8)
+    assert run.kept("asked", compute, scenes=8).equals(first) and first.share[0] == 0.1 + 0.2 and len(calls) == 1
+    run.kept("asked", compute, scenes=9)
+    run.study = replace(run.study, maskclip=replace(run.study.maskclip, temperature=7.0))
+    run.kept("asked", compute, scenes=8)
+    assert len(calls) == 3 and len(list((tmp_path / "kept").iterdir())) == 3
+    monkeypatch.setattr(study.run, "RETRAIN", True)
+    run.kept("asked", compute, scenes=8)
+    assert len(calls) == 4
 
 
 def test_all_that_stages_write_but_the_report_is_a_profiles_own() -> None:
