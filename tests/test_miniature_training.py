@@ -22,7 +22,7 @@ from miniature.captions import columns, spoken_words, targets_of, training_scene
 from miniature.clip_training import train_clip
 from miniature.datasets import BANK_SIZE, annotated_scene, recipe
 from miniature.drawings import sprites
-from miniature.measuring import single_scenes
+from miniature.measuring import _shares, single_scenes
 from miniature.mini_clip import merges_for
 from miniature.pretraining import backbone_stage, base_pictures, train_backbone
 from miniature.questions import ask, question_scene, questions
@@ -178,3 +178,12 @@ def test_answers_have_intervals(tmp_path: Path) -> None:
     rows = ask(model, questions()[2], range(4))
     assert [r["word"] for r in rows] == ["car", "truck", "van"]
     assert all(0 <= r["accuracy"] <= 100 and r["half_width"] >= 0 and r["things"] > 1 for r in rows)
+
+
+def test_shares_of_right_and_wrong_names() -> None:
+    """(how sure, is the name asked for, is it the one given): a name that is not given is neither right nor wrong."""
+    said = [(0.9, True, True), (0.4, True, True), (0.8, True, False), (0.0, True, True), (0.7, False, False)]
+    said += [(0.3, False, False), (0.0, False, False), (0.2, False, False)]
+    assert _shares(said, 0.0) == {"right": 50.0, "wrong": 75.0}
+    assert _shares(said, 0.35) == {"right": 50.0, "wrong": 25.0}
+    assert _shares(said, 0.5) == {"right": 25.0, "wrong": 25.0}
