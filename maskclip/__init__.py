@@ -1,5 +1,6 @@
 """MaskCLIP (Ding, Wang, Tu, ICML 2023) to understand, rerun and build on."""
 
+import gc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,4 +26,10 @@ _HOME = {  # imported when first asked for: `import maskclip` is light
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    collecting = gc.isenabled()
+    gc.disable()  # the collector would walk through all that PyTorch brings, again and again: a tenth of the time
+    try:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    finally:
+        if collecting:
+            gc.enable()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,6 +94,7 @@ PAPER = {  # Sec. 4.2 and, where the text is silent, the released code
     "clip": ClipModel("ViT-L-14-336-quickgelu", "openai", ["{}"]),
     "proposals.mask2former": Mask2FormerConfig(backbone=_RESNET50),
     "proposals.mask_rcnn": MaskRCNNConfig(backbone=_RESNET50),
+    "proposals.twins.training": dataclasses.replace(Mask2FormerConfig().training, steps=92_188),
     "maskclip": MaskClipTraining(
         rma_layers=[6, 12, 18, 24], steps=10_000, batch=8, learning_rate=1e-4, weight_decay=0.05, gradient_norm=0.01,
         warmup_steps=0, temperature=0.01, class_weight=2.0, dice_weight=5.0, mask_weight=5.0, no_object_weight=0.0,
@@ -101,6 +103,7 @@ PAPER = {  # Sec. 4.2 and, where the text is silent, the released code
     "evaluation": Evaluation(
         limit=None, object_mask_threshold=0.3, overlap_threshold=0.5, top_k=100, objectness_power=0.0
     ),
+    "efficiency": Efficiency("ViT-L-14-336", 100),
 }  # fmt: skip
 HARMLESS = {"checkpoint_every", "workers", "mixed_precision", "activation_checkpointing", "implementation"}
 
@@ -113,12 +116,25 @@ def deviations(study: Study) -> list[str]:
         both: tuple[Any, Any] = (own, papers)
         ours, theirs = (_flat(dataclasses.asdict(section), where) for section in both)
         for name, value in ours.items():
-            random = " (random weights)" if name.endswith("backbone.weights") and not (value or own.start) else ""
+            unstarted = name.endswith("backbone.weights") and not (value or own.start)
+            unstarted |= name == "clip.pretrained" and _has_random_weights(own)
+            random = " (random weights)" if unstarted else ""
             if value != theirs[name]:
                 found.append(f"{name} is {value}, the paper's {theirs[name]}{random}")
+    if study.data.world:
+        found.append("data.world is drawn, the paper's data sets are photographs")
     if study.data.training_limit:
         found.append(f"data.training_limit is {study.data.training_limit}, the paper's None")
     return found
+
+
+def _has_random_weights(clip: ClipModel) -> bool:
+    """Whether nobody trained this CLIP: it names no weights, or its folder says that they are random."""
+    folder = Path(clip.model)
+    if not folder.is_dir():
+        return not clip.pretrained
+    config = folder / "open_clip_config.json"
+    return config.is_file() and json.loads(config.read_text()).get("weights") == "random"
 
 
 def _flat(section: dict[str, Any], where: str) -> dict[str, Any]:

@@ -209,7 +209,7 @@ class Run:
         if RETRAIN or not path.is_file():
             frame = compute()
             write_atomically(path, lambda partial: frame.to_csv(partial, index=False))
-        return pd.read_csv(path, float_precision="round_trip")
+        return pd.read_csv(path)
 
     def write_rows(self, stage: str, rows: list[dict]) -> pd.DataFrame:
         """Rows into <stage>.csv, the main ones, nested as dataset.metric, into <stage>.json (several methods:

@@ -168,19 +168,28 @@ def test_other_words_and_masks_reuse_what_is_known(
 ) -> None:
     asked = []
     fresh = Segmenter(mini.model, mini.others, known=mini.known_words)
-    embed = fresh.model.embed
-    monkeypatch.setattr(fresh.model, "embed", lambda *a: asked.append(a) or embed(*a))
+    for name in ("see", "encode", "propose"):
+        does = getattr(fresh.model, name)
+        monkeypatch.setattr(fresh.model, name, lambda *a, name=name, does=does: asked.append(name) or does(*a))
     first = fresh(picture, WORDS)
+    assert sorted(asked) == ["encode", "propose", "see"]
     again = fresh(picture.copy(), [*WORDS, "boat"])
-    assert len(asked) == 1, "the same picture is embedded once"
+    assert len(asked) == 3, "the same picture is embedded once"
     np.testing.assert_array_equal(first.mask_logits, again.mask_logits)
+    half = left_half(picture.shape[:2])
+    left = fresh(picture, WORDS, masks=half)
+    right = fresh(picture, WORDS, masks=~half)
+    assert asked[3:] == ["encode", "encode"], "other masks need CLIP's pass once"
+    assert fresh(picture, WORDS, masks=~half).probs.equal(right.probs) and not left.probs.equal(right.probs)
+    np.testing.assert_array_equal(fresh(picture, WORDS).panoptic, first.panoptic)
+    assert len(asked) == 5, "the proposals and the last own masks are kept"
     embedded = fresh.embed(picture)
     changed = picture.copy()
     changed[0, 0] ^= 255
     fresh(changed, WORDS)
-    assert len(asked) == 2
+    assert sorted(asked[5:]) == ["encode", "propose", "see"]
     np.testing.assert_array_equal(fresh(embedded, WORDS).panoptic, first.panoptic)
-    assert len(asked) == 2, "an embedded picture is never embedded again"
+    assert len(asked) == 8, "an embedded picture is never embedded again"
 
 
 def test_own_masks_in_every_form_are_one(mini: Segmenter, picture: np.ndarray) -> None:

@@ -65,13 +65,17 @@ def test_what_departs_from_the_paper_is_named(tmp_path: Path) -> None:
         evaluation=replace(paper.evaluation, limit=10),
         data=replace(paper.data, training_limit=20),
         proposals=replace(paper.proposals, mask2former=mask2former),
+        efficiency=replace(paper.efficiency, model="ViT-B-32"),
     )
     assert deviations(tried) == [
         "proposals.mask2former.backbone.weights is None, the paper's microsoft/resnet-50 (random weights)",
         "maskclip.steps is 4, the paper's 10000",
         "evaluation.limit is 10, the paper's None",
+        "efficiency.model is ViT-B-32, the paper's ViT-L-14-336",
         "data.training_limit is 20, the paper's None",
     ]
+    drawn = replace(paper, data=replace(paper.data, world=load_study("mini", configs=ROOT / "configs").data.world))
+    assert deviations(drawn) == ["data.world is drawn, the paper's data sets are photographs"]
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
+from study_copy import copy_study, run, start
 
-ROOT = Path(__file__).parent.parent
 SMALL = {
     "data": {"world": {"coco_train": 24, "coco_val": 6, "ade": 6, "pascal": 6, "lvis": 6}},
     "proposals": {
@@ -33,31 +29,6 @@ METHODS = {
 }  # fmt: skip
 
 
-def start(folder: Path, module: str, *arguments: str) -> subprocess.Popen:
-    """`python -m module` of this very environment, found first, in a copy of the study."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "SHELL": "/bin/sh"}  # as where none is set
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def run(folder: Path, module: str, *arguments: str) -> str:
-    process = start(folder, module, *arguments)
-    output = process.communicate(timeout=1500)[0]
-    assert process.returncode == 0, output
-    return output
-
-
-def update(settings: dict, small: dict) -> None:
-    for name, value in small.items():
-        if isinstance(value, dict):
-            update(settings[name], value)
-        else:
-            settings[name] = value
-
-
 def working_in(folder: Path) -> list[Path]:
     """The processes whose working folder this is."""
     found = []
@@ -71,22 +42,7 @@ def working_in(folder: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what git tracks here, its profile at smoke size, in a folder whose name is no easy one."""
-    folder = tmp_path_factory.mktemp("a study") / "é x"
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        whole = (ROOT / name).is_file() or (ROOT / name).is_symlink()
-        if whole and (not name.startswith("reports/") or name.endswith("reasons.yaml")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    yaml = YAML()
-    for name, changes in (("params.yaml", {"seeds": [3]}), ("configs/mini.yaml", SMALL)):
-        settings = yaml.load(folder / name)
-        update(settings, changes)
-        yaml.dump(settings, folder / name)
-    for command in (["init", "-q"], ["add", "-A"]):
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    return folder
+    return copy_study(tmp_path_factory.mktemp("a study") / "é x", params={"seeds": [3]}, mini=SMALL)
 
 
 @pytest.fixture(scope="module")

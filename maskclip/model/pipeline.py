@@ -102,11 +102,15 @@ class MaskCLIP:
         Without `proposals` the model's own source proposes; a ValueError says if there is none.
         """
         pixels = preprocess(self.clip, image)[None]
-        if proposals is None:
-            if self.proposals is None:
-                raise ValueError("no masks to name: give MaskCLIP a proposal source, or embed(...) proposals")
-            (proposals,) = self.proposals([image])
-        return self._segmented(self.encoder, pixels, proposals, (image.shape[0], image.shape[1]))
+        masks = self.propose(image) if proposals is None else proposals
+        return self._segmented(self.encoder, pixels, masks, (image.shape[0], image.shape[1]))
+
+    def propose(self, image: np.ndarray) -> Proposals:
+        """Masks without names, by the model's own source; a ValueError says if there is none."""
+        if self.proposals is None:
+            raise ValueError("no masks to name: give MaskCLIP a proposal source, or embed(...) proposals")
+        (proposals,) = self.proposals([image])
+        return proposals
 
     def _segmented(
         self, encode: Callable[..., MaskEncoding], image: Any, proposals: Proposals, size: tuple[int, int]

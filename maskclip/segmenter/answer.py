@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
@@ -22,10 +21,10 @@ from torch import Tensor
 from maskclip.data.images import write_panoptic_ids
 from maskclip.files import write_atomically
 from maskclip.model import merge
-from maskclip.visualize import class_color, comparison, draw_masks, draw_panoptic
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow to import, and not wanted by each answer
     import pandas as pd
+    from matplotlib.figure import Figure
 
 LEAST_SCORE = 0.1  # of an instance
 DRAWN = 2048  # pixels of a picture's longer side
@@ -137,6 +136,8 @@ class Segmentation:
 
         task: panoptic, semantic or instances. text: size of the names.
         """
+        from maskclip.visualize import draw_masks, draw_panoptic
+
         image = Image.fromarray(self.image)
         image.thumbnail((DRAWN, DRAWN))
         canvas = np.asarray(image)
@@ -157,6 +158,8 @@ class Segmentation:
 
     def show(self, task: str = "panoptic") -> Figure:
         """The picture beside the answer, for notebooks."""
+        from maskclip.visualize import comparison
+
         return comparison([[self.image, self.draw(task)]], ["picture", ", ".join(self.labels)[:80]], width=12)
 
     def save(self, path: str | Path, task: str = "panoptic") -> Path:
@@ -166,7 +169,7 @@ class Segmentation:
 
     def table(self, task: str = "panoptic") -> pd.DataFrame:
         """One row a segment: id, name, thing, score, next word, its score, area in percent of the picture, box."""
-        import pandas as pd  # slow to import
+        import pandas as pd
 
         rows = []
         for one in self.instances if task == "instances" else self.segments:
@@ -211,6 +214,8 @@ class Segmentation:
 
     def _repr_html_(self) -> str:
         """Picture, answer and legend, for notebooks."""
+        from maskclip.visualize import class_color
+
         rows = []
         for one in self.segments:
             color = "#" + "".join(f"{round(255 * x):02x}" for x in class_color(one.name, one.isthing))

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from maskclip.data.coco import decode
 from maskclip.data.images import read_image
 from maskclip.model.clip import Clip, is_torchscript, load_clip, text_embeddings
-from maskclip.model.pipeline import MaskCLIP, ProposalSource, SegmentedImage
+from maskclip.model.pipeline import MaskCLIP, ProposalSource, SeenImage, SegmentedImage
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, load_source
 from maskclip.proposals.mask_generator import mask_proposals
@@ -65,7 +65,8 @@ class Segmenter:
         self.known_words = None if known is None else tuple(known)
         self.stuff, self.templates = frozenset(stuff), templates_of(templates)
         self._words: dict[str, Tensor] = {}  # of each name, its text embedding
-        self._last: tuple[bytes, EmbeddedPicture] | None = None
+        self._seen: tuple[bytes, SeenImage] | None = None  # CLIP's pass over the last picture, for other masks
+        self._embedded: dict[bytes, EmbeddedPicture] = {}  # of its masks
 
     @classmethod
     def load(
@@ -116,13 +117,16 @@ class Segmenter:
         """
         image = as_picture(picture)
         own = None if masks is None else own_masks(masks, image.shape[:2])
-        key = _digest(image, own)
-        if self._last is None or self._last[0] != key:
-            embedded = self.model.embed(image, own)
+        picture_key, key = _digest(image), b"" if own is None else _digest(own.mask_logits.numpy())
+        if self._seen is None or self._seen[0] != picture_key:
+            self._seen, self._embedded = (picture_key, self.model.see(image)), {}
+        if key not in self._embedded:
+            embedded = self.model.encode(self._seen[1], self.model.propose(image) if own is None else own)
             if own is not None:
                 embedded = replace(embedded, mask_logits=own.mask_logits.to(embedded.mask_logits))
-            self._last = key, EmbeddedPicture(image, embedded)
-        return self._last[1]
+            kept = {b"": self._embedded[b""]} if b"" in self._embedded else {}  # the proposals', and the last own ones
+            self._embedded = kept | {key: EmbeddedPicture(image, embedded)}
+        return self._embedded[key]
 
     def __call__(
         self,
@@ -245,7 +249,7 @@ def own_masks(masks: Any, size: tuple[int, ...]) -> Proposals:
         if array.ndim == 2 and array.dtype == bool:
             found = [array]
     for mask in found:
-        if mask.shape != tuple(size) or not np.isin(mask, (0, 1, 255)).all():
+        if mask.shape != tuple(size) or (mask.dtype != bool and not np.isin(mask, (0, 1, 255)).all()):
             values = "" if mask.shape != tuple(size) else f" of values {mask.min():.3g} to {mask.max():.3g}"
             raise ValueError(
                 f"a mask is {list(mask.shape)}{values}, the picture {list(size)} (height, width); give bool [M, H, W], "
@@ -264,11 +268,9 @@ def _mask_of(one: Any, size: tuple[int, ...], number: int) -> np.ndarray:
     return np.asarray(shape)
 
 
-def _digest(image: np.ndarray, own: Proposals | None) -> bytes:
-    digest = hashlib.blake2b(np.ascontiguousarray(image).data)
-    digest.update(repr(image.shape).encode())
-    if own is not None:
-        digest.update(f"own {own.mask_logits.shape}".encode() + own.mask_logits.numpy().tobytes())
+def _digest(array: np.ndarray) -> bytes:
+    digest = hashlib.blake2b(np.ascontiguousarray(array).data)
+    digest.update(repr(array.shape).encode())
     return digest.digest()
 
 

@@ -23,6 +23,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from maskclip.files import write_atomically
+from study.methods import NETWORKS
+from study.params import PAPER
 from study.report import claims, tables
 from study.report.figures import draw_figures
 from study.report.results import Picture, Results, read_results
@@ -68,6 +70,7 @@ def build_report(
     if reasons is not None and not Path(reasons).is_file():
         raise FileNotFoundError(f"there is no file of reasons {reasons}")
     out, results = Path(reports_dir), read_results(results_dir, seeds)
+    departures = [*departures, *_other_trainings(results, departures)]
     found = claims.read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
     judged = claims.judge_claims(results, found, claims.read_verdicts(published))
     built = {number: tables.build_table(results, number, found.get(f"Table {number}", "")) for number in tables.TABLES}
@@ -118,7 +121,7 @@ def _pages(
         return environment.get_template("report.md").render(
             web=web, results=results, judgements=judgements, tables=built, departures=departures, root=root,
             chips=_CHIPS, counts=claims.count_verdicts(judgements), rule=claims.RULE, headlines=_headlines(results),
-            facts=_run_facts(results), times=results.times.to_dict("records"), scene=kinds["scene"],
+            facts=_run_facts(results, departures), times=results.times.to_dict("records"), scene=kinds["scene"],
             schemes=kinds["fig"], pictures=others, link=link, embed=embed_picture, picture=picture,
             chart=lambda name: picture(charts[name]) if name in charts else "",
             claim_table=lambda judged: marked(claims.comparison_table(judged)),
@@ -129,6 +132,24 @@ def _pages(
     body = MarkdownIt("commonmark").enable("table").render(written(web=True))
     page = environment.get_template("report.html").render(body=marked(body), tables=built, pictures=others)
     return {"README.md": written(web=False), "index.html": page}
+
+
+def _other_trainings(results: Results, departures: Sequence[str]) -> list[str]:
+    """Trainings whose curves are not of the paper's length and that no departure names.
+
+    The profile has changed since, or the results come from elsewhere.
+    """
+    found = []
+    for name, curve in results.curves.groupby("method") if len(results.curves) else ():
+        network = NETWORKS.get(str(name))
+        where = f"proposals.{network.settings}" if network else "maskclip"
+        setting = f"{where}.training" if network else where
+        if any(one.startswith(f"{setting}.steps ") for one in departures):
+            continue
+        papers: Any = PAPER[setting] if setting in PAPER else getattr(PAPER[where], "training")  # noqa: B009
+        if (steps := int(curve.step.max()) + 1) != papers.steps:
+            found.append(f"{name} was trained for {steps} steps, the paper's {papers.steps}")
+    return found
 
 
 def embed_picture(path: Path) -> str:
@@ -159,11 +180,11 @@ def _headlines(results: Results) -> list[dict[str, str]]:
     return found
 
 
-def _run_facts(results: Results) -> dict[str, str]:
+def _run_facts(results: Results, departures: Sequence[str]) -> dict[str, str]:
     """What ran: profile, seeds, versions, machine and, in a checkout, the commit."""
     versions = {"python": platform.python_version()} | {package: metadata.version(package) for package in _PACKAGES}
     facts = {
-        "profile": results.profile,
+        "profile": results.profile + (f", {len(departures)} values not the paper's" if departures else ""),
         "seeds": ", ".join(map(str, results.seeds)),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "this page was made on": machine(),
