@@ -22,8 +22,9 @@ report: install
 
 # the course's lessons, as they ran, for a projector
 slides: install
-	$(BIN)/jupyter nbconvert --to slides --SlidesExporter.reveal_width=1280 --SlidesExporter.reveal_height=720 \
-		--SlidesExporter.reveal_scroll=True --output-dir runs/slides reports/course/*.ipynb
+	$(BIN)/jupyter nbconvert --to slides --template slides --TemplateExporter.extra_template_basedirs=study \
+		--SlidesExporter.reveal_width=1280 --SlidesExporter.reveal_height=720 --SlidesExporter.reveal_scroll=True \
+		--output-dir runs/slides reports/course/*.ipynb
 
 # a file's tests stay together; the study at smoke size comes first (tests/conftest.py) and has a lane of its own
 test: install
