@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import papermill
 import pytest
+from nbconvert import SlidesExporter
 from PIL import Image
 
 from study.executed import copy_of, executed_stage, sources, stripped
@@ -115,6 +116,14 @@ def test_a_stages_copy_is_that_of_the_same_text(tmp_path: Path, monkeypatch: pyt
         executed_stage(notebook, "mini")
     nbformat.write(new(cells=[code("seed = 0"), given, code("draw()")], metadata=said), ran / "02_x.ipynb")
     assert executed_stage(notebook, "mini") == Path("runs/mini/0/notebooks/02_x.ipynb")
+
+
+def test_slides_fit_a_projector() -> None:
+    """As `make slides` makes them, in the course's own template."""
+    export = SlidesExporter(template_name="slides", extra_template_basedirs=[str(ROOT / "study")])
+    page, _ = export.from_filename(str(ROOT / "reports" / "course" / "6_metrics.ipynb"))
+    assert "max-height: 310px" in page and page.count("<section") > 15 and "import numpy" not in page
+    assert "--template slides --TemplateExporter.extra_template_basedirs=study" in (ROOT / "Makefile").read_text()
 
 
 def test_every_lesson_is_listed() -> None:
