@@ -155,6 +155,7 @@ class Evaluation:
     overlap_threshold: Fraction
     top_k: PositiveInt
     objectness_power: NonNegativeFloat
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"  # in which MaskCLIP computes
 
 
 def from_mapping(section: type[Section], mapping: Any, where: str) -> Section:

@@ -5,12 +5,14 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
 from maskclip.data import (
     DATASETS,
@@ -24,9 +26,21 @@ from maskclip.data import (
     same_pictures,
     scored_on,
 )
-from maskclip.evaluation.tasks import InstanceTask, SemanticTask, SplitTask, evaluate, own_ids, tasks_of
-from maskclip.model.pipeline import NamedMasks, SegmentedImage
-from maskclip.proposals import ground_truth_proposals
+from maskclip.evaluation.judgements import Judgements
+from maskclip.evaluation.tasks import (
+    InstanceTask,
+    PanopticTask,
+    SemanticTask,
+    SplitTask,
+    evaluate,
+    judge,
+    own_ids,
+    tasks_of,
+)
+from maskclip.model.clip import load_clip
+from maskclip.model.pipeline import MaskCLIP, NamedMasks, SegmentedImage
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.proposals import Proposals, ground_truth_proposals
 from maskclip.settings import Evaluation
 from miniature.datasets import write_world
 
@@ -131,6 +145,8 @@ def write_set(folder: Path, pictures: list[str], first_id: int = 1) -> None:
 
 class Perfect:
     """In place of MaskCLIP: what it is given as proposals are the true masks and classes."""
+
+    clip = SimpleNamespace(device=torch.device("cpu"))
 
     def embed(self, image: np.ndarray, truth: Annotation) -> SegmentedImage:
         masks = ground_truth_proposals(truth)
@@ -240,3 +256,23 @@ def test_every_file_is_opened_once_a_stage(tmp_path: Path, monkeypatch: pytest.M
         assert kinds[".jpg"] == 2  # both pictures
         assert kinds[".json"] == {"a150": 3, "p59": 2, "lvis": 1, "coco_val": 3}[pictures]
         opened.clear()
+
+
+def test_mixed_precision_changes_little_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+    dataset = toy_set([Category(0, "cow", True), Category(1, "sky", False)], image_ids=(1,))
+    clip = load_clip(Path(__file__).parent.parent / "models" / "mini_clip")
+    model = MaskCLIP(clip, MaskCLIPVisualEncoder.from_open_clip(clip.model, (2, 4)))
+    proposals = {1: Proposals(10 * torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.ones(3))}
+    seen, name = [], model.name
+    monkeypatch.setattr(model, "name", lambda masks, *a, **k: seen.append(masks.embeddings) or name(masks, *a, **k))
+    task = PanopticTask(dataset)
+    monkeypatch.setattr(task, "judge", lambda named, *_: named(dataset.names).panoptic([True, False]))
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    for precision in ("float32", "tf32", "bf16", "fp16"):
+        judge(model, dataset, proposals, [task], replace(EVALUATION, precision=precision), ("{}",), Judgements())
+    exact, tf32, *halves = (normalize(one.float(), dim=-1) for one in seen)
+    assert torch.equal(exact, tf32), "on a CPU"
+    apart = [(1 - (half * exact).sum(-1)).abs().max().item() for half in halves]
+    assert apart[1] < apart[0] < 1e-3 and not any(torch.equal(half, exact) for half in halves), apart
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    assert not torch.is_autocast_enabled("cpu")

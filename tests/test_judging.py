@@ -22,7 +22,7 @@ from study.run import launch
 
 TOP = Path(__file__).parent.parent
 SETTINGS: Any = SimpleNamespace(
-    object_mask_threshold=0.3, overlap_threshold=0.5, top_k=100, objectness_power=0.0, limit=None
+    object_mask_threshold=0.3, overlap_threshold=0.5, top_k=100, objectness_power=0.0, limit=None, precision="float32"
 )
 
 

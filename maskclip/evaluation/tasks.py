@@ -5,11 +5,13 @@ A task has its `dataset`, judges a picture (`judge`, as plain values), adds what
 metrics in percent (`compute`). So pictures can be judged by several processes, and by a run that was killed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from maskclip.data import Category, Dataset, scored_on
@@ -208,11 +210,28 @@ def judge(
     left = [place for place in range(share[0], len(pictures), share[1]) if place not in done]  # others may be at work
     for place in tqdm(left, desc=pictures.name, unit="image", mininterval=5, disable=share[0] > 0):
         image_id = pictures.image_ids[place]
-        masks = model.embed(pictures.picture(image_id), proposals[image_id])
+        with computing_in(evaluation.precision, model.clip.device.type):
+            masks = model.embed(pictures.picture(image_id), proposals[image_id])
         name = partial(model.name, masks, templates=templates, objectness_power=evaluation.objectness_power)
         own = [ids.get(image_id) for ids in ids_of_tasks]
         judged = [None if i is None else task.judge(name, i, evaluation) for task, i in zip(tasks, own)]
         judgements.keep(place, judged)
+
+
+@contextmanager
+def computing_in(precision: str, device: str) -> Iterator[None]:
+    """Everything inside in float32 exactly, in float32 with TF32's shorter products (NVIDIA's), or in mixed precision
+    (bf16, fp16); what was set before is set again."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # which torch allows unasked
+    try:
+        with torch.autocast(device, half, enabled=half is not None):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def add_up(tasks: Sequence[Task], judgements: Judgements, pictures: int) -> None:
