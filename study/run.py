@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,7 @@ from maskclip.training.proposal_networks import train_proposals
 from study.methods import GROUND_TRUTH, METHODS, NETWORKS, SCORE_COLUMNS
 from study.params import load_params
 
+Kept = TypeVar("Kept", pd.DataFrame, dict[str, np.ndarray])
 RETRAIN = os.environ.get("STUDY_RETRAIN") == "1"  # said by `python -m study.pipeline --retrain STAGE`
 MAIN_METRICS = ("PQ", "mIoU", "AP", "AP50_generalized_base", "AP50_generalized_target")  # for `dvc metrics show`
 
@@ -202,14 +203,20 @@ class Run:
         templates = tuple(self.study.clip.templates)
         judge(self.model(method), dataset, proposals, found, self.study.evaluation, templates, judgements, share)
 
-    def kept(self, name: str, compute: Callable[[], pd.DataFrame], **identity: Any) -> pd.DataFrame:
-        """A table that takes long: computed once for these settings, this very code and what else `identity` names."""
+    def kept(self, name: str, compute: Callable[[], Kept], **identity: Any) -> Kept:
+        """What takes long, a table or arrays by name: computed once for these settings, this very code and what else
+        `identity` names."""
         identity |= {"code": _digest_of_code("miniature"), "settings": asdict(self.study), "seed": self.seed}
-        path = self.folder / "kept" / f"{name}-{settings_hash(identity)}.csv"
-        if RETRAIN or not path.is_file():
-            frame = compute()
-            write_atomically(path, lambda partial: frame.to_csv(partial, index=False))
-        return pd.read_csv(path)
+        stem = self.folder / "kept" / f"{name}-{settings_hash(identity)}"
+        table, arrays = stem.with_suffix(".csv"), stem.with_suffix(".npz")
+        if RETRAIN or not (table.is_file() or arrays.is_file()):
+            found: Any = compute()
+            if isinstance(found, dict):
+                write_atomically(arrays, lambda partial: _save_arrays(partial, found))
+            else:
+                write_atomically(table, lambda partial: found.to_csv(partial, index=False))
+        kept: Any = pd.read_csv(table) if table.is_file() else dict(np.load(arrays))
+        return kept
 
     def write_rows(self, stage: str, rows: list[dict]) -> pd.DataFrame:
         """Rows into <stage>.csv, the main ones, nested as dataset.metric, into <stage>.json (several methods:
@@ -267,6 +274,11 @@ def _judge(
 ) -> None:
     share = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     Run(seed, params).judge(method, network, pictures, wanted, share)
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # NumPy would add its suffix to a name
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _digest_of_code(*beside: str) -> str:

@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
@@ -131,6 +132,19 @@ def test_a_table_that_takes_long_is_computed_once_for_each_identity(
     monkeypatch.setattr(study.run, "RETRAIN", True)
     run.kept("asked", compute, scenes=8)
     assert len(calls) == 4
+
+
+def test_arrays_that_take_long_are_kept_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    run = Run(0)
+    run.folder = tmp_path
+    wanted = {"asked": np.arange(6, dtype=np.uint8).reshape(1, 2, 3), "answered": np.full((2, 2), 0.1)}
+    first = run.kept("drawn", lambda: wanted)
+    again = run.kept("drawn", lambda: pytest.fail("it is kept"))
+    assert [*first] == [*again] == [*wanted]
+    for name, array in wanted.items():
+        assert again[name].dtype == array.dtype
+        np.testing.assert_array_equal(again[name], array)
 
 
 def test_all_that_stages_write_but_the_report_is_a_profiles_own() -> None:
