@@ -80,7 +80,8 @@ def benchmark(
     """Measure `rows` on one image with `masks` random masks, each over about half of the patches.
 
     Times are medians over `repeats` interleaved rounds, so that a busy machine slows every row alike,
-    after one that does not count where it takes less than 2 s. Peak memory is a whole process's (CUDA:
+    after one that does not count where it takes less than 2 s; before all, the first row runs once,
+    so that it is as warm as the others. Peak memory is a whole process's (CUDA:
     torch's) while the row runs, model and Python included; the CLIP Baseline's is at one picture per
     pass. A model given by name has no text tower then, and a process of its own, where neither what
     this one holds nor how its allocator is set plays a part.
@@ -222,7 +223,7 @@ def _times_and_peaks(bench: _Bench, rows: list[str], device: str, repeats: int) 
     """Median seconds of `repeats` rounds, and the peak GiB of the round before them."""
     times: dict[str, list[float]] = {row: [] for row in rows}
     values: Values = []
-    for row in rows[:1]:
+    for row in rows[:1] if repeats else ():
         _time(bench.steps[row], device)  # whichever comes first pays for memory and threads that all others find
     for row in rows:
         _reset_peak(device)
