@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # another, as is best where one fills the machine (the paper profile).
 LANES ?= 2
 
-.PHONY: study test report slides lint install clean
+.PHONY: study test rehearsal report slides lint install clean
 
 study: install
 	$(BIN)/python -m study.pipeline --lanes $(LANES) --profile mini --seeds 0
@@ -29,7 +29,11 @@ slides: install
 # a file's tests stay together; the study at smoke size comes first (tests/conftest.py) and has a lane of its own
 test: install
 	export OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // $(LANES)))"); \
-	$(BIN)/python -m pytest -n $(LANES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(LANES) --dist loadfile --no-loadscope-reorder --ignore tests/test_rehearsal.py
+
+# the paper profile's whole path on made-up archives, in some four minutes
+rehearsal: install
+	$(BIN)/python -m pytest tests/test_rehearsal.py
 
 lint: install
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy

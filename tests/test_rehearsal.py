@@ -75,6 +75,10 @@ def test_every_network_is_trained_and_every_method_scored(rehearsed: Path) -> No
     assert set(scores.profile) == {"rehearsal"} and scores.value.dropna().between(0, 100).all()
     assert set(scores.dataset) >= {"a150", "a847", "p59", "p459", "lvis", "coco_split"}
     assert json.loads((rehearsed / "results/rehearsal/data.json").read_text())["data sets"] > 5
+    for number in (2, 3, 4, 5, 6, 7, 8, 9):
+        table = pd.read_csv(rehearsed / f"runs/rehearsal/report/tables/table{number}.csv")
+        measured = table[table.numbers == "study"].select_dtypes("number")
+        assert measured.notna().to_numpy().any(), f"Table {number} has no row of this study"
 
 
 def test_the_report_says_first_that_it_is_not_the_papers(rehearsed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
