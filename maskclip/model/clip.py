@@ -211,10 +211,8 @@ def preprocess(clip: Clip, image: np.ndarray) -> Tensor:
     if not array or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         found = f"{image.dtype} {list(image.shape)}" if array else type(image).__name__
         raise ValueError(f"an image must be an array, uint8 [H, W, 3] with a pixel, not {found}; see read_image")
-    pixels = (
-        torch.from_numpy(np.require(image, requirements=["C", "W"])).to(clip.device).permute(2, 0, 1)[None].float()
-        / 255
-    )
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(clip.device)  # a copy only where it must
+    pixels = pixels.permute(2, 0, 1)[None].float() / 255
     size = (clip.image_size, clip.image_size)
     pixels = F.interpolate(pixels, size=size, mode=clip.interpolation, align_corners=False, antialias=True)[0]
     return (pixels.clamp(0, 1) - clip.mean) / clip.std
