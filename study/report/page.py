@@ -146,7 +146,8 @@ def _other_trainings(results: Results, departures: Sequence[str]) -> list[str]:
         setting = f"{where}.training" if network else where
         if any(one.startswith(f"{setting}.steps ") for one in departures):
             continue
-        papers: Any = PAPER[setting] if setting in PAPER else getattr(PAPER[where], "training")  # noqa: B009
+        section: Any = PAPER.get(where)
+        papers: Any = PAPER[setting] if setting in PAPER else section.training
         if (steps := int(curve.step.max()) + 1) != papers.steps:
             found.append(f"{name} was trained for {steps} steps, the paper's {papers.steps}")
     return found
