@@ -26,10 +26,10 @@ slides: install
 		--SlidesExporter.reveal_width=1280 --SlidesExporter.reveal_height=720 --SlidesExporter.reveal_scroll=True \
 		--output-dir runs/slides reports/course/*.ipynb
 
-# a file's tests stay together; the study at smoke size comes first (tests/conftest.py) and has a lane of its own
+# a file's tests stay together; the rehearsal comes first (tests/conftest.py) and has a lane of its own
 test: install
 	export OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // $(LANES)))"); \
-	$(BIN)/python -m pytest -n $(LANES) --dist loadfile --no-loadscope-reorder --ignore tests/test_rehearsal.py
+	$(BIN)/python -m pytest -n $(LANES) --dist loadfile --no-loadscope-reorder
 
 # the paper profile's whole path on made-up archives, in some four minutes
 rehearsal: install

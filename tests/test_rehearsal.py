@@ -1,10 +1,13 @@
-"""The paper profile's whole path on made-up archives of every set: prepared, checked, run, reported, in minutes."""
+"""The paper profile's whole path on made-up archives: prepared, checked, run, killed, resumed, reported."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import made_up_archives as made_up
@@ -13,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
-from study_copy import ROOT, copy_study, run
+from study_copy import ROOT, copy_study, run, start
 
 from maskclip.data import DATASETS
 from maskclip.data.prepare import PREPARATIONS
@@ -50,16 +53,42 @@ def write_random_clip(folder: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(content))
 
 
+def working_in(folder: Path) -> list[Path]:
+    """The processes whose working folder this is."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended, or is another user's
+            if process.joinpath("cwd").resolve() == folder and process.joinpath("cmdline").read_bytes():
+                found.append(process)
+    return found
+
+
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study on made-up archives, by the commands that a researcher gives on the real ones."""
-    folder = copy_study(tmp_path_factory.mktemp("rehearsal") / "study", params={"profile": "rehearsal", "seeds": [0]})
+    """The study on made-up archives, by the commands that a researcher gives on the real ones.
+
+    The pipeline is killed once (kill -9), in the midst of MaskCLIP's training. The folder's name is no easy one.
+    """
+    folder = tmp_path_factory.mktemp("a rehearsal") / "é x"
+    copy_study(folder, params={"profile": "rehearsal", "seeds": [0]})
     write_random_clip(folder / "models/random_clip")
     made_up.all_sets(folder / "archives")
     for name in PREPARATIONS:
         run(folder, "maskclip.cli", "prepare", name, "--from", "archives", "--to", "data/rehearsal", "--workers", "1")
     said = run(folder, "maskclip.cli", "check", "data/rehearsal", "--own", "--thorough")
     assert said.count(" right") == len(DATASETS)
+
+    pipeline = start(folder, "study.pipeline", "--lanes", "2")
+    checkpoint, deadline = folder / "runs/rehearsal/0/maskclip/checkpoint.pt", time.monotonic() + 900
+    while not checkpoint.is_file() and pipeline.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pipeline.kill()
+    output = pipeline.communicate()[0]
+    assert checkpoint.is_file() and not (folder / "results/rehearsal/0/maskclip.csv").exists(), output
+    deadline = time.monotonic() + 30
+    while working_in(folder) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not working_in(folder), "a killed pipeline leaves nothing running"
     run(folder, "study.pipeline", "--lanes", "2")
     return folder
 
@@ -74,9 +103,15 @@ def test_every_network_is_trained_and_every_method_scored(rehearsed: Path) -> No
     assert set(scores.method) == {method.trained_as for method in METHODS.values() if method.network}
     assert set(scores.profile) == {"rehearsal"} and scores.value.dropna().between(0, 100).all()
     assert set(scores.dataset) >= {"a150", "a847", "p59", "p459", "lvis", "coco_split"}
+    assert set(scores[scores.dataset == "coco_split"].metric) == {
+        "AP50_constrained_base", "AP50_constrained_target",
+        "AP50_generalized_base", "AP50_generalized_target", "AP50_generalized_all",
+    }  # fmt: skip
     assert json.loads((rehearsed / "results/rehearsal/data.json").read_text())["data sets"] > 5
     for number in (2, 3, 4, 5, 6, 7, 8, 9):
         table = pd.read_csv(rehearsed / f"runs/rehearsal/report/tables/table{number}.csv")
+        for suffix in ("md", "tex"):
+            assert (rehearsed / f"runs/rehearsal/report/tables/table{number}.{suffix}").is_file()
         measured = table[table.numbers == "study"].select_dtypes("number")
         assert measured.notna().to_numpy().any(), f"Table {number} has no row of this study"
 
@@ -93,3 +128,37 @@ def test_the_report_says_first_that_it_is_not_the_papers(rehearsed: Path, monkey
     assert "backbone.weights is None, the paper's microsoft/resnet-50 (random weights)" in first_screen
     assert "clip.pretrained is None, the paper's openai (random weights)" in first_screen
     assert not re.search(r"profile\W+(<[^>]*>)*\s*paper\b", page)
+
+
+def test_a_second_run_runs_nothing(rehearsed: Path) -> None:
+    assert "Running stage" not in run(rehearsed, "study.pipeline")
+    output = run(rehearsed, "dvc", "repro")
+    assert "Running stage" not in output
+    assert "Data and pipelines are up to date." in output
+
+
+def test_a_killed_training_resumes_to_the_undisturbed_runs_numbers(rehearsed: Path) -> None:
+    killed = pd.read_csv(rehearsed / "results/rehearsal/0/maskclip.csv")
+    shutil.rmtree(rehearsed / "runs/rehearsal/0/maskclip")
+    (rehearsed / "results/rehearsal/0/maskclip.csv").rename(rehearsed / "killed.csv")
+    run(rehearsed, "dvc", "repro", "--force", "--single-item", "maskclip@0-maskclip")
+    pd.testing.assert_frame_equal(pd.read_csv(rehearsed / "results/rehearsal/0/maskclip.csv"), killed, check_exact=True)
+
+
+def test_dvc_shows_dag_metrics_and_plots(rehearsed: Path) -> None:
+    dag = run(rehearsed, "dvc", "dag")
+    assert "proposals@0-mask2former" in dag and "report" in dag
+    metrics = run(rehearsed, "dvc", "metrics", "show")
+    assert "results/rehearsal/0/maskclip.json" in metrics.replace("\\", "/") and "a150.PQ" in metrics
+    assert max(map(len, metrics.splitlines())) < 600, "one screen or two, not a screen a metric"
+    for name in ("maskclip", "baselines_clip_baseline", "ground_truth_masks_wo_rma"):
+        main = json.loads((rehearsed / f"results/rehearsal/0/{name}.json").read_text())
+        assert set(main["a150"]) == {"PQ"} and set(main["a150_semantic"]) == {"mIoU"}
+    shown = run(rehearsed, "dvc", "plots", "show", "--json")
+    plots = json.loads(shown[shown.index("{") :])["data"]
+    assert "results/rehearsal/0/maskclip.csv" in plots and any(name.startswith("Table 3") for name in plots)
+    assert all(plots.values()), f"nothing to draw: {[name for name, drawn in plots.items() if not drawn]}"
+    for name, (plot, *_) in plots.items():
+        chart = json.loads(plot["content"]) if isinstance(plot["content"], str) else plot["content"]
+        x = "step" if "curves_" in name else chart["encoding"]["x"]["field"].replace("\\", "")
+        assert all(float(point[x]) >= 0 for point in chart["data"]["values"]), f"{name} is drawn over {x}, no number"
