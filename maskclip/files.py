@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # writing a table need not wait for torch
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}(\.\w+)?")  # the name of what a killed `write_atomically` leaves
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write(temporary_path)` fill a file next to `path`, then move it there in one step.
+def write_atomically(path: str | Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Write text (UTF-8), bytes or what `content(temporary_path)` writes beside `path`, then move it there in one step.
 
     A kill, a full disk or an exception leaves either the former file or none, never half of one.
 
@@ -31,7 +31,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # the bytes before the name: a power cut must not leave an empty file
         os.replace(temporary, path)
@@ -53,8 +56,7 @@ def checkpoint_bytes(state: Mapping[str, Any]) -> bytes:
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write a dictionary of tensors and plain values atomically."""
-    content = checkpoint_bytes(state)  # a disk's error in writing them is its own; torch would hide it in another
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, checkpoint_bytes(state))  # a disk's error is its own; torch would hide it in another
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:

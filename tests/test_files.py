@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_sentence_whoever_writes(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"cannot write .*a\.pt: File too large; make room"):
             save_checkpoint(tmp_path / "a.pt", state)
         with pytest.raises(OSError, match=r"cannot write .*a\.safetensors: File too large; make room"):
-            write_atomically(tmp_path / "a.safetensors", lambda path: path.write_bytes(save(state)))
+            write_atomically(tmp_path / "a.safetensors", save(state))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 from maskclip.data.check import Finding
@@ -33,6 +32,6 @@ def update_manifests(root: str | Path, findings: Iterable[Finding], into: str | 
         said = {"pictures": finding.pictures, "categories": finding.categories}
         text = json.dumps(said | {"fingerprint": open_dataset(finding.name, root).fingerprint()}, indent=1) + "\n"
         if not path.is_file() or path.read_text() != text:
-            write_atomically(path, partial(Path.write_text, data=text))
+            write_atomically(path, text)
         kept.append(path)
     return kept

@@ -58,7 +58,6 @@ class Judgements:
     def settle(self, scores: dict[str, dict[str, float]]) -> None:
         """Keep what all judgements add up to, in their place."""
         if self.folder is not None:
-            text = json.dumps(scores)
-            write_atomically(self.folder / SCORES, lambda path: path.write_text(text))
+            write_atomically(self.folder / SCORES, json.dumps(scores))
             for file in self.folder.glob("*.jsonl"):
                 file.unlink()

@@ -256,7 +256,7 @@ def write_panoptic(
         annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
     kinds = [{"id": c.id, "name": c.name, "isthing": int(c.isthing)} for c in categories]
     content = {"images": images, "annotations": annotations, "categories": kinds}
-    write_atomically(json_path, lambda path: path.write_text(json.dumps(content)))
+    write_atomically(json_path, json.dumps(content))
 
 
 def true_panoptic(truth: Annotation) -> tuple[np.ndarray, list[dict]]:

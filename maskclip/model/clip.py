@@ -177,7 +177,7 @@ def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] =
     with suppress(SafetensorError, OSError, KeyError):  # none yet, or damaged: encoded again
         return load_file(path)["embeddings"].to(clip.device)
     found = _encode_texts(clip, names, templates)
-    write_atomically(path, lambda partial: partial.write_bytes(save({"embeddings": found.cpu().contiguous()})))
+    write_atomically(path, save({"embeddings": found.cpu().contiguous()}))
     return found
 
 

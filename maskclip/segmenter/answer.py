@@ -209,7 +209,7 @@ class Segmentation:
             "annotations": [self.coco_panoptic(stem, ids.name)],
             "instances": self.coco_instances(stem),
         }
-        write_atomically(path, lambda partial: partial.write_text(json.dumps(content), encoding="utf-8"))
+        write_atomically(path, json.dumps(content))
         return path
 
     def _repr_html_(self) -> str:

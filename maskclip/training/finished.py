@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def finish(folder: Path, record: Mapping[str, Any], files: Mapping[str, bytes]) 
     if PartialState().is_main_process:
         _write_record(folder, record)
         for name, content in files.items():
-            write_atomically(folder / name, partial(Path.write_bytes, data=content))
+            write_atomically(folder / name, content)
         _write_record(folder, {**record, "files": file_digests(folder, files)})
         (folder / CHECKPOINT).unlink(missing_ok=True)
     PartialState().wait_for_everyone()
@@ -99,5 +98,4 @@ def tell(folder: Path, **said: Any) -> None:
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(folder / "record.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(folder / "record.json", json.dumps(record, indent=2) + "\n")

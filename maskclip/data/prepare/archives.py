@@ -187,7 +187,7 @@ class Source:
         return path if path.suffix == ".tar" else self._take_out(f"{path.stem}.tar", gzip.decompress(path.read_bytes()))
 
     def _take_out(self, name: str, content: bytes) -> Path:
-        write_atomically(self.scratch / name, lambda partial: partial.write_bytes(content))
+        write_atomically(self.scratch / name, content)
         return self.scratch / name
 
     def _missing(self, what: str, archive: Archive) -> Exception:

@@ -93,7 +93,7 @@ def place(job: Placing) -> None:
             need_size(file, found, job.size, job.said_by)
             stream.seek(0)
         if file.name or not _linked(file.container, path):
-            write_atomically(path, lambda partial: partial.write_bytes(stream.read()))
+            write_atomically(path, stream.read())
 
 
 def _linked(original: Path, path: Path) -> bool:
@@ -109,7 +109,7 @@ def _linked(original: Path, path: Path) -> bool:
 def put(path: Path, content: bytes) -> None:
     """Write a file, unless this very content is there: another script may have left another."""
     if not path.is_file() or path.read_bytes() != content:
-        write_atomically(path, lambda partial: partial.write_bytes(content))
+        write_atomically(path, content)
 
 
 def put_image(path: Path, pixels: np.ndarray, **options: Any) -> None:
