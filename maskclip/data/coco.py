@@ -191,6 +191,12 @@ def _picture_names(info: dict) -> list[str]:
     return [name for name in names if name]
 
 
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """The compressed run-length code of a mask, bool [H, W], as JSON holds it."""
+    code = coco_mask.encode(np.asfortranarray(mask).view(np.uint8))
+    return {"size": list(mask.shape), "counts": code["counts"].decode()}
+
+
 def decode(annotation: dict, size: tuple[int, int], where: Path | str) -> np.ndarray:
     """The mask of one annotation, bool [H, W], from polygons, plain or compressed run-length code.
 

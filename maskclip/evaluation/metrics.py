@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskclip.data import Annotation, Category, Dataset
+from maskclip.data.coco import encode
 from maskclip.data.images import write_panoptic_ids
 from maskclip.files import write_atomically
 
@@ -151,8 +152,7 @@ def coco_results(
     for mask, category, score in zip(masks, classes, scores, strict=True):
         key = np.packbits(mask).tobytes()  # one mask often carries several classes
         if key not in codes:
-            code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-            codes[key] = {"size": list(code["size"]), "counts": code["counts"].decode()}
+            codes[key] = encode(mask)
         entry = {"image_id": image_id, "category_id": categories[int(category)].id, "score": float(score)}
         results.append(entry | {"segmentation": codes[key]})
     return results

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from scipy.ndimage import find_objects
 
+from maskclip.data.coco import encode
 from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size, size_of
 from maskclip.data.prepare.filling import Placing, filling, names_of, place, put, put_image, put_json, run
 
@@ -179,10 +179,9 @@ def instances_of(things: np.ndarray, segments: dict[int, dict], image_id: str) -
     """
     upright, found = np.ascontiguousarray(things.T), []
     for number, segment in segments.items():
-        code = coco_mask.encode((upright == number).view(np.uint8).T)  # the code runs down the columns
         about = {key: segment[key] for key in ("iscrowd", "category_id", "bbox", "area")}
-        segmentation = {"size": list(things.shape), "counts": code["counts"].decode()}
-        found.append({"image_id": image_id, **about, "segmentation": segmentation})
+        code = encode((upright == number).T)  # which runs down the columns
+        found.append({"image_id": image_id, **about, "segmentation": code})
     return found
 
 
