@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as rle
 from torch import Tensor
 
+from maskclip.data.coco import encode
 from maskclip.data.images import write_panoptic_ids
 from maskclip.files import write_atomically
 from maskclip.model import merge
@@ -57,24 +57,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A picture's masks among a user's words; nothing is merged before it is asked for.
+    """A picture's masks among a user's words; nothing is merged before it is asked for."""
 
-    Attributes:
-        image: uint8 [H, W, 3].
-        labels, isthing: the classes.
-        probs: [M, K], 0 for masks that fit no word.
-        mask_logits: [M, h, w].
-        ranking: for each mask, words and scores, best first; the words for all else are among them.
-        thresholds: what `merge.panoptic_map` takes.
-    """
-
-    image: np.ndarray = field(repr=False)
+    image: np.ndarray = field(repr=False)  # uint8 [H, W, 3]
     labels: list[str]
     isthing: list[bool]
-    probs: Tensor = field(repr=False)
-    mask_logits: Tensor = field(repr=False)
-    ranking: list[list[tuple[str, float]]] = field(repr=False)  # per mask: words and scores, best first
-    thresholds: dict[str, Any] = field(default_factory=dict)
+    probs: Tensor = field(repr=False)  # [M, K], 0 for masks that fit no word
+    mask_logits: Tensor = field(repr=False)  # [M, h, w]
+    ranking: list[list[tuple[str, float]]] = field(
+        repr=False
+    )  # per mask: these and other words with scores, best first
+    thresholds: dict[str, Any] = field(default_factory=dict)  # what `merge.panoptic_map` takes
 
     @property
     def size(self) -> tuple[int, int]:
@@ -136,7 +129,7 @@ class Segmentation:
 
         task: panoptic, semantic or instances. text: size of the names.
         """
-        from maskclip.visualize import draw_masks, draw_panoptic
+        from maskclip.visualize import draw_masks, draw_panoptic, draw_semantic
 
         image = Image.fromarray(self.image)
         image.thumbnail((DRAWN, DRAWN))
@@ -148,9 +141,7 @@ class Segmentation:
             )
             return draw_masks(canvas, masks, [f"{one.name} {one.score:.0%}" for one in self.instances], text=text)
         if task == "semantic":
-            present = [int(c) for c in np.unique(self.semantic) if c >= 0]
-            marks = [{"id": c + 1, "category": c, "isthing": self.isthing[c]} for c in present]
-            return draw_panoptic(canvas, self.semantic[rows[:, None], columns] + 1, marks, self.labels, text=text)
+            return draw_semantic(canvas, self.semantic[rows[:, None], columns], self.labels, self.isthing, text=text)
         if task != "panoptic":
             raise ValueError(f"task is {task!r}; it must be panoptic, semantic or instances")
         ids, marks = self._panoptic
@@ -188,13 +179,10 @@ class Segmentation:
 
     def coco_instances(self, image_id: int | str = 1) -> list[dict[str, Any]]:
         """Results as in COCO's instance JSON, masks as compressed RLE."""
-        found = []
-        for one in self.instances:
-            packed = rle.encode(np.asfortranarray(one.mask.astype(np.uint8)))
-            shape = {"size": packed["size"], "counts": packed["counts"].decode()}
-            category = self.labels.index(one.name) + 1
-            found.append({"image_id": image_id, "category_id": category, "segmentation": shape, "score": one.score})
-        return found
+        return [
+            {"image_id": image_id, "category_id": self.labels.index(one.name) + 1, "segmentation": encode(one.mask),
+             "score": one.score} for one in self.instances
+        ]  # fmt: skip
 
     def save_coco(self, folder: str | Path, stem: str) -> Path:
         """Write <stem>.json (categories, panoptic annotation, instances) and <stem>_ids.png; the JSON is returned."""
@@ -214,35 +202,34 @@ class Segmentation:
 
     def _repr_html_(self) -> str:
         """Picture, answer and legend, for notebooks."""
+        pictures = "".join(
+            f'<img style="max-width:48%;margin-right:1%" alt="{alt}" '
+            f'src="data:image/png;base64,{embedded(picture, 900, "PNG")}">'
+            for picture, alt in ((self.image, "the picture"), (self.draw(), "its segments with their names"))
+        )
+        none = f"<p>None of these: {html.escape(', '.join(self.labels))}.</p>"
+        return f"<div>{pictures}</div>{self._legend() if self.segments else none}"
+
+    def _legend(self) -> str:
+        """A row a segment: colour, name, score, the next words, and how much of the picture it has."""
         from maskclip.visualize import class_color
 
-        rows = []
+        rows = [("th", ("", "name", "score", "or", "area"))]
         for one in self.segments:
             color = "#" + "".join(f"{round(255 * x):02x}" for x in class_color(one.name, one.isthing))
             swatch = f'<span style="display:inline-block;width:1em;height:1em;background:{color}"></span>'
             rest = ", ".join(f"{word} {score:.0%}" for word, score in one.others[:2] if score >= 0.005)
-            cells = [
-                swatch,
-                html.escape(one.name),
-                f"{one.score:.0%}",
-                html.escape(rest),
-                f"{one.area / self.panoptic.size:.0%}",
-            ]
-            rows.append("".join(f'<td style="text-align:left">{cell}</td>' for cell in cells))
-        head = "".join(f'<th style="text-align:left">{title}</th>' for title in ("", "name", "score", "or", "area"))
-        table = f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-        listed = table if rows else f"<p>None of these: {html.escape(', '.join(self.labels))}.</p>"
-        pictures = "".join(
-            f'<img style="max-width:48%;margin-right:1%" alt="{alt}" src="data:image/png;base64,{_png(picture)}">'
-            for picture, alt in ((self.image, "the picture"), (self.draw(), "its segments with their names"))
-        )
-        return f"<div>{pictures}</div>{listed}"
+            share = f"{one.area / self.panoptic.size:.0%}"
+            rows.append(("td", (swatch, html.escape(one.name), f"{one.score:.0%}", html.escape(rest), share)))
+        cells = ("".join(f'<{tag} style="text-align:left">{cell}</{tag}>' for cell in row) for tag, row in rows)
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
-def _png(picture: np.ndarray) -> str:
+def embedded(picture: np.ndarray, side: int, kind: str, **options: Any) -> str:
+    """A picture of at most `side` pixels a side, as base64 of a file of this kind."""
     image, buffer = Image.fromarray(picture), io.BytesIO()
-    image.thumbnail((900, 900))
-    image.save(buffer, "PNG")
+    image.thumbnail((side, side))
+    image.save(buffer, kind, **options)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

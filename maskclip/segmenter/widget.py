@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
-from PIL import Image
 
-from maskclip.segmenter.answer import Segmentation
+from maskclip.segmenter.answer import Segmentation, embedded
 
 
 class SegmenterWidget(anywidget.AnyWidget):
@@ -73,7 +70,4 @@ def _bars(scores: list[tuple[str, float]]) -> str:
 
 
 def _jpeg(picture: np.ndarray) -> str:
-    image, buffer = Image.fromarray(picture), io.BytesIO()
-    image.thumbnail((1200, 1200))
-    image.save(buffer, "JPEG", quality=90)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return embedded(picture, 1200, "JPEG", quality=90)
