@@ -29,6 +29,7 @@ class PanopticTask:
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset, self.quality = dataset, PanopticQuality(dataset.categories)
+        self.add, self.compute = self.quality.add, self.quality.compute
 
     def judge(self, name: Name, image_id: int | str, evaluation: Evaluation) -> Any:
         ids, segments = name(self.dataset.names).panoptic(
@@ -37,12 +38,6 @@ class PanopticTask:
             overlap_threshold=evaluation.overlap_threshold,
         )
         return self.quality.judge(ids, segments, self.dataset.annotation(image_id))
-
-    def add(self, judged: Any) -> None:
-        self.quality.add(judged)
-
-    def compute(self) -> dict[str, float]:
-        return self.quality.compute()
 
 
 class SemanticTask:
@@ -60,18 +55,13 @@ class SemanticTask:
                 "prepare both with the same scripts"
             )
         self.iou = MeanIoU(len(dataset.categories))
+        self.add, self.compute = self.iou.add, self.iou.compute
 
     def judge(self, name: Name, image_id: int | str, evaluation: Evaluation) -> Any:
         annotated = self.dataset.annotation(image_id).semantic
         if annotated is None:
             raise ValueError(f"{self.dataset.name} has no semantic annotation; mIoU takes a semantic set")
         return self.iou.judge(name(self.names).semantic(), annotated)
-
-    def add(self, judged: Any) -> None:
-        self.iou.add(judged)
-
-    def compute(self) -> dict[str, float]:
-        return self.iou.compute()
 
 
 class InstanceTask:
@@ -94,13 +84,11 @@ class InstanceTask:
         self.dataset, self.words, self.names = dataset, list(words), [word.name for word in words]
         self.kept = [word.id in own for word in words]
         self.results: list[dict] = []
+        self.add = self.results.extend
 
     def judge(self, name: Name, image_id: int | str, evaluation: Evaluation) -> Any:
         found, classes, scores = name(self.names).instances(self.kept, evaluation.top_k)
         return coco_results(image_id, found, classes.tolist(), scores.tolist(), self.words)
-
-    def add(self, judged: Any) -> None:
-        self.results += judged
 
     def compute(self) -> dict[str, float]:
         return average_precision(self.dataset, self.results)
