@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -111,19 +111,16 @@ def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, bat
     remaining = [index for index, image_id in enumerate(dataset.image_ids) if image_id not in done]
     with closing(sqlite3.connect(partial)) as connection:
         if not done:
-            connection.executescript(f"PRAGMA page_size = {PAGE_SIZE}; {SCHEMA}")
-            connection.execute("INSERT INTO meta VALUES (?)", [key])
-            connection.commit()
+            _begin(connection, key)
         batches = [remaining[start : start + batch] for start in range(0, len(remaining), batch)]
-        coded: dict[int, Future[Row]] = {}
+        coded: Iterable[tuple[int, Row]] = ()
         try:
             with ThreadPoolExecutor() as pool:  # compression takes its time, beside the network
                 for indices in tqdm(batches, desc=f"proposals of {dataset.name}", disable=not progress):
                     samples = [dataset[index] for index in indices]
                     found = source([sample.image for sample in samples])
                     _insert(connection, coded)
-                    rows = zip(indices, samples, found)
-                    coded = {index: pool.submit(encode, sample.image_id, one) for index, sample, one in rows}
+                    coded = zip(indices, pool.map(encode, [sample.image_id for sample in samples], found))
         finally:
             _insert(connection, coded)
     partial.replace(path)
@@ -132,10 +129,15 @@ def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, bat
         print(f"{path}: the masks of {coarser} of {len(levels)} images were too rough to be stored in full precision")
 
 
-def _insert(connection: sqlite3.Connection, coded: dict[int, Future[Row]]) -> None:
-    for place, row in coded.items():
-        values = [place, _checksum(row.result()), *row.result()]
-        connection.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+def _begin(connection: sqlite3.Connection, key: str) -> None:
+    connection.executescript(f"PRAGMA page_size = {PAGE_SIZE}; {SCHEMA}")
+    connection.execute("INSERT INTO meta VALUES (?)", [key])
+    connection.commit()
+
+
+def _insert(connection: sqlite3.Connection, rows: Iterable[tuple[int, Row]]) -> None:
+    values = ([place, _checksum(row), *row] for place, row in rows)
+    connection.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
     connection.commit()
 
 
@@ -151,12 +153,8 @@ def join_parts(dataset: Any, path: Path, key: str, processes: int) -> Path:
     partial = Path(f"{path}.joining")
     partial.unlink(missing_ok=True)
     with closing(sqlite3.connect(partial)) as connection:
-        connection.executescript(f"PRAGMA page_size = {PAGE_SIZE}; {SCHEMA}")
-        connection.execute("INSERT INTO meta VALUES (?)", [key])
-        for place, image_id in enumerate(dataset.image_ids):
-            row = stores[place % processes]._row(image_id)
-            connection.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [place, _checksum(row), *row])
-        connection.commit()
+        _begin(connection, key)
+        _insert(connection, ((n, stores[n % processes]._row(i)) for n, i in enumerate(dataset.image_ids)))
     partial.replace(path)
     for part in parts:
         part.unlink()
