@@ -10,15 +10,6 @@ from maskclip.data.prepare.coco import prepare_coco
 from maskclip.data.prepare.lvis import prepare_lvis
 from maskclip.data.prepare.pascal_context import prepare_pascal_context
 
-__all__ = [
-    "PREPARATIONS",
-    "prepare_ade20k",
-    "prepare_ade20k_full",
-    "prepare_coco",
-    "prepare_lvis",
-    "prepare_pascal_context",
-]
-
 PREPARATIONS: dict[str, Callable[..., dict[str, int]]] = {
     "coco": prepare_coco,
     "ade20k": prepare_ade20k,

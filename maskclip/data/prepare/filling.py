@@ -132,8 +132,3 @@ def put_names(path: Path, name: str) -> None:
 def names_of(name: str) -> list[str]:
     """A shipped list of category names, in class order; names/SOURCES.md tells whence."""
     return (NAMES / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-
-
-def synonyms(name: str) -> list[str]:
-    """The words of a category name: a comma and a blank part synonyms, in every list that ships."""
-    return name.split(", ")
