@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writing, and safe reading of checkpoints."""
+"""Files that are either whole or absent: atomic writing, and safe reading of checkpoints and pickles."""
 
 from __future__ import annotations
 
@@ -6,17 +6,32 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
+
+import numpy as np
+from numpy._core import multiarray, numeric  # where pickles of arrays point
 
 if TYPE_CHECKING:  # writing a table need not wait for torch
     import torch
 
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}(\.\w+)?")  # the name of what a killed `write_atomically` leaves
+
+PLAIN: dict[str, Any] = {  # all that pickles of arrays need
+    "collections.OrderedDict": OrderedDict,
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    **{f"numpy.{core}.multiarray._reconstruct": multiarray._reconstruct for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": multiarray.scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": numeric._frombuffer for core in ("core", "_core")},  # type: ignore[attr-defined]
+    "_codecs.encode": lambda text, *_: text.encode("latin1"),  # how Python 2's bytes were written
+}
 
 
 def write_atomically(path: str | Path, content: str | bytes | Callable[[Path], object]) -> None:
@@ -79,6 +94,18 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of weights")
     return state
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads dictionaries, lists, texts and numpy arrays, of Python 2 as well; UnpicklingError at any code."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in PLAIN:
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, which is code and not data")
+        return PLAIN[f"{module}.{name}"]
 
 
 def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -6,24 +6,19 @@ import io
 import pickle
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from maskclip.data.prepare.archives import Archive, File, Source, need_size, size_of
 from maskclip.data.prepare.filling import filling, names_of, put_image, put_names, run
+from maskclip.files import PlainUnpickler
 
 FOLDER = "ADE20K_2021_17_01"
 CHALLENGE = {"ADEChallengeData2016*": "the challenge's set of 150 classes, for `maskclip prepare ade20k`"}
 OTHER = {**CHALLENGE, "ADE20K_2016*": "the release of 2016, whose classes are numbered otherwise"}
 FULL = Archive("*.zip", "https://groups.csail.mit.edu/vision/datasets/ADE20K/ (by registration)", OTHER)
 SHORT_SIDE, VOID = 512, 65535
-HARMLESS = {  # what numpy's arrays are made of again, by the module's last name
-    "numpy": ("ndarray", "dtype"),
-    "multiarray": ("_reconstruct", "scalar"),
-    "numeric": ("_frombuffer",),
-    "_codecs": ("encode",),
-}
 
 
 class Scene(NamedTuple):
@@ -68,23 +63,13 @@ def prepare_ade20k_full(source: Path, target: Path, *, workers: int, training: b
 def _index(file: File) -> list[tuple[str, str]]:
     """(folder, file name) of every picture, from index_ade20k.pkl, running no code it may hold."""
     try:
-        content = _PlainPickle(io.BytesIO(file.read())).load()
+        content = PlainUnpickler(io.BytesIO(file.read())).load()
         names = list(map(str, content["filename"]))
         if len(set(names)) < len(names):
             raise ValueError("it lists a picture twice")
         return list(zip(map(str, content["folder"]), names, strict=True))
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"{file} is not the index of ADE20K of 2021 ({error}); fetch the set again.") from error
-
-
-class _PlainPickle(pickle.Unpickler):
-    """Lists, texts and numpy arrays only."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        last = module.rpartition(".")[2]
-        if module.split(".")[0] not in ("numpy", "_codecs") or name not in HARMLESS.get(last, ()):
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def _beside(found: Source, index: File, folder: str, name: str) -> File:
