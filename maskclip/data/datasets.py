@@ -40,6 +40,10 @@ class DatasetEntry:
         if not self.name or not all(self.files) or self.task not in ("", *TASKS):
             raise ValueError(f"data set {self.name!r} needs a name, files, and a task of {', '.join(TASKS)} or none")
 
+    def places(self, root: str | Path) -> list[list[Path]]:
+        """Where each of its files may lie under the root of all data."""
+        return [[Path(root) / self.folder / place for place in places.split(" | ")] for places in self.files]
+
 
 COCO, ADE, ADE_FULL, PASCAL = "coco", "ADEChallengeData2016", "ADE20K_2021_17_01", "pascal_ctx_d2"
 SPLIT = "annotations/split.json"
@@ -124,8 +128,7 @@ def scored_on(pictures: str) -> list[DatasetEntry]:
 def open_dataset(name: str, root: str | Path, *, limit: int | None = None) -> Dataset:
     """One of `DATASETS` under `root`, laid out as docs/data.md says; `limit` as in `Dataset.first`."""
     entry = find_entry(name)
-    several = [[Path(root) / entry.folder / place for place in places.split(" | ")] for places in entry.files]
-    found = [next((path for path in paths if path.exists()), paths[0]) for paths in several]
+    found = [next((path for path in paths if path.exists()), paths[0]) for paths in entry.places(root)]
     return entry.reader(*found, **entry.options, name=name).first(limit)
 
 
