@@ -75,51 +75,46 @@ def check_data(
 
 
 def _check(entry: DatasetEntry, root: Path, published: bool, thorough: bool, workers: int) -> Finding:
-    finding, wanted = Finding(entry.name), PUBLISHED.get(entry.name)
-    finding.faults = [sentence for places in entry.files if (sentence := _missing(root / entry.folder, places, root))]
-    if finding.faults:
+    wanted = PUBLISHED.get(entry.name)
+    if faults := [sentence for places in entry.places(root) if (sentence := _missing(places, root))]:
         if wanted:
-            finding.faults[-1] += f"; {wanted.where} publishes it, maskclip prepare {wanted.prepare} makes it"
-        return finding
+            faults[-1] += f"; {wanted.where} publishes it, maskclip prepare {wanted.prepare} makes it"
+        return Finding(entry.name, faults=faults)
     try:
         dataset = open_dataset(entry.name, root)
     except (ValueError, OSError, KeyError) as error:
-        finding.faults.append(str(error))
-        return finding
-    finding.pictures, finding.categories = len(dataset), len(dataset.categories)
-    if published and wanted:
-        finding.faults += _counts(dataset, wanted)
-    absent = [path for i in dataset.image_ids for path in dataset.files(i) if not path.is_file()]
-    finding.faults += _few([f"{path} is missing" for path in absent], len(absent), "files that the annotations name")
-    there = dataset.image_ids
-    if absent:
-        lost = set(absent)
-        there = [i for i in there if not lost & set(dataset.files(i))]
+        return Finding(entry.name, faults=[str(error)])
+    faults = _counts(dataset, wanted) if published and wanted else []
+    faults += _unreadable(entry, dataset, thorough, workers)
+    return Finding(entry.name, len(dataset), len(dataset.categories), faults)
+
+
+def _unreadable(entry: DatasetEntry, dataset: Dataset, thorough: bool, workers: int) -> list[str]:
+    """Files that are not there, and annotations and pictures that are wrong."""
+    lost = dict.fromkeys(path for i in dataset.image_ids for path in dataset.files(i) if not path.is_file())
+    faults = _few([f"{path} is missing" for path in lost], "files that the annotations name")
+    there = [i for i in dataset.image_ids if lost.keys().isdisjoint(dataset.files(i))]
     chosen = there if thorough else spread(there, SAMPLE)
-    faults = _each(dataset.annotation, chosen, f"annotations of {entry.name}", workers)
-    finding.faults += _few(faults, len(faults), f"of {len(chosen):,} annotations read")
+    wrong = _each(dataset.annotation, chosen, f"annotations of {entry.name}", workers)
+    faults += _few(wrong, f"of {len(chosen):,} annotations read")
     if entry.reader.__name__ == "open_semantic_folder":
-        finding.faults += _label_values(dataset, chosen)
+        faults += _label_values(dataset, chosen)
     if thorough and not entry.pictures:  # else they are another set's
         places = {image_id: place for place, image_id in enumerate(dataset.image_ids)}
-        faults = _each(lambda i: dataset[places[i]], there, f"pictures of {entry.name}", workers)
-        finding.faults += _few(faults, len(faults), f"of {len(there):,} pictures read")
-    return finding
+        wrong = _each(lambda i: dataset[places[i]], there, f"pictures of {entry.name}", workers)
+        faults += _few(wrong, f"of {len(there):,} pictures read")
+    return faults
 
 
-def _missing(folder: Path, places: str, root: Path) -> str:
-    """A sentence where neither of the places "a | b" is there, with the place where it lies instead."""
-    wanted = [folder / place for place in places.split(" | ")]
+def _missing(wanted: list[Path], root: Path) -> str:
+    """A sentence where none of the places is there, with the place where it lies instead."""
     if any(path.exists() for path in wanted):
         return ""
     parts = wanted[0].relative_to(root).parts
-    tails = [Path(*parts[i:]) for i in range(len(parts)) if len(parts) - i > 1 or len(parts) == 1]
-    for depth in ("", "*/", "*/*/"):
-        for tail in tails:
-            found = sorted(path for path in root.glob(f"{depth}{tail}") if path not in wanted)
-            if found:
-                top = Path(*found[0].parts[: len(found[0].parts) - len(parts) + len(root.parts)])
-                return f"{wanted[0]} is missing, but {found[0]} is there, at another level; move it" if top else ""
+    tails = [Path(*parts[i:]) for i in range(max(1, len(parts) - 1))]  # with its folder, if it has one
+    for pattern in (f"{depth}{tail}" for depth in ("", "*/", "*/*/") for tail in tails):
+        if found := sorted(path for path in root.glob(pattern) if path not in wanted):
+            return f"{wanted[0]} is missing, but {found[0]} is there, at another level; move it"
     return f"{' or '.join(map(str, wanted))} is missing"
 
 
@@ -176,10 +171,10 @@ def _each(read: Callable[[Any], object], ids: Sequence[Any], what: str, workers:
     return [one for one in said if one]
 
 
-def _few(faults: list[str], count: int, what: str) -> list[str]:
-    if count <= NAMED:
+def _few(faults: list[str], what: str) -> list[str]:
+    if len(faults) <= NAMED:
         return faults
-    return [*faults[:NAMED], f"... and {count - NAMED:,} more such {what}"]
+    return [*faults[:NAMED], f"... and {len(faults) - NAMED:,} more such {what}"]
 
 
 def check_weights(clip: str, pretrained: str | None, backbone: str | None) -> dict[str, str]:
