@@ -135,9 +135,7 @@ def open_coco_instances(
     if names is not None:
         only = [category for group in only or names for category in names[group]]
     if only is not None:
-        if missing := sorted(set(only) - {category.name for category in categories}):
-            raise ValueError(f"{json_path} has no category named {missing[0]!r}; names must be among its categories.")
-        categories = [category for category in categories if category.name in set(only)]
+        categories = _named(only, categories, json_path)
     index = {category.id: i for i, category in enumerate(categories)}
     by_image: dict[int | str, list] = defaultdict(list)
     for entry in content["annotations"]:
@@ -161,6 +159,13 @@ def open_coco_instances(
         name or json_path.stem, categories, image_ids, lambda i: read_image(files(i)[0]), annotation, files, json_path,
         images, content, names,
     )  # fmt: skip
+
+
+def _named(names: Sequence[str], categories: list[Category], path: Path) -> list[Category]:
+    """The categories of these names, each of which must be there."""
+    if missing := sorted(set(names) - {category.name for category in categories}):
+        raise ValueError(f"{path} has no category named {missing[0]!r}; names must be among its categories.")
+    return [category for category in categories if category.name in set(names)]
 
 
 def read_split(path: str | Path) -> dict[str, list[str]]:
