@@ -15,9 +15,7 @@ from maskclip.model import merge
 from maskclip.model.clip import Clip, classify, preprocess, text_embeddings
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.visual_encoder import ImageFeatures, MaskCLIPVisualEncoder, MaskEncoding
-from maskclip.proposals import Proposals
-
-ProposalSource = Callable[[list[np.ndarray]], list[Proposals]]
+from maskclip.proposals import Proposals, ProposalSource
 
 
 @dataclass(frozen=True)
