@@ -398,16 +398,18 @@ def test_category_lists(tmp_path):
         ([{"id": 1, "name": "a", "isthing": "0"}], "the isthing '0', which must be 0 or 1"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "categories: id 1 occurs more than once"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "categories: name 'a' occurs more than once"),
-        ({"a": 1}, "category number 0 is 'a', but must have id, name"),
+        (["wall"], "category number 0 is 'wall', but must have id, name"),
+        ({"a": 1}, "there is no list of categories"),
+        (None, "there is no list of categories"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_categories(save_json(tmp_path / "c.json", broken))
     for wrong in ("1: wall", "0:invalid_class_id", "2\twall", "7;wall"):
         lines.write_text(f"{wrong}\nsky")
-        with pytest.raises(ValueError, match=r"names.txt: the line '.*' has a number; list names alone"):
+        with pytest.raises(ValueError, match=r"names.txt, line 1: '.*' has a number; list names alone"):
             open_categories(lines)
     lines.write_text("0 wall\n1 sky")  # every line begins with its number
-    with pytest.raises(ValueError, match="the line '0 wall' has a number"):
+    with pytest.raises(ValueError, match="line 1: '0 wall' has a number"):
         open_categories(lines)
     lines.write_text("7-up bottle\n4 wheeler")
     assert [c.name for c in open_categories(lines)] == ["7-up bottle", "4 wheeler"]

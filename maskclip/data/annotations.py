@@ -54,6 +54,8 @@ def index_by(entries: list[dict], key: str, where: Path | str) -> dict:
 
 def read_categories(entries: list[dict], path: Path) -> list[Category]:
     """Categories from JSON entries {"id", "name", "isthing" (default 1)}; ids must differ, and so must names."""
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f'{path}: there is no list of categories {{"id", "name"}} in it, or an empty one; give one.')
     check(entries, {"id": CATEGORY_ID, "name": TEXT, "isthing": FLAG}, path, "category")
     for key in ("id", "name"):
         index_by(entries, key, f"{path}, categories")

@@ -1,6 +1,7 @@
 """Pictures, masks and JSON from disk, or one clear sentence about what is wrong with the file."""
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -78,8 +79,17 @@ def _read(
         ) from error
 
 
+def _stored_as(image: Image.Image) -> str:
+    """How the file keeps its values ("RGB;16B", "L;4"), which Pillow's mode does not tell."""
+    tiles = getattr(image, "tile", None)
+    return str(tiles[0][-1]) if tiles else ""
+
+
 def _rgb(image: Image.Image) -> np.ndarray:
+    halved = ";16" in _stored_as(image) and len(image.getbands()) > 1  # of colours Pillow keeps the higher 8 bits
     image = ImageOps.exif_transpose(image)
+    if halved and max(high for _, high in image.convert("RGB").getextrema()) <= WHITE[1] >> 8:  # type: ignore[misc]
+        raise ValueError("its colours have 16 bits, of which only the lower 12 are used; save it with 8")
     if image.mode.startswith(("I", "F")):  # PIL's own conversion would clip everything above 255 to white
         values = np.asarray(image)
         if values.dtype.kind == "f" or values.min() < 0 or values.max() > WHITE[-1]:
@@ -95,4 +105,6 @@ def _rgb(image: Image.Image) -> np.ndarray:
 def _pixels(image: Image.Image, modes: str, wanted: str) -> np.ndarray:
     if image.mode.split(";")[0] not in modes.split():
         raise ValueError(f"its mode is {image.mode}, but it must have {wanted}")
+    if re.search(r";(2|4|16.?)\b", stored := _stored_as(image)) and not image.mode.startswith(("I", "P")):
+        raise ValueError(f"its values are kept as {stored}, but must have 8 bits a channel")  # Pillow scales them
     return np.asarray(image)

@@ -1,0 +1,119 @@
+"""What goes wrong with data in silence: the right numbers, or one sentence."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from maskclip.data import open_categories, open_semantic_folder, read_image
+from maskclip.data.images import read_labels, read_panoptic_ids
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("1. wall\n2. sky", "line 1: '1. wall' has a number"),
+        ("(1) wall\n(2) sky", "has a number"),
+        ("[0] wall\n[1] sky", "has a number"),
+        ("1-wall\n2-sky", "has a number"),
+        ("1_wall\n2_sky", "has a number"),
+        ("#0 wall\n#1 sky", "has a number"),
+        ("wall,1\nsky,2", "'wall,1' has a number"),
+        ("wall: 1\nsky: 2", "has a number"),
+        ("wall\t1\nsky\t2", "is no name"),
+        ("id,name\nwall", "line 1: 'id,name' is no name"),
+        ("Names\nwall", "is no name"),
+        ("# of ADE20K\nwall", "is no name"),
+        ('"wall"\n"sky"', "is no name"),
+        ('["wall", "sky"]', "is no name"),
+        ("- wall\n- sky", "is no name"),
+        ("wall;Wand", "is no name"),
+        ("wall,\nsky,", "is no name"),
+        ("wall\n\nsky", "line 2: '' is no name"),
+        ("background\nwall", "line 1: 'background' is no class, and would shift"),
+        ("wall\nvoid", "line 2: 'void' is no class"),
+        ("\n", "there is no list of categories"),
+    ],
+)
+def test_lists_of_another_form_are_refused_by_line(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"names.txt.*") as told:
+        open_categories(path)
+    assert sentence in str(told.value)
+
+
+def test_names_that_begin_with_numbers_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("7-up bottle\n4 wheeler\nbuilding, edifice\nmur de pierre\n")
+    assert [one.name for one in open_categories(path)][:2] == ["7-up bottle", "4 wheeler"]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series, pd.Index, iter])
+def test_names_come_in_any_container(kind: Any) -> None:
+    found = [one.name for one in open_categories(kind(["wall", "sky"]))]
+    assert found == ["wall", "sky"] and all(type(name) is str for name in found)
+
+
+@pytest.mark.parametrize("names", [["wall", "wall"], ["wall", 1], ["wall", " "], [], ["wall", float("nan")]])
+def test_names_that_cannot_be(names: list) -> None:
+    with pytest.raises(ValueError, match="the given names"):
+        open_categories(names)
+
+
+def test_a_folder_without_pictures_or_with_folders_of_them_is_no_empty_set(tmp_path: Path) -> None:
+    for folder, mode in (("images", "RGB"), ("labels", "L")):
+        (tmp_path / folder / "cam1").mkdir(parents=True)
+        Image.new(mode, (4, 3)).save(tmp_path / folder / "cam1" / "1.png")
+    opened = tmp_path / "images", tmp_path / "labels", ["wall"]
+    with pytest.raises(FileNotFoundError, match=r"images has no .*\.png file; they must lie in it, not in folders below"):
+        open_semantic_folder(*opened)
+    for folder, mode in (("images", "RGB"), ("labels", "L")):
+        Image.new(mode, (4, 3)).save(tmp_path / folder / "1.png")
+        (tmp_path / folder / "._2.png").write_bytes(b"of macOS")
+    assert open_semantic_folder(*opened).image_ids == ["1"]
+
+
+def deep_png(path: Path, values: np.ndarray) -> None:
+    """A PNG of 16 bits a channel, [H, W, 3], which Pillow reads but does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_colours_of_sixteen_bits(tmp_path: Path) -> None:
+    """Of which Pillow drops the lower half: 12 bits would be all but black, ids all void."""
+    values = np.random.default_rng(0).integers(0, 256, (6, 8, 3))
+    deep_png(tmp_path / "whole.png", values * 257)
+    np.testing.assert_array_equal(read_image(tmp_path / "whole.png"), values)
+    for scale in (1, 16):
+        deep_png(tmp_path / "twelve.png", values * scale)
+        with pytest.raises(ValueError, match=r"twelve.png .*only the lower 12 are used; save it with 8"):
+            read_image(tmp_path / "twelve.png")
+    deep_png(tmp_path / "ids.png", values)
+    with pytest.raises(ValueError, match=r"ids.png .* must have 8 bits a channel"):
+        read_panoptic_ids(tmp_path / "ids.png")
+
+
+def test_label_maps_of_few_bits(tmp_path: Path) -> None:
+    """Pillow scales grey values of 4 bits to 0 to 255, as a picture's; the places in a palette it leaves."""
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    Image.fromarray(values).save(tmp_path / "grey.png", bits=4)
+    with pytest.raises(ValueError, match=r"grey.png .* kept as L;4, but must have 8 bits a channel"):
+        read_labels(tmp_path / "grey.png")
+    palette = Image.fromarray(values)
+    palette.putpalette([0, 99, 200] * 12)
+    palette.save(tmp_path / "palette.png", bits=4)
+    np.testing.assert_array_equal(read_labels(tmp_path / "palette.png")[0], values)
