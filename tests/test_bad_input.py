@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,39 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from maskclip.data import open_categories, open_semantic_folder, read_image
-from maskclip.data.images import read_labels, read_panoptic_ids
+from maskclip.data import (
+    Dataset,
+    open_categories,
+    open_coco_instances,
+    open_coco_panoptic,
+    open_semantic_folder,
+    read_image,
+    same_pictures,
+)
+from maskclip.data.images import read_labels, read_panoptic_ids, write_panoptic_ids
+
+SIZE = (12, 16)
+SQUARE = [[3, 2, 9, 2, 9, 6, 3, 6]]
+
+
+def panoptic_set(folder: Path, change: Callable[[dict], object] = lambda content: None) -> Dataset:
+    """Image 5: a cat of id 300 over a sky of id 7, all pixels; its JSON with a change."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", SIZE[::-1]).save(folder / "images" / "a.png")
+    ids = np.full(SIZE, 7)
+    ids[2:6, 3:9] = 300
+    write_panoptic_ids(folder / "masks" / "a.png", ids)
+    about = {"iscrowd": 0, "bbox": [0, 0, 1, 1]}
+    segments = [{"id": 300, "category_id": 1, "area": 24, **about}, {"id": 7, "category_id": 2, "area": 168, **about}]
+    content = {
+        "images": [{"id": 5, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}],
+        "annotations": [{"image_id": 5, "file_name": "a.png", "segments_info": segments}],
+        "categories": [{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}],
+    }
+    change(content)
+    (folder / "panoptic.json").write_text(json.dumps(content))
+    return open_coco_panoptic(folder / "panoptic.json", folder / "masks", folder / "images")
 
 
 @pytest.mark.parametrize(
@@ -117,3 +150,38 @@ def test_label_maps_of_few_bits(tmp_path: Path) -> None:
     palette.putpalette([0, 99, 200] * 12)
     palette.save(tmp_path / "palette.png", bits=4)
     np.testing.assert_array_equal(read_labels(tmp_path / "palette.png")[0], values)
+
+
+def semantic_set(folder: Path, name: str = "toy", seed: int = 0) -> Dataset:
+    """One noisy picture "1.png", with a plain TIFF of labels."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "labels").mkdir(exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "images" / "1.png", compress_level=0)
+    Image.fromarray(np.zeros((90, 90), np.uint16)).save(folder / "labels" / "1.tif")
+    return open_semantic_folder(folder / "images", folder / "labels", ["wall", "sky"], name=name)
+
+
+def test_pictures_of_one_name_and_length_are_not_the_same(tmp_path: Path) -> None:
+    """Files of a format that does not compress have one length; what is made of the first's must not serve the other."""
+    sets = [semantic_set(tmp_path / name, name, seed) for name, seed in (("a", 0), ("b", 1), ("c", 0))]
+    assert len({(tmp_path / one / "images" / "1.png").stat().st_size for one in "ab"}) == 1
+    assert [[one.name for one in group] for group in same_pictures(sets)] == [["a", "c"], ["b"]]
+
+
+def test_a_plain_tiff_mended_in_the_middle_is_another(tmp_path: Path) -> None:
+    dataset = semantic_set(tmp_path)
+    before, length = dataset.fingerprint(), (tmp_path / "labels" / "1.tif").stat().st_size
+    labels = np.zeros((90, 90), np.uint16)
+    labels[20, 20] = 1
+    Image.fromarray(labels).save(tmp_path / "labels" / "1.tif")
+    assert (tmp_path / "labels" / "1.tif").stat().st_size == length and dataset.fingerprint() != before
+
+
+def test_image_ids_of_numpy_are_image_ids(tmp_path: Path) -> None:
+    dataset = panoptic_set(tmp_path)
+    chosen = dataset.subset(np.array(dataset.image_ids))
+    assert [type(one) for one in chosen.image_ids] == [int] and chosen.fingerprint() == dataset.fingerprint()
+    assert len(dataset.subset(one for one in [5])) == 1
+    with pytest.raises(ValueError, match=r"panoptic.json has no image 7; image_ids lists what there is"):
+        dataset.subset([7])

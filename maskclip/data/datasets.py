@@ -8,7 +8,7 @@ from typing import Any
 
 from maskclip.data.coco import open_coco_instances, open_coco_panoptic
 from maskclip.data.semantic import open_semantic_folder
-from maskclip.data.types import Dataset
+from maskclip.data.types import Dataset, content_mark
 
 TASKS = ("panoptic", "semantic", "instances", "split")
 
@@ -133,11 +133,23 @@ def open_dataset(name: str, root: str | Path, *, limit: int | None = None) -> Da
 
 
 def same_pictures(datasets: Iterable[Dataset]) -> list[list[Dataset]]:
-    """Data sets, those together whose pictures are the same files, by name and length: the A-847 mirror annotates the
+    """Data sets, those together whose pictures are the same files, by name and content: the A-847 mirror annotates the
     A-150 mirror's. What is made of pictures is made of each group's first."""
-    groups: dict[tuple, list[Dataset]] = {}
+    groups: list[list[Dataset]] = []
     for dataset in datasets:
-        files = [(dataset.picture_name(i), dataset.files(i)[0]) for i in dataset.image_ids]
-        key = tuple((name, file.is_file() and file.stat().st_size) for name, file in files)
-        groups.setdefault(key, []).append(dataset)
-    return list(groups.values())
+        group = next((group for group in groups if _pictures_alike(group[0], dataset)), None)
+        if group:
+            group.append(dataset)
+        else:
+            groups.append([dataset])
+    return groups
+
+
+def _pictures_alike(one: Dataset, other: Dataset) -> bool:
+    first, second = (
+        [(dataset.picture_name(i), dataset.files(i)[0]) for i in dataset.image_ids] for dataset in (one, other)
+    )
+    return [name for name, _ in first] == [name for name, _ in second] and all(
+        a == b or (a.is_file() and b.is_file() and content_mark(a) == content_mark(b))
+        for (_, a), (_, b) in zip(first, second, strict=True)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -97,9 +97,12 @@ class Dataset:
         path = self.files(image_id)[0]
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else path.name
 
-    def subset(self, image_ids: Sequence[int | str]) -> Dataset:
-        """The same data set with these images only."""
-        return replace(self, image_ids=image_ids)
+    def subset(self, image_ids: Iterable[int | str]) -> Dataset:
+        """The same data set with these images only; ValueError where it has not all of them. NumPy's numbers will do."""
+        ids: list[int | str] = [one.item() if isinstance(one, np.generic) else one for one in image_ids]
+        if unknown := set(ids) - set(self.image_ids):
+            raise ValueError(f"{self.source} has no image {next(iter(unknown))!r}; image_ids lists what there is.")
+        return replace(self, image_ids=ids)
 
     def first(self, limit: int | None) -> Dataset:
         """The first images by their pictures' names, the same ones whichever file annotates them; None: all, in the
@@ -108,18 +111,24 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """A short text that changes when the annotation file, the categories, the choice of images, or a picture or
-        mask changes. Of each picture and mask the size, the first 4 KiB (where orientation stands) and the last 16
-        count, so that 118,000 of them take seconds; PNG and JPEG streams do not change between them alone."""
+        mask changes (`content_mark`)."""
         digest = hashlib.sha256(repr((self.categories, list(self.image_ids))).encode())
         if self.source.is_file():
             digest.update(self.source.read_bytes())
         for path in (path for image_id in self.image_ids for path in self.files(image_id)):
             if not path.is_file():
                 raise FileNotFoundError(f"{path} of data set {self.name} is missing; put it back.")
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size}:".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(4096))
-                file.seek(max(0, size - 16384))
-                digest.update(file.read())
+            digest.update(f"{path.name}:".encode() + content_mark(path))
         return digest.hexdigest()[:16]
+
+
+def content_mark(path: Path) -> bytes:
+    """What tells a picture or mask from another: its size, the first 4 KiB (where orientation stands) and the last 16,
+    so that 118,000 take seconds; PNG and JPEG streams do not change between them alone. Of other kinds all counts."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            return f"{size}:".encode() + file.read()
+        head = file.read(4096)
+        file.seek(max(0, size - 16384))
+        return f"{size}:".encode() + head + file.read()
