@@ -23,7 +23,10 @@ from maskclip.data import (
     read_image,
     same_pictures,
 )
+from maskclip.data.coco import read_split
+from maskclip.data.datasets import DATASETS
 from maskclip.data.images import read_labels, read_panoptic_ids, write_panoptic_ids
+from maskclip.evaluation.metrics import average_precision, coco_results, true_panoptic, write_panoptic
 
 SIZE = (12, 16)
 SQUARE = [[3, 2, 9, 2, 9, 6, 3, 6]]
@@ -106,7 +109,9 @@ def test_a_folder_without_pictures_or_with_folders_of_them_is_no_empty_set(tmp_p
         (tmp_path / folder / "cam1").mkdir(parents=True)
         Image.new(mode, (4, 3)).save(tmp_path / folder / "cam1" / "1.png")
     opened = tmp_path / "images", tmp_path / "labels", ["wall"]
-    with pytest.raises(FileNotFoundError, match=r"images has no .*\.png file; they must lie in it, not in folders below"):
+    with pytest.raises(
+        FileNotFoundError, match=r"images has no .*\.png file; they must lie in it, not in folders below"
+    ):
         open_semantic_folder(*opened)
     for folder, mode in (("images", "RGB"), ("labels", "L")):
         Image.new(mode, (4, 3)).save(tmp_path / folder / "1.png")
@@ -185,3 +190,122 @@ def test_image_ids_of_numpy_are_image_ids(tmp_path: Path) -> None:
     assert len(dataset.subset(one for one in [5])) == 1
     with pytest.raises(ValueError, match=r"panoptic.json has no image 7; image_ids lists what there is"):
         dataset.subset([7])
+
+
+def edited(*path: str | int, **change: Any) -> Callable[[dict], None]:
+    """A change of the entry at `path` of a JSON; ... leaves a key out."""
+
+    def change_it(content: Any) -> None:
+        for key in path:
+            content = content[key]
+        for key, value in change.items():
+            if value is ...:
+                del content[key]
+            else:
+                content[key] = value
+
+    return change_it
+
+
+SEGMENT = "annotations", 0, "segments_info", 0
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (edited("categories", 1, isthing=...), r"category 2 has no isthing, which must be 0 or 1"),
+        (edited(*SEGMENT, iscrowd=...), r"segment 300 lacks the iscrowd that others have"),
+        (edited(*SEGMENT, area=...), r"segment 300 lacks the area that others have"),
+        (
+            edited("annotations", 0, file_name="void.png"),
+            r"none of its 2 segments has a pixel in .*void.png; take both",
+        ),
+    ],
+)
+def test_keys_and_masks_that_would_change_pq_in_silence(
+    tmp_path: Path, change: Callable[[dict], None], sentence: str
+) -> None:
+    """panopticapi raises KeyErrors of these."""
+    assert len(panoptic_set(tmp_path)[0].segments) == 2
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "masks" / "void.png")
+    with pytest.raises(ValueError, match=rf"panoptic.json.*{sentence}"):
+        panoptic_set(tmp_path, change).annotation(5)
+
+
+def instance_set(folder: Path, change: Callable[[dict], object] = lambda content: None, **options: Any) -> Dataset:
+    """Images 1 and 2, a square of category 9 on each, in LVIS's form; its JSON with a change."""
+    about = {"neg_category_ids": [3], "not_exhaustive_category_ids": []}
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1], **about} for i in (1, 2)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 9, "iscrowd": 0, "segmentation": SQUARE} for i in (1, 2)
+        ],
+        "categories": [{"id": 3, "name": "cup"}, {"id": 9, "name": "box"}],
+    }
+    change(content)
+    (folder / "instances.json").write_text(json.dumps(content))
+    return open_coco_instances(folder / "instances.json", folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (edited("annotations", 1, id=1), r"annotations: id 1 occurs more than once"),
+        (edited("annotations", 1, id=[1]), r"the id \[1\], which must be a whole number or a text"),
+        (edited("annotations", 0, iscrowd=...), r"annotation 1 lacks the iscrowd that others have"),
+        (edited("images", 1, neg_category_ids=...), r"image 2 lacks the neg_category_ids that others have"),
+        (edited("images", 1, not_exhaustive_category_ids=...), r"image 2 lacks the not_exhaustive_category_ids"),
+        (edited("images", 0, neg_category_ids=None), r"image 1 has the neg_category_ids None, which must be a list"),
+        (edited("images", 0, neg_category_ids=["3"]), r"which must be a list of the file's category ids"),
+        (edited("images", 0, not_exhaustive_category_ids=[4]), r"which must be a list of the file's category ids"),
+    ],
+)
+def test_keys_that_would_change_ap_in_silence(tmp_path: Path, change: Callable[[dict], None], sentence: str) -> None:
+    assert len(instance_set(tmp_path)) == 2
+    with pytest.raises(ValueError, match=rf"instances.json.*{sentence}"):
+        instance_set(tmp_path, change)
+
+
+def test_lvis_is_never_scored_by_cocos_rules(tmp_path: Path) -> None:
+    def without(content: dict) -> None:
+        for image in content["images"]:
+            del image["neg_category_ids"], image["not_exhaustive_category_ids"]
+
+    assert len(instance_set(tmp_path, without)) == 2
+    with pytest.raises(ValueError, match=r"image 1 has no neg_category_ids, which must be a list"):
+        instance_set(tmp_path, without, federated=True)
+    assert DATASETS["lvis"].options["federated"]
+
+
+@pytest.mark.parametrize("kind", [list, np.array, iter])
+def test_names_to_keep_come_in_any_container(tmp_path: Path, kind: Any) -> None:
+    assert instance_set(tmp_path, only=kind(["box"])).names == ["box"]
+
+
+def test_a_split_lists_each_name_once(tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text('{"base": ["cup", "cup"], "target": ["box"]}')
+    with pytest.raises(ValueError, match=r"split.json: 'cup' stands twice"):
+        read_split(tmp_path / "split.json")
+
+
+def test_results_that_pycocotools_would_take_for_worthless(tmp_path: Path) -> None:
+    dataset = instance_set(tmp_path)
+    results = coco_results(1, dataset.annotation(1).segments[0].mask[None], [1], [0.9], dataset.categories)
+    assert average_precision(dataset, results)["AP"] == pytest.approx(50.495, abs=1e-3)
+    with pytest.raises(ValueError, match=r"a result of image 1 has the score nan; the model has diverged"):
+        average_precision(dataset, [results[0] | {"score": float("nan")}])
+    larger = coco_results(1, np.ones((1, 24, 32), bool), [1], [0.9], dataset.categories)
+    with pytest.raises(
+        ValueError, match=r"a result of image 1 is \[24, 32\] .* the image \[12, 16\] in .*instances.json"
+    ):
+        average_precision(dataset, larger)
+
+
+def test_written_predictions_know_numpys_ids_and_never_overwrite_one_another(tmp_path: Path) -> None:
+    dataset = panoptic_set(tmp_path)
+    ids, segments = true_panoptic(dataset.annotation(5))
+    write_panoptic(tmp_path / "pred.json", dataset.categories, [(np.int64(5), ids, segments)])
+    assert json.loads((tmp_path / "pred.json").read_text())["annotations"][0]["image_id"] == 5
+    assert (tmp_path / "pred" / "000000000005.png").is_file()
+    with pytest.raises(ValueError, match=r"two images would be written to 000000000005.png"):
+        write_panoptic(tmp_path / "p.json", dataset.categories, [(i, ids, segments) for i in (5, "000000000005")])

@@ -222,9 +222,12 @@ def test_lvis_ap_equals_the_lvis_package():
     results = json.loads((folder / "results.json").read_text())
     expected = json.loads((folder / "expected.json").read_text())
     assert average_precision(dataset, results) == pytest.approx(expected, abs=1e-10)
-    plain = [i | {"neg_category_ids": None} for i in dataset.instances["images"]]
-    for info in plain:
-        del info["neg_category_ids"]
+    fields = {"neg_category_ids", "not_exhaustive_category_ids"}
+    for field in sorted(fields):
+        kept = [{key: value for key, value in i.items() if key != field} for i in dataset.instances["images"]]
+        with pytest.raises(ValueError, match=rf"its images lack {field}; take LVIS's own file"):
+            average_precision(replace(dataset, instances=dataset.instances | {"images": kept}), results)
+    plain = [{key: value for key, value in i.items() if key not in fields} for i in dataset.instances["images"]]
     dataset.instances["images"] = plain
     assert average_precision(dataset, results)["AP"] < expected["AP"]  # COCO's rules punish what nobody checked
 

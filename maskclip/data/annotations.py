@@ -2,7 +2,7 @@
 
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,15 @@ def check(entries: list, rules: dict[str, Rule], where: Path | str, what: str, k
                 label = reprlib.repr(entry[key]) if key in entry else f"number {i}"
                 got = f"the {field} {reprlib.repr(entry[field])}" if field in entry else f"no {field}"
                 raise ValueError(f"{where}: {what} {label} has {got}, which must be {rule.wanted}; correct it.")
+
+
+def check_alike(entries: Sequence[dict], fields: Iterable[str], where: Path | str, what: str) -> None:
+    """ValueError where an entry lacks one of the `fields` that others have: what it would say changes the metrics."""
+    for field in fields:
+        lacking = [entry for entry in entries if field not in entry]
+        if 0 < len(lacking) < len(entries):
+            label = reprlib.repr(lacking[0].get("id", "without an id"))
+            raise ValueError(f"{where}: {what} {label} lacks the {field} that others have; take the owner's own file.")
 
 
 def index_by(entries: list[dict], key: str, where: Path | str) -> dict:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskclip.data.annotations import FLAG, LIST, TEXT, Rule, check, index_by, listed, read_categories
+from maskclip.data.annotations import FLAG, LIST, TEXT, Rule, check, check_alike, index_by, listed, read_categories
 from maskclip.data.images import read_image, read_json, read_panoptic_ids
 from maskclip.data.types import Annotation, Category, Dataset, Segment
 
@@ -22,6 +22,8 @@ IMAGE_ID = Rule(  # a text becomes a file's name in predictions, and must not le
 IMAGE = {"id": IMAGE_ID, "file_name": TEXT._replace(optional=True), "height": SIDE, "width": SIDE}
 SEGMENT_ID = Rule(lambda v: type(v) is int and 0 < v < 1 << 24, "a whole number from 1 (0 is void) to 16777215")
 AREA = Rule(lambda v: type(v) in (int, float) and 0 <= v < math.inf, "a number of pixels", optional=True)
+ANY_ID = Rule(lambda v: type(v) in (int, str), "a whole number or a text", optional=True)
+FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # of LVIS's images
 NAMES = Rule(lambda v: isinstance(v, list) and all(map(TEXT.fits, v)), "a list of names")
 FARTHEST = 1e5  # coordinate of a polygon; pycocotools' memory grows with the length of the sides
 
@@ -36,6 +38,7 @@ def open_coco_panoptic(
     """
     json_path, masks, images = Path(json_path), Path(masks), Path(images)
     content, categories, infos = _open(json_path)
+    check(content["categories"], {"isthing": FLAG._replace(optional=False)}, json_path, "category")
     rules = {"image_id": listed(infos), "file_name": TEXT, "segments_info": LIST}
     check(content["annotations"], rules, json_path, "the annotation of image", "image_id")
     entries = index_by(content["annotations"], "image_id", json_path)
@@ -44,6 +47,8 @@ def open_coco_panoptic(
     for image_id, entry in entries.items():
         check(entry["segments_info"], rules, f"{json_path}, image {image_id}", "segment")
         index_by(entry["segments_info"], "id", f"{json_path}, image {image_id}")
+    segments = [segment for entry in entries.values() for segment in entry["segments_info"]]
+    check_alike(segments, ("iscrowd", "area"), json_path, "segment")
 
     def files(image_id: int | str) -> list[Path]:
         return [images / _picture_names(infos[image_id])[0], masks / entries[image_id]["file_name"]]
@@ -74,6 +79,8 @@ def _segments(
     shown = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True)), strict=True))
     if unlisted := sorted(shown.keys() - {0} - {info["id"] for info in infos}):
         raise ValueError(f"it does not list the segments {unlisted[:5]}")
+    if infos and not shown.keys() - {0}:
+        raise ValueError(f"none of its {len(infos)} segments has a pixel")
     semantic, segments, hidden = np.full(ids.shape, -1, np.int32), [], []
     for info in infos:
         category, crowd, pixels = index[info["category_id"]], bool(info.get("iscrowd", 0)), shown.get(info["id"], 0)
@@ -116,21 +123,29 @@ def open_coco_instances(
     split: str | Path | None = None,
     *,
     name: str | None = None,
-    only: Sequence[str] | None = None,
+    only: Iterable[str] | None = None,
     annotated: bool = False,
+    federated: bool = False,
 ) -> Dataset:
     """A data set in COCO or LVIS instance format; masks may overlap, all categories are things.
 
     images: folder of the pictures; for LVIS, whose images are named by COCO's address, the folder that holds
     train2017/ and val2017/, or one of them. split: the file of a base/target split (`read_split`). only: keep these
     category names, in the JSON's order, or of a split its "base" or "target" names. annotated: keep only the images
-    with at least one annotation of the categories kept, as the COCO base/target split is trained on.
+    with at least one annotation of the categories kept, as the COCO base/target split is trained on. federated: its
+    images must say what they were searched for (`FEDERATED`); without that LVIS would be scored by COCO's rules.
     """
     json_path, images = Path(json_path), Path(images)
     content, categories, infos = _open(json_path)
     known = {category.id for category in categories}
-    rules = {"image_id": listed(infos), "category_id": listed(known), "iscrowd": FLAG, "area": AREA}
+    rules = {"id": ANY_ID, "image_id": listed(infos), "category_id": listed(known), "iscrowd": FLAG, "area": AREA}
     check(content["annotations"], rules, json_path, "annotation")
+    check_alike(content["annotations"], ("id", "iscrowd"), json_path, "annotation")
+    numbered = [entry for entry in content["annotations"] if "id" in entry]
+    if len({entry["id"] for entry in numbered}) < len(numbered):
+        index_by(numbered, "id", f"{json_path}, annotations")
+    check(content["images"], dict.fromkeys(FEDERATED, category_ids(known, optional=not federated)), json_path, "image")
+    check_alike(content["images"], FEDERATED, json_path, "image")
     names = None if split is None else read_split(split)
     if names is not None:
         only = [category for group in only or names for category in names[group]]
@@ -168,12 +183,21 @@ def _named(names: Sequence[str], categories: list[Category], path: Path) -> list
     return [category for category in categories if category.name in set(names)]
 
 
+def category_ids(known: Container, optional: bool) -> Rule:
+    """The rule of what an LVIS image was searched for."""
+    fits = listed(known).fits
+    return Rule(lambda v: isinstance(v, list) and all(map(fits, v)), "a list of the file's category ids", optional)
+
+
 def read_split(path: str | Path) -> dict[str, list[str]]:
     """The names of a base/target split from its JSON, {"base": [names], "target": [names]}."""
     split = read_json(path)
     check([split], {"base": NAMES, "target": NAMES}, path, "split")
     if both := sorted(set(split["base"]) & set(split["target"])):
         raise ValueError(f"{path}: {both[0]!r} is a base and a target name; no name may be in both.")
+    names = split["base"] + split["target"]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: {twice[0]!r} stands twice; list each name once.")
     return split
 
 

@@ -96,7 +96,8 @@ _ENTRIES = (
         task="semantic", pictures="p59",
     ),
     DatasetEntry(
-        "lvis", open_coco_instances, "", ("lvis/lvis_v1_val.json", "lvis/val2017 | coco/val2017"), task="instances"
+        "lvis", open_coco_instances, "", ("lvis/lvis_v1_val.json", "lvis/val2017 | coco/val2017"), task="instances",
+        options={"federated": True},
     ),
 )  # fmt: skip
 DATASETS = {entry.name: entry for entry in _ENTRIES}

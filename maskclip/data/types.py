@@ -98,7 +98,7 @@ class Dataset:
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else path.name
 
     def subset(self, image_ids: Iterable[int | str]) -> Dataset:
-        """The same data set with these images only; ValueError where it has not all of them. NumPy's numbers will do."""
+        """The same data set with these images only; ValueError where it lacks one. NumPy's ids will do."""
         ids: list[int | str] = [one.item() if isinstance(one, np.generic) else one for one in image_ids]
         if unknown := set(ids) - set(self.image_ids):
             raise ValueError(f"{self.source} has no image {next(iter(unknown))!r}; image_ids lists what there is.")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskclip.data import Annotation, Category, Dataset
-from maskclip.data.coco import encode
+from maskclip.data.annotations import check_alike
+from maskclip.data.coco import FEDERATED, encode
 from maskclip.data.images import write_panoptic_ids
 from maskclip.files import write_atomically
 
@@ -170,6 +172,7 @@ def average_precision(dataset: Dataset, results: list[dict]) -> dict[str, float]
     images = {image["id"]: image for image in dataset.instances["images"]}
     if unknown := sorted({r["image_id"] for r in results} - images.keys(), key=str):
         raise ValueError(f"results name image {unknown[0]!r}, which {dataset.source} does not have.")
+    _check_results(results, images, dataset.source)
     images = {i: images[i] for i in dataset.image_ids}
     federated = _federated(list(images.values()), dataset.source)
     ids = {category.id for category in dataset.categories}
@@ -187,12 +190,27 @@ def average_precision(dataset: Dataset, results: list[dict]) -> dict[str, float]
 
 def _federated(images: list[dict], source: Path) -> bool:
     """Whether LVIS's rules hold: its images say which categories they were searched for in vain."""
-    lacking = [image["id"] for image in images if "neg_category_ids" not in image]
-    if 0 < len(lacking) < len(images):
-        raise ValueError(
-            f"{source}: image {lacking[0]} lacks the neg_category_ids that others have; take LVIS's own file."
-        )
+    check_alike(images, FEDERATED, source, "image")
+    lacking = [field for field in FEDERATED if any(field not in image for image in images)]
+    if len(lacking) == 1:
+        raise ValueError(f"{source}: its images lack {lacking[0]}; take LVIS's own file.")
     return not lacking
+
+
+def _check_results(results: list[dict], images: dict, source: Path) -> None:
+    """Scores are numbers, and masks of their images' sizes; pycocotools would take others for worthless."""
+    for result in results:
+        image = images[result["image_id"]]
+        if not math.isfinite(result["score"]):
+            raise ValueError(
+                f"a result of image {image['id']} has the score {result['score']}; the model has diverged."
+            )
+        code = result["segmentation"]
+        if isinstance(code, dict) and list(code["size"]) != [image["height"], image["width"]]:
+            raise ValueError(
+                f"a result of image {image['id']} is {list(code['size'])} (height, width), the image "
+                f"{[image['height'], image['width']]} in {source}; use the picture the annotation was made for."
+            )
 
 
 def _of_lvis(results: list[dict], truth: list[dict], images: dict) -> list[dict]:
@@ -226,7 +244,7 @@ def _precision(category: int, truth: list[dict], found: list[dict], images: dict
         p.maxDets, p.areaRng, p.areaRngLbl = [LVIS_LIMIT if federated else COCO_LIMIT], p.areaRng[:1], ["all"]
         evaluation.evaluate()
         for entry in evaluation.evalImgs if federated else []:
-            if category in images[entry["image_id"]].get("not_exhaustive_category_ids", []):
+            if category in images[entry["image_id"]]["not_exhaustive_category_ids"]:
                 entry["dtIgnore"] = np.logical_or(entry["dtIgnore"], entry["dtMatches"] == 0)
         evaluation.accumulate()
     return evaluation.eval["precision"][:, :, 0, 0, 0]
@@ -238,9 +256,13 @@ def write_panoptic(
     """Panoptic predictions as COCO's JSON and, in a folder of the same name, PNGs, so that anyone can run
     panopticapi on them. entries: (image_id, ids [H, W], segments with "id", "category" and maybe "iscrowd")."""
     json_path = Path(json_path)
-    images, annotations = [], []
+    images, annotations, written = [], [], set[str]()
     for image_id, ids, segments in entries:
+        image_id = image_id.item() if isinstance(image_id, np.generic) else image_id  # which JSON does not know
         file_name = f"{image_id:012d}.png" if isinstance(image_id, int) else f"{image_id}.png"
+        if file_name in written:
+            raise ValueError(f"{json_path}: two images would be written to {file_name}; give each an id of its own.")
+        written.add(file_name)
         write_panoptic_ids(json_path.with_suffix("") / file_name, ids)
         infos = []
         for segment in segments:
