@@ -168,7 +168,7 @@ def semantic_set(folder: Path, name: str = "toy", seed: int = 0) -> Dataset:
 
 
 def test_pictures_of_one_name_and_length_are_not_the_same(tmp_path: Path) -> None:
-    """Files of a format that does not compress have one length; what is made of the first's must not serve the other."""
+    """Files of a format that does not compress have one length; each has proposals of its own."""
     sets = [semantic_set(tmp_path / name, name, seed) for name, seed in (("a", 0), ("b", 1), ("c", 0))]
     assert len({(tmp_path / one / "images" / "1.png").stat().st_size for one in "ab"}) == 1
     assert [[one.name for one in group] for group in same_pictures(sets)] == [["a", "c"], ["b"]]
