@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from maskclip.data import (
     Dataset,
@@ -27,9 +35,19 @@ from maskclip.data.coco import read_split
 from maskclip.data.datasets import DATASETS
 from maskclip.data.images import read_labels, read_panoptic_ids, write_panoptic_ids
 from maskclip.evaluation.metrics import average_precision, coco_results, true_panoptic, write_panoptic
+from maskclip.model.clip import Clip, load_clip, text_embeddings
+from maskclip.model.clip_baseline import MaskedImages
+from maskclip.model.pipeline import MaskCLIP
+from maskclip.segmenter.segmenter import MINIATURE
+from maskclip.segmenter.words import read_words
 
 SIZE = (12, 16)
 SQUARE = [[3, 2, 9, 2, 9, 6, 3, 6]]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load_clip(MINIATURE)
 
 
 def panoptic_set(folder: Path, change: Callable[[dict], object] = lambda content: None) -> Dataset:
@@ -309,3 +327,45 @@ def test_written_predictions_know_numpys_ids_and_never_overwrite_one_another(tmp
     assert (tmp_path / "pred" / "000000000005.png").is_file()
     with pytest.raises(ValueError, match=r"two images would be written to 000000000005.png"):
         write_panoptic(tmp_path / "p.json", dataset.categories, [(i, ids, segments) for i in (5, "000000000005")])
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series, pd.Index, iter])
+def test_words_come_in_any_container(clip: Clip, kind: Any) -> None:
+    plain = text_embeddings(clip, ["cow", "tree"])
+    assert torch.equal(text_embeddings(clip, kind(["cow", "tree"])), plain)
+    model = MaskCLIP(clip, MaskedImages(clip))
+    assert torch.equal(model.words(kind(["cow", "tree"])), plain)
+    assert read_words(kind(["cow", "tree"]), kind(["cow"])).isthing == (True, False)
+
+
+@pytest.mark.parametrize("names", ["cow", ["cow", float("nan")], [], None, 5, np.array([["cow"]])])
+def test_words_that_are_none(clip: Clip, names: Any) -> None:
+    with pytest.raises(ValueError, match="names must be a list of texts"):
+        text_embeddings(clip, names)
+    with pytest.raises(ValueError, match="words must be a list of texts"):
+        read_words(names)
+    with pytest.raises(ValueError, match="things has nan"):
+        read_words(["cow"], [float("nan")])
+
+
+def test_words_are_kept_by_activation_and_tokenizer(clip: Clip, tmp_path: Path) -> None:
+    """The same weights under the name of the other GELU give other embeddings."""
+    other = replace(clip, model=copy.deepcopy(clip.model))
+    assert other.text_identity == clip.text_identity
+    for block in other.model.transformer.resblocks:
+        block.mlp.gelu = open_clip.transformer.QuickGELU()
+    kept = [text_embeddings(replace(one, words_folder=tmp_path), ["cow"]) for one in (clip, other)]
+    assert torch.equal(kept[1], text_embeddings(other, ["cow"])) and not torch.equal(*kept)
+    assert replace(clip, tokenizer=open_clip.get_tokenizer("ViT-B-32")).text_identity != clip.text_identity
+
+
+def test_a_name_too_long_is_told_with_its_clip(clip: Clip, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'cow cow .* is longer than the 32 tokens that CLIP mini_clip reads"):
+        text_embeddings(clip, ["tree", "cow " * 40])
+    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "cow": 2}, "[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    of_the_hub = replace(clip, tokenizer=open_clip.tokenizer.HFTokenizer(str(tmp_path), 32), name="roberta-ViT-B-32")
+    assert text_embeddings(of_the_hub, ["cow " * 32]).shape[0] == 1
+    with pytest.raises(ValueError, match=r"longer than the 32 tokens that CLIP roberta-ViT-B-32 reads"):
+        text_embeddings(of_the_hub, ["cow", "cow " * 33])

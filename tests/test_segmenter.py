@@ -269,7 +269,7 @@ def test_words_are_things_but_for_stuff() -> None:
 
 
 def test_a_text_longer_than_clip_reads_is_told(mini: Segmenter, picture: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="longer than the 32 tokens CLIP reads"):
+    with pytest.raises(ValueError, match="longer than the 32 tokens that CLIP mini_clip reads"):
         mini(picture, ["umbrella " * 50])
 
 
@@ -368,9 +368,13 @@ def test_an_archive_as_openai_publishes_it(tmp_path: Path) -> None:
         published, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long)), check_trace=False
     )
     traced.half().save(tmp_path / "tiny.pt")
-    assert segmenter._trained_with_quickgelu("tiny-vit", str(tmp_path / "tiny.pt"), {"openai": True, "laion": False})
+    archive, plain, tags = str(tmp_path / "tiny.pt"), str(tmp_path / "plain.pt"), {"openai": True, "laion": False}
+    assert segmenter.trained_with_quickgelu("tiny-vit", archive, tags)
+    assert segmenter.trained_with_quickgelu("tiny-vit", archive, {})
+    with pytest.raises(ValueError, match=r"tiny.pt' were trained with QuickGELU, .*; take 'tiny-vit-quickgelu'"):
+        load_clip("tiny-vit", archive)
     torch.save(state, tmp_path / "plain.pt")
-    assert not segmenter._trained_with_quickgelu("tiny-vit", str(tmp_path / "plain.pt"), {"laion": False})
+    assert segmenter.trained_with_quickgelu("tiny-vit", plain, {"laion": False}) is False
     loaded = load_clip("tiny-vit-quickgelu", str(tmp_path / "tiny.pt")).model.state_dict()
     for name, value in state.items():
         torch.testing.assert_close(loaded[name], value, rtol=1e-3, atol=1e-3)

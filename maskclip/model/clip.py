@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import get_pretrained_cfg
+from open_clip.tokenizer import HFTokenizer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -58,8 +60,11 @@ class Clip:
 
     @cached_property
     def text_identity(self) -> str:
-        """A digest of what a text's embedding depends on: the text tower's weights, where and how it computes."""
+        """A digest of what a text's embedding depends on: the text tower's weights and activation, the tokenizer, where
+        and how it computes."""
         digest = hashlib.blake2b(f"{self.device.type} {self.mean.dtype} {open_clip.__version__}".encode())
+        towers = [part for name, part in self.model.named_children() if name != "visual"]
+        digest.update(repr((towers, sorted(getattr(self.tokenizer, "encoder", {}).items()))).encode())
         for name, value in self.model.state_dict().items():
             if not name.startswith("visual."):
                 digest.update(name.encode() + value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -137,26 +142,57 @@ def _check_name(name: str, pretrained: str | None) -> None:
         raise FileNotFoundError(f"no such CLIP folder: {name}")
     if not hub and name not in open_clip.list_models():
         raise ValueError(f"{name!r} is neither a folder nor one of open_clip's models, such as 'ViT-L-14-336'")
-    if pretrained is None or Path(pretrained).is_file():
+    if pretrained is None:
+        return
+    if Path(pretrained).is_file():
+        quick = trained_with_quickgelu(name, pretrained, quickgelu_tags(name.removesuffix("-quickgelu")))
+        if quick is not None and not hub:
+            _check_activation(name, pretrained, quick)
         return
     if any(mark in pretrained for mark in "/."):
         raise FileNotFoundError(f"no such CLIP weights file: {pretrained}")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags:
         raise ValueError(f"open_clip has no weights {pretrained!r} for {name}; it has {', '.join(tags) or 'none'}")
-    trained, built = get_pretrained_cfg(name, pretrained) or {}, open_clip.get_model_config(name) or {}
-    if bool(trained.get("quick_gelu")) != bool(built.get("quick_gelu")):
-        gelu, right = "GELU", name.removesuffix("-quickgelu")
-        if trained.get("quick_gelu"):
-            gelu, right = "QuickGELU", f"{name}-quickgelu"
-        raise ValueError(
-            f"the weights {pretrained!r} were trained with {gelu}, which {name} does not compute; take {right!r}"
-        )
+    _check_activation(name, pretrained, quickgelu_tags(name)[pretrained])
     check_clip_weights(name, pretrained)
 
 
+def _check_activation(name: str, pretrained: str, quick: bool) -> None:
+    if quick != bool((open_clip.get_model_config(name) or {}).get("quick_gelu")):
+        gelu, right = ("QuickGELU", f"{name}-quickgelu") if quick else ("GELU", name.removesuffix("-quickgelu"))
+        raise ValueError(
+            f"the weights {pretrained!r} were trained with {gelu}, which {name} does not compute; take {right!r} (for "
+            "weights of your own, a folder with open_clip_config.json)"
+        )
+
+
+def quickgelu_tags(name: str) -> dict[str, bool]:
+    """The tags of open_clip's weights for a name, and whether these were trained with QuickGELU."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return {tag: bool((get_pretrained_cfg(name, tag) or {}).get("quick_gelu")) for tag in tags}
+
+
+def trained_with_quickgelu(name: str, weights: str, quick: dict[str, bool]) -> bool | None:
+    """Whether weights were, by the tag that they are, or that their path has; a file also says it as a TorchScript
+    archive, or by all tags being alike. None, with a warning where it matters: nothing tells."""
+    if weights in quick:
+        return quick[weights]
+    if Path(weights).is_file() and is_torchscript(weights):  # as OpenAI alone publishes
+        return True
+    if named := [tag for tag in quick if tag in weights]:
+        return quick[max(named, key=len)]
+    if len(set(quick.values())) > 1 and not name.endswith("-quickgelu"):
+        warnings.warn(
+            f"{weights} does not say how it was trained; it is taken for weights with GELU. For OpenAI's or "
+            f"MetaCLIP's, which have QuickGELU, take the name {name}-quickgelu.",
+            stacklevel=4,
+        )
+    return next(iter(quick.values())) if len(set(quick.values())) == 1 else None
+
+
 @torch.no_grad()
-def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
+def text_embeddings(clip: Clip, names: Iterable[str], templates: Sequence[str] = ("{}",)) -> Tensor:
     """CLIP's text embeddings f_t(T) (Alg. 1) of category names: [K, C] in float32, L2-normalized.
 
     With several templates (`"a photo of a {}"`) the normalized embeddings are averaged and normalized
@@ -166,7 +202,9 @@ def text_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str] =
         ValueError: no list of names, a name that is empty or longer than CLIP reads, or a template
             without `{}`.
     """
-    if isinstance(names, str) or not names or any(not isinstance(name, str) or not name.strip() for name in names):
+    if isinstance(names, Iterable) and not isinstance(names, str):  # NumPy's, pandas' and generators' as well
+        names = [str(name) if isinstance(name, str) else name for name in names]
+    if not isinstance(names, list) or not names or any(not isinstance(name, str) or not name.strip() for name in names):
         raise ValueError(f"names must be a list of texts, none empty, such as ['cat', 'dog'], not {names!r:.100}")
     if not templates or any("{}" not in template for template in templates):
         raise ValueError(f"each template needs a '{{}}' for the name, but templates are {list(templates)}")
@@ -193,11 +231,15 @@ def _encode_texts(clip: Clip, names: Sequence[str], templates: Sequence[str]) ->
 
 def _tokens(clip: Clip, texts: list[str]) -> Tensor:
     """The texts' tokens [n, L]; CLIP's tokenizer cuts off what is too long, we say so."""
-    tokens = clip.tokenizer(texts)
-    if isinstance(clip.tokenizer, open_clip.SimpleTokenizer):
-        for text, row in zip(texts, tokens, strict=True):
-            if row[-1] and len(clip.tokenizer.encode(text)) + 2 > len(row):  # with beginning and end
-                raise ValueError(f"{text!r:.100} is longer than the {len(row)} tokens CLIP reads")
+    tokens, tokenizer = clip.tokenizer(texts), clip.tokenizer
+    for text, row in zip(texts, tokens, strict=True):
+        length = 0
+        if isinstance(tokenizer, open_clip.SimpleTokenizer) and row[-1]:
+            length = len(tokenizer.encode(text)) + 2  # with beginning and end
+        elif isinstance(tokenizer, HFTokenizer) and row[-1] != tokenizer.tokenizer.pad_token_id:
+            length = len(tokenizer.tokenizer(tokenizer.clean_fn(text)).input_ids)
+        if length > len(row):
+            raise ValueError(f"{text!r:.100} is longer than the {len(row)} tokens that CLIP {clip.name} reads")
     return tokens
 
 

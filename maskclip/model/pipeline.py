@@ -123,7 +123,7 @@ class MaskCLIP:
         """Normalized text embeddings [K, C] of the names; each vocabulary is encoded once."""
         key = (names if isinstance(names, str) else tuple(names), tuple(templates))
         if key not in self._words:
-            self._words[key] = text_embeddings(self.clip, names, tuple(templates))
+            self._words[key] = text_embeddings(self.clip, key[0], tuple(templates))
         return self._words[key]
 
     def name(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.nn.functional import normalize
 
 from maskclip.data.coco import decode
 from maskclip.data.images import read_image
-from maskclip.model.clip import Clip, is_torchscript, load_clip, text_embeddings
+from maskclip.model.clip import Clip, load_clip, quickgelu_tags, text_embeddings, trained_with_quickgelu
 from maskclip.model.pipeline import MaskCLIP, ProposalSource, SeenImage, SegmentedImage
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, load_source
@@ -278,37 +277,15 @@ def _load_clip(name: str, pretrained: str | None, device: str) -> Clip:
     """A folder, or an open_clip name with the activation its weights were trained with."""
     if Path(name).is_dir():
         return load_clip(name, pretrained, device)
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    pretrained = pretrained or (tags[0] if tags else None)
+    quick = quickgelu_tags(name)
+    pretrained = pretrained or next(iter(quick), None)
     if pretrained is None and not name.startswith("hf-hub:"):
         raise ValueError(
             f"{name!r} is neither a folder nor a CLIP that open_clip has weights for, such as 'ViT-L-14-336'"
         )
-    quick = {tag: bool((get_pretrained_cfg(name, tag) or {}).get("quick_gelu")) for tag in tags}
-    if pretrained is not None and not name.endswith("-quickgelu") and _trained_with_quickgelu(name, pretrained, quick):
+    if pretrained is not None and not name.endswith("-quickgelu") and trained_with_quickgelu(name, pretrained, quick):
         name += "-quickgelu"
     return load_clip(name, pretrained, device)
-
-
-def _trained_with_quickgelu(name: str, pretrained: str, quick: dict[str, bool]) -> bool:
-    """A tag says so; a file says it by a tag in its path, as a TorchScript archive, or by all tags being alike."""
-    if pretrained in quick or not quick:
-        return quick.get(pretrained, False)
-    if Path(pretrained).is_file() and is_torchscript(pretrained):  # as OpenAI alone publishes
-        return True
-    if named := [tag for tag in quick if tag in pretrained]:
-        return quick[max(named, key=len)]
-    if len(set(quick.values())) > 1:
-        warnings.warn(
-            f"{pretrained} does not say how it was trained; it is taken for weights with GELU. For OpenAI's or "
-            f"MetaCLIP's, which have QuickGELU, take the name {name}-quickgelu.",
-            stacklevel=4,
-        )
-        return False
-    return all(quick.values())
 
 
 def _load_encoder(weights: str | Path | None, clip: Clip) -> MaskCLIPVisualEncoder:

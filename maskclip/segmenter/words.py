@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -43,7 +43,7 @@ class Vocabulary:
         return [name for names in self.synonyms for name in names]
 
 
-def read_words(words: Sequence[str], things: Sequence[str] | None = None, stuff: Collection[str] = STUFF) -> Vocabulary:
+def read_words(words: Iterable[str], things: Iterable[str] | None = None, stuff: Collection[str] = STUFF) -> Vocabulary:
     """Classes of a list of words, in which "lawn | grass" is one class with two names.
 
     things: the words to count one by one; None: all but those whose last word is among `stuff`.
@@ -51,8 +51,9 @@ def read_words(words: Sequence[str], things: Sequence[str] | None = None, stuff:
     Raises:
         ValueError: no list of texts, an empty text, a name twice, or a thing that is none of the words.
     """
-    listed = isinstance(words, Sequence) and not isinstance(words, str) and all(isinstance(word, str) for word in words)
-    if not listed or not words:
+    if isinstance(words, Iterable) and not isinstance(words, str | Set | Mapping):  # which have no order, or more
+        words = [str(word) if isinstance(word, str) else word for word in words]
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise ValueError(f"words must be a list of texts, such as ['dog', 'lawn | grass'], not {words!r:.100}")
     synonyms = [tuple(" ".join(name.split()) for name in word.split("|")) for word in words]
     names = [name.lower() for one in synonyms for name in one]
@@ -64,7 +65,7 @@ def read_words(words: Sequence[str], things: Sequence[str] | None = None, stuff:
         isthing = [not any(is_stuff(name, stuff) for name in one) for one in synonyms]
     else:
         wanted = [things] if isinstance(things, str) else list(things)
-        if unknown := [thing for thing in wanted if thing.lower() not in names]:
+        if unknown := [thing for thing in wanted if not isinstance(thing, str) or thing.lower() not in names]:
             raise ValueError(f"things has {', '.join(map(repr, unknown))}, which is none of the words")
         lower = {thing.lower() for thing in wanted}
         isthing = [any(name.lower() in lower for name in one) for one in synonyms]
