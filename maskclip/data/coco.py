@@ -150,7 +150,7 @@ def open_coco_instances(
     if names is not None:
         only = [category for group in only or names for category in names[group]]
     if only is not None:
-        categories = _named(only, categories, json_path)
+        categories = _named(set(only), categories, json_path)
     index = {category.id: i for i, category in enumerate(categories)}
     by_image: dict[int | str, list] = defaultdict(list)
     for entry in content["annotations"]:
@@ -176,11 +176,11 @@ def open_coco_instances(
     )  # fmt: skip
 
 
-def _named(names: Sequence[str], categories: list[Category], path: Path) -> list[Category]:
+def _named(names: set[str], categories: list[Category], path: Path) -> list[Category]:
     """The categories of these names, each of which must be there."""
-    if missing := sorted(set(names) - {category.name for category in categories}):
+    if missing := sorted(names - {category.name for category in categories}):
         raise ValueError(f"{path} has no category named {missing[0]!r}; names must be among its categories.")
-    return [category for category in categories if category.name in set(names)]
+    return [category for category in categories if category.name in names]
 
 
 def category_ids(known: Container, optional: bool) -> Rule:
