@@ -76,31 +76,51 @@ def _segments(
     image_id: int | str, ids: np.ndarray, infos: list[dict], categories: list[Category], index: dict
 ) -> Annotation:
     """The segments that a map of ids [H, W] shows, and the classes of those that it hides."""
-    shown = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True)), strict=True))
+    values, places, lengths = runs(ids)
+    shown = dict(zip(values.tolist(), np.bincount(places, lengths).astype(int).tolist(), strict=True))
     if unlisted := sorted(shown.keys() - {0} - {info["id"] for info in infos}):
         raise ValueError(f"it does not list the segments {unlisted[:5]}")
     if infos and not shown.keys() - {0}:
         raise ValueError(f"none of its {len(infos)} segments has a pixel")
-    semantic, segments, hidden = np.full(ids.shape, -1, np.int32), [], []
+    seen, hidden, place_of = [], [], {0: 0}
     for info in infos:
         category, crowd, pixels = index[info["category_id"]], bool(info.get("iscrowd", 0)), shown.get(info["id"], 0)
         area = info.get("area")  # PQ's union is counted from it; ADE20K's counts what is hidden, too
         if pixels and area is not None and not pixels <= area <= ids.size:
             raise ValueError(f"segment {info['id']} has the area {area:g}, but {pixels} pixels of {ids.size}")
         if pixels:
-            segments.append(Segment(category, ids == info["id"], crowd, categories[category].isthing, area))
-            semantic[segments[-1].mask] = category
+            seen.append((category, crowd, area))
+            place_of[info["id"]] = len(seen)
         elif not crowd:
             hidden.append(category)
-    if _areas_of_boxes(segments):
+    places = np.array([place_of[value] for value in values.tolist()], np.min_scalar_type(len(seen)))[places]
+    own = np.repeat(places, lengths).reshape(ids.shape)
+    segments = [
+        Segment(category, own == place, crowd, categories[category].isthing, area)
+        for place, (category, crowd, area) in enumerate(seen, 1)
+    ]
+    if _areas_of_boxes(segments, [shown[value] for value in place_of if value]):
         raise ValueError("the areas are those of the segments' boxes, not of the segments")
-    return Annotation(image_id, ids.shape, segments, semantic, hidden)
+    classes = np.array([-1, *(segment.category for segment in segments)], np.int32)
+    semantic = np.repeat(classes[places], lengths).reshape(ids.shape)
+    return Annotation(image_id, ids.shape, segments, semantic, own, hidden)
 
 
-def _areas_of_boxes(segments: list[Segment]) -> bool:
+def runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A map's values, in their order, and its runs of equal pixels: which value each has (its place), and its length.
+
+    There are a hundred times fewer runs than pixels, so all that is sorted or looked up by runs costs nothing.
+    """
+    flat = ids.reshape(-1)
+    starts = np.flatnonzero(np.r_[flat.size > 0, flat[1:] != flat[:-1]])
+    values, places = np.unique(flat[starts], return_inverse=True)
+    return values, places, np.diff(np.r_[starts, flat.size])
+
+
+def _areas_of_boxes(segments: list[Segment], pixels: list[int]) -> bool:
     """Whether all areas are those of boxes around what is shown, of which some show less; ADE20K's never all are."""
     areas = [segment.area for segment in segments]
-    if len(segments) < 3 or areas == [segment.mask.sum() for segment in segments]:
+    if len(segments) < 3 or areas == pixels:
         return False
     return areas == [math.prod(np.ptp(axis) + 1 for axis in segment.mask.nonzero()) for segment in segments]
 

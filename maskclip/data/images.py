@@ -29,14 +29,21 @@ def read_image(path: str | Path | IO[bytes] | Image.Image) -> np.ndarray:
 def read_labels(path: str | Path) -> tuple[np.ndarray, int]:
     """A one-channel picture of whole numbers (semantic PNG, 8-bit or palette; TIFF, 16-bit) as int32 [H, W], and
     the value that means void: 255 for 8-bit files, 65535 for 16-bit ones."""
-    labels = _read(path, "semantic map", lambda image: _pixels(image, "L P 1 I", "one channel of whole numbers"))
+
+    def one_channel(image: Image.Image) -> np.ndarray:
+        return np.asarray(_checked(image, "L P 1 I", "one channel of whole numbers"))
+
+    labels = _read(path, "semantic map", one_channel)
     return labels.astype(np.int32), 255 if labels.dtype.itemsize == 1 else 65535
 
 
 def read_panoptic_ids(path: str | Path) -> np.ndarray:
-    """A COCO panoptic PNG as int64 [H, W] of segment ids, R + 256 G + 65536 B; 0 is void."""
-    pixels = _read(path, "panoptic mask", lambda image: _pixels(image, "RGB RGBA", "R + 256 G + 65536 B for ids"))
-    return pixels[..., :3].astype(np.int64) @ PANOPTIC
+    """A COCO panoptic PNG as int32 [H, W] of segment ids, R + 256 G + 65536 B; 0 is void."""
+
+    def four_bytes(image: Image.Image) -> np.ndarray:
+        return np.asarray(_checked(image, "RGB RGBA", "R + 256 G + 65536 B for ids").convert("RGBA"))
+
+    return _read(path, "panoptic mask", four_bytes).view("<i4")[..., 0] & 0xFFFFFF
 
 
 def write_panoptic_ids(path: str | Path, ids: np.ndarray) -> None:
@@ -102,9 +109,10 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _pixels(image: Image.Image, modes: str, wanted: str) -> np.ndarray:
+def _checked(image: Image.Image, modes: str, wanted: str) -> Image.Image:
+    """The image, if it keeps what is `wanted`."""
     if image.mode.split(";")[0] not in modes.split():
         raise ValueError(f"its mode is {image.mode}, but it must have {wanted}")
     if re.search(r";(2|4|16.?)\b", stored := _stored_as(image)) and not image.mode.startswith(("I", "P")):
         raise ValueError(f"its values are kept as {stored}, but must have 8 bits a channel")  # Pillow scales them
-    return np.asarray(image)
+    return image

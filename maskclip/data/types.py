@@ -39,6 +39,7 @@ class Annotation:
     size: tuple[int, int]  # height and width in pixels
     segments: list[Segment] = field(default_factory=list)  # they may overlap in instance sets; none in semantic sets
     semantic: np.ndarray | None = None  # int32 [H, W] of class indices, -1 where void; None for instance sets
+    ids: np.ndarray | None = None  # unsigned [H, W], of segments' places, counted from 1, 0 void; panoptic sets only
     hidden: list[int] = field(default_factory=list)  # classes that the file lists, but no pixel shows: missed in PQ
 
 

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from maskclip.data import Annotation, Category, Dataset
 from maskclip.data.annotations import check_alike
-from maskclip.data.coco import FEDERATED, encode
+from maskclip.data.coco import FEDERATED, encode, runs
 from maskclip.data.images import write_panoptic_ids
 from maskclip.files import write_atomically
 
@@ -76,13 +76,13 @@ class PanopticQuality:
         image = f"image {truth.image_id}"
         if pred_ids.shape != truth.size:
             raise ValueError(f"{image}: the prediction is {pred_ids.shape}, the image {truth.size}.")
-        values, pred = np.unique(pred_ids, return_inverse=True)
+        values, places, lengths = runs(pred_ids)
         place = {0: 0} | {segment["id"]: i for i, segment in enumerate(pred_segments, 1)}
         if set(values.tolist()) | {0} != place.keys() or len(place) != len(pred_segments) + 1:
             raise ValueError(f"{image}: the map and the segment list must have the same ids.")
         if any(not 0 <= segment["category"] < len(self.categories) for segment in pred_segments):
             raise ValueError(f"{image}: a segment's category is no index below {len(self.categories)}.")
-        pred = np.array([place[v] for v in values.tolist()])[pred.reshape(-1)]
+        pred = np.repeat(np.array([place[v] for v in values.tolist()])[places], lengths)
         pairs = true_panoptic(truth)[0].astype(np.int64).reshape(-1) * len(place) + pred
         return np.bincount(pairs, minlength=(len(truth.segments) + 1) * len(place)).reshape(-1, len(place))
 
@@ -283,11 +283,11 @@ def write_panoptic(
 
 def true_panoptic(truth: Annotation) -> tuple[np.ndarray, list[dict]]:
     """A panoptic annotation in the form of a prediction: ids int32 [H, W], from 1 on, and segments."""
-    ids, segments = np.zeros(truth.size, np.int32), []
-    for i, s in enumerate(truth.segments, 1):
+    ids = np.zeros(truth.size, np.int32) if truth.ids is None else truth.ids.astype(np.int32)
+    for i, s in enumerate(truth.segments if truth.ids is None else (), 1):
         ids[s.mask] = i
-        segments.append({"id": i, "category": s.category, "isthing": s.isthing, "iscrowd": s.iscrowd})
-    return ids, segments
+    kinds = [{"category": s.category, "isthing": s.isthing, "iscrowd": s.iscrowd} for s in truth.segments]
+    return ids, [{"id": i} | kind for i, kind in enumerate(kinds, 1)]
 
 
 def _mean(values: np.ndarray) -> float:
