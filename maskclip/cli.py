@@ -175,6 +175,22 @@ Csv = Annotated[Path | None, typer.Option(help="Also write the rows to this file
 
 
 @command
+def score(
+    truth: Annotated[Path, typer.Argument(help="COCO panoptic JSON, its PNGs in a folder of its name beside it")],
+    predictions: Annotated[Path, typer.Argument(help="The same of the predictions")],
+    workers: Annotated[int, typer.Option(help="Processes at once", min=1)] = os.cpu_count() or 1,
+) -> None:
+    """Score panoptic predictions, whoever made them (PQ, SQ, RQ).
+
+    Counts as panopticapi does, to the last digit.
+    """
+    from maskclip.evaluation.panoptic_files import score_panoptic_files
+
+    scores = score_panoptic_files(truth, predictions, workers)
+    typer.echo("\n".join(f"{metric:5} {value:7.3f}" for metric, value in scores.items()))
+
+
+@command
 def cost(
     model: Model = "ViT-L-14-336", masks: Masks = 100, resolution: Resolution = None, rows: Rows = "", csv: Csv = None
 ) -> None:

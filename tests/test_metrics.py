@@ -21,6 +21,7 @@ from maskclip.evaluation.metrics import (
     true_panoptic,
     write_panoptic,
 )
+from maskclip.evaluation.panoptic_files import score_panoptic_files
 from maskclip.evaluation.tasks import SplitTask
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -50,6 +51,25 @@ def test_pq_equals_panopticapi(tmp_path):
         counts = {k: getattr(metric, k)[i] for k in ("iou", "tp", "fp", "fn")}
         assert counts == pytest.approx(expected["counts"][category.name], abs=1e-12)
     assert metric.compute() == pytest.approx(expected["average"], abs=1e-10)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_of_predictions_are_scored_as_panopticapi_does(workers):
+    folder = GOLDEN / "panoptic"
+    expected = json.loads((folder / "expected.json").read_text())
+    scores = score_panoptic_files(folder / "gt.json", folder / "pred.json", workers)
+    assert scores == pytest.approx(expected["average"], abs=1e-10)
+
+
+def test_predictions_of_other_pictures_or_categories_are_not_scored(tmp_path):
+    folder, content = GOLDEN / "panoptic", json.loads((GOLDEN / "panoptic" / "pred.json").read_text())
+    for changed, why in (
+        ({"annotations": content["annotations"][1:]}, "has no prediction of 1 images"),
+        ({"categories": content["categories"][::-1]}, "does not list the categories"),
+    ):
+        (tmp_path / f"{len(why)}.json").write_text(json.dumps(content | changed))
+        with pytest.raises(ValueError, match=why):
+            score_panoptic_files(folder / "gt.json", tmp_path / f"{len(why)}.json")
 
 
 def test_written_panoptic_files_come_back(tmp_path):

@@ -76,7 +76,8 @@ def _segments(
     image_id: int | str, ids: np.ndarray, infos: list[dict], categories: list[Category], index: dict
 ) -> Annotation:
     """The segments that a map of ids [H, W] shows, and the classes of those that it hides."""
-    values, places, lengths = runs(ids)
+    starts, lengths = runs(ids)
+    values, places = np.unique(ids.reshape(-1)[starts], return_inverse=True)
     shown = dict(zip(values.tolist(), np.bincount(places, lengths).astype(int).tolist(), strict=True))
     if unlisted := sorted(shown.keys() - {0} - {info["id"] for info in infos}):
         raise ValueError(f"it does not list the segments {unlisted[:5]}")
@@ -106,15 +107,17 @@ def _segments(
     return Annotation(image_id, ids.shape, segments, semantic, own, hidden)
 
 
-def runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A map's values, in their order, and its runs of equal pixels: which value each has (its place), and its length.
+def runs(*maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where in maps of one size runs of pixels begin that are equal in each of them, and how long they are.
 
-    There are a hundred times fewer runs than pixels, so all that is sorted or looked up by runs costs nothing.
+    There are a hundred times fewer runs than pixels, so what is sorted or looked up by runs costs next to nothing.
     """
-    flat = ids.reshape(-1)
-    starts = np.flatnonzero(np.r_[flat.size > 0, flat[1:] != flat[:-1]])
-    values, places = np.unique(flat[starts], return_inverse=True)
-    return values, places, np.diff(np.r_[starts, flat.size])
+    begins = np.zeros(maps[0].size, bool)
+    begins[:1] = True
+    for flat in (one.reshape(-1) for one in maps):
+        begins[1:] |= flat[1:] != flat[:-1]
+    starts = np.flatnonzero(begins)
+    return starts, np.diff(starts, append=len(begins))
 
 
 def _areas_of_boxes(segments: list[Segment], pixels: list[int]) -> bool:

@@ -76,15 +76,17 @@ class PanopticQuality:
         image = f"image {truth.image_id}"
         if pred_ids.shape != truth.size:
             raise ValueError(f"{image}: the prediction is {pred_ids.shape}, the image {truth.size}.")
-        values, places, lengths = runs(pred_ids)
+        true_ids = _true_ids(truth)
+        starts, lengths = runs(true_ids, pred_ids)
+        values, places = np.unique(pred_ids.reshape(-1)[starts], return_inverse=True)
         place = {0: 0} | {segment["id"]: i for i, segment in enumerate(pred_segments, 1)}
         if set(values.tolist()) | {0} != place.keys() or len(place) != len(pred_segments) + 1:
             raise ValueError(f"{image}: the map and the segment list must have the same ids.")
         if any(not 0 <= segment["category"] < len(self.categories) for segment in pred_segments):
             raise ValueError(f"{image}: a segment's category is no index below {len(self.categories)}.")
-        pred = np.repeat(np.array([place[v] for v in values.tolist()])[places], lengths)
-        pairs = true_panoptic(truth)[0].astype(np.int64).reshape(-1) * len(place) + pred
-        return np.bincount(pairs, minlength=(len(truth.segments) + 1) * len(place)).reshape(-1, len(place))
+        pred = np.array([place[v] for v in values.tolist()])[places]
+        pairs, size = true_ids.reshape(-1)[starts].astype(np.int64) * len(place) + pred, len(truth.segments) + 1
+        return np.bincount(pairs, lengths, size * len(place)).astype(np.int64).reshape(size, len(place))
 
     def compute(self) -> dict[str, float]:
         """PQ, SQ, RQ and the same over things (PQth) and stuff (PQst): means over the categories that occurred."""
@@ -128,14 +130,15 @@ class MeanIoU:
         classes = len(self.confusion)
         if pred.shape != truth.shape:
             raise ValueError(f"the prediction is {pred.shape} but the ground truth {truth.shape}; they must be alike.")
-        for what, values in (("prediction", pred), ("ground truth", truth)):
+        starts, lengths = runs(truth, pred)
+        said, true = pred.reshape(-1)[starts], truth.reshape(-1)[starts]
+        for what, values in (("prediction", said), ("ground truth", true)):
             if values.size and not -1 <= values.min() <= values.max() < classes:
                 raise ValueError(f"the {what} holds class {values.max()} (or below -1); there are {classes} classes.")
-        counted = truth >= 0
-        pairs = truth[counted].astype(np.int64) * (classes + 1) + pred[counted] % (classes + 1)
-        counts = np.bincount(pairs)
-        places = np.flatnonzero(counts)
-        return places.tolist(), counts[places].tolist()
+        counted = true >= 0
+        pairs = true[counted].astype(np.int64) * (classes + 1) + said[counted] % (classes + 1)
+        places, pair = np.unique(pairs, return_inverse=True)
+        return places.tolist(), np.bincount(pair, lengths[counted], len(places)).astype(int).tolist()
 
     def compute(self) -> dict[str, float]:
         truth, right = self.confusion.sum(1), np.diag(self.confusion)
@@ -283,11 +286,17 @@ def write_panoptic(
 
 def true_panoptic(truth: Annotation) -> tuple[np.ndarray, list[dict]]:
     """A panoptic annotation in the form of a prediction: ids int32 [H, W], from 1 on, and segments."""
-    ids = np.zeros(truth.size, np.int32) if truth.ids is None else truth.ids.astype(np.int32)
-    for i, s in enumerate(truth.segments if truth.ids is None else (), 1):
-        ids[s.mask] = i
     kinds = [{"category": s.category, "isthing": s.isthing, "iscrowd": s.iscrowd} for s in truth.segments]
-    return ids, [{"id": i} | kind for i, kind in enumerate(kinds, 1)]
+    return _true_ids(truth).astype(np.int32), [{"id": i} | kind for i, kind in enumerate(kinds, 1)]
+
+
+def _true_ids(truth: Annotation) -> np.ndarray:
+    if truth.ids is not None:
+        return truth.ids
+    ids = np.zeros(truth.size, np.int32)
+    for i, segment in enumerate(truth.segments, 1):
+        ids[segment.mask] = i
+    return ids
 
 
 def _mean(values: np.ndarray) -> float:
