@@ -30,18 +30,12 @@ STUFF_VALUES[np.array(STUFF) + 1] = np.array(STUFF) + 1
 
 
 class Scene(NamedTuple):
-    """One picture, its two annotations, and where they go."""
+    """One picture, its two annotations, and where picture, label map and panoptic PNG go."""
 
     picture: File
     semantic: File
     instance: File
-    out: Path
-    folder: str  # validation or training
-    short: str  # val or train
-
-    @property
-    def stem(self) -> str:
-        return self.semantic.stem
+    targets: tuple[Path, Path, Path]
 
 
 def prepare_ade20k(source: Path, target: Path, *, workers: int, training: bool = False) -> dict[str, int]:
@@ -61,7 +55,8 @@ def prepare_ade20k(source: Path, target: Path, *, workers: int, training: bool =
         scenes = {folder: _scenes(found, out, folder, short) for folder, short in splits.items()}
         put(out / names.path.name, names.read())
         for folder, short in splits.items():
-            _prepare_split(scenes[folder], out, short, workers)
+            results = {kind: out / f"ade20k_{kind}_{short}.json" for kind in ("panoptic", "instance")}
+            _prepare_split(scenes[folder], results, f"ADE20K {folder}", workers)
     return {folder: len(scenes[folder]) for folder in splits}
 
 
@@ -73,16 +68,20 @@ def _scenes(found: Source, out: Path, folder: str, short: str) -> list[Scene]:
     for maps in (semantic, instance):
         need_all(pictures, maps, f"{FOLDER}/images/{folder}")
         need_all(maps, pictures, next(iter(maps.values())).path.parent)
-    return [Scene(pictures[stem], semantic[stem], instance[stem], out, folder, short) for stem in sorted(pictures)]
+    scenes = []
+    for stem, picture in sorted(pictures.items()):
+        images, labels = out / "images" / folder, out / "annotations_detectron2" / folder / f"{stem}.png"
+        targets = images / picture.path.name, labels, out / f"ade20k_panoptic_{short}" / labels.name
+        scenes.append(Scene(picture, semantic[stem], instance[stem], targets))
+    return scenes
 
 
-def _prepare_split(scenes: list[Scene], out: Path, short: str, workers: int) -> None:
+def _prepare_split(scenes: list[Scene], results: dict[str, Path], what: str, workers: int) -> None:
     """The split's pictures and maps, then its two JSON files, whose presence says: done."""
-    results = {kind: out / f"ade20k_{kind}_{short}.json" for kind in ("panoptic", "instance")}
-    files = [path for scene in scenes for path in _paths(scene)]
+    files = [path for scene in scenes for path in scene.targets]
     if all(path.is_file() for path in (*files, *results.values())):
         return
-    made = run(prepare_scene, scenes, f"ADE20K {scenes[0].folder}", workers=workers)
+    made = run(prepare_scene, scenes, what, workers=workers)
     names, images = names_of("ade20k_150"), [image for image, _, _ in made]
     categories = [{"id": i, "name": name, "isthing": int(i not in STUFF)} for i, name in enumerate(names)]
     panoptic = [
@@ -96,19 +95,9 @@ def _prepare_split(scenes: list[Scene], out: Path, short: str, workers: int) -> 
     put_json(results["instance"], {"images": images, "annotations": numbered, "categories": things})
 
 
-def _paths(scene: Scene) -> tuple[Path, Path, Path]:
-    """Where the scene's picture, label map and panoptic PNG go."""
-    out, name = scene.out, scene.semantic.path.name
-    return (
-        out / "images" / scene.folder / scene.picture.path.name,
-        out / "annotations_detectron2" / scene.folder / name,
-        out / f"ade20k_panoptic_{scene.short}" / name,
-    )
-
-
 def prepare_scene(scene: Scene) -> tuple[dict, list[dict], list[dict]]:
     """Write a scene's files, as far as not there -> (image, segments, instances) for the JSON."""
-    picture, labels, ids = _paths(scene)
+    picture, labels, ids = scene.targets
     semantic, instance = scene.semantic.pixels(), scene.instance.pixels()
     if semantic.ndim != 2 or semantic.dtype != np.uint8 or semantic.max() > 150:
         raise ValueError(
