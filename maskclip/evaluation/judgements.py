@@ -23,11 +23,11 @@ class Judgements:
 
     def __init__(self, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
         self.found: dict[int, Any] = {}
-        self.folder, self.file = folder and folder / settings_hash(identity or {}), None
-        if self.folder is not None and folder is not None:
-            for former in folder.glob("*") if folder.is_dir() else ():
-                if former != self.folder:
-                    shutil.rmtree(former, ignore_errors=True)
+        self.folder = self.file = None
+        if folder is not None:
+            self.folder = folder / settings_hash(identity or {})
+            for former in {*folder.glob("*")} - {self.folder}:
+                shutil.rmtree(former, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file = self.folder / f"{os.getpid()}-{uuid4().hex[:8]}.jsonl"
 
