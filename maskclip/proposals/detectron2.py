@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maskclip.settings import MaskRCNNConfig
+from maskclip.settings import BackboneConfig, MaskRCNNConfig
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 NORMS = {"frozen": "FrozenBN", "batch": "BN", "group": "GN"}
@@ -27,15 +27,7 @@ def detectron2_config(config: MaskRCNNConfig, classes: int = 1) -> Any:
         raise ModuleNotFoundError(
             f"detectron2 {lacks}; use environment.yml, or set implementation: torchvision"
         ) from None
-    backbone = config.backbone
-    first, block_layers = backbone.widths[0], {"basic": 2, "bottleneck": 3}[backbone.block]
-    depth = 2 + block_layers * sum(backbone.depths)  # the stem and the classifier are layers too
-    doubling = tuple(first * 2**stage for stage in range(4))
-    if DEPTHS.get(depth) != tuple(backbone.depths) or tuple(backbone.widths) != doubling:
-        raise ValueError(
-            f"detectron2 has no ResNet of {backbone.block} blocks {tuple(backbone.depths)} and widths "
-            f"{tuple(backbone.widths)}; its depths are {', '.join(map(str, DEPTHS))}, its widths double"
-        )
+    backbone, depth = config.backbone, _depth(config.backbone)
     cfg = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     model = cfg.MODEL
     model.DEVICE = "cpu"  # accelerate moves it
@@ -44,7 +36,7 @@ def detectron2_config(config: MaskRCNNConfig, classes: int = 1) -> Any:
     elif Path(backbone.weights).is_file():
         model.WEIGHTS = backbone.weights  # else the configuration's own ImageNet weights
     model.RESNETS.DEPTH, model.RESNETS.NORM = depth, NORMS[backbone.normalization]
-    model.RESNETS.STEM_OUT_CHANNELS, model.RESNETS.RES2_OUT_CHANNELS = backbone.stem_width, first
+    model.RESNETS.STEM_OUT_CHANNELS, model.RESNETS.RES2_OUT_CHANNELS = backbone.stem_width, backbone.widths[0]
     model.FPN.OUT_CHANNELS = config.fpn_dim
     model.ANCHOR_GENERATOR.SIZES = [[size] for size in config.anchor_sizes]
     model.RPN.PRE_NMS_TOPK_TRAIN, model.RPN.PRE_NMS_TOPK_TEST = config.rpn_proposals_train, config.rpn_proposals
@@ -59,6 +51,18 @@ def detectron2_config(config: MaskRCNNConfig, classes: int = 1) -> Any:
     model.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = True
     cfg.TEST.DETECTIONS_PER_IMAGE = config.detections
     return cfg
+
+
+def _depth(backbone: BackboneConfig) -> int:
+    """Layers of the ResNet, by which detectron2 knows it."""
+    depth = 2 + {"basic": 2, "bottleneck": 3}[backbone.block] * sum(backbone.depths)  # with the stem and a classifier
+    doubling = tuple(backbone.widths[0] * 2**stage for stage in range(4))
+    if DEPTHS.get(depth) != tuple(backbone.depths) or tuple(backbone.widths) != doubling:
+        raise ValueError(
+            f"detectron2 has no ResNet of {backbone.block} blocks {tuple(backbone.depths)} and widths "
+            f"{tuple(backbone.widths)}; its depths are {', '.join(map(str, DEPTHS))}, its widths double"
+        )
+    return depth
 
 
 def build_detectron2(config: MaskRCNNConfig, classes: int = 1) -> nn.Module:
