@@ -69,16 +69,21 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
     if there is none; ValueError if record or weights are cut off, or of another architecture or training.
     """
     name, path = str(name_or_path), Path(name_or_path)
-    if not path.is_file() and not (path / "record.json").is_file():
-        if name not in SOURCES and "/" not in name and not path.exists():  # the hub's names are OWNER/NAME
-            raise FileNotFoundError(
-                f"there is no source {name!r}: no folder or file, none of {', '.join(SOURCES)}, no hub name OWNER/NAME"
-            )
-        if name not in SOURCES:
-            return _of_transformers(name, device)
+    if path.is_file() or (path / "record.json").is_file():
+        return _trained(path, device)
+    if name in SOURCES:
         if (kind := source_kind(name)).build:
             raise FileNotFoundError(f"{name} has to be trained; give the folder or file of a trained one")
         return kind.source(device)
+    if "/" not in name and not path.exists():  # the hub's names are OWNER/NAME
+        raise FileNotFoundError(
+            f"there is no source {name!r}: no folder or file, none of {', '.join(SOURCES)}, no hub name OWNER/NAME"
+        )
+    return _of_transformers(name, device)
+
+
+def _trained(path: Path, device: str | torch.device) -> ProposalSource:
+    """The network of a folder or file by its own record, with its own weights."""
     record = _read_record(path)
     kind = source_kind(str(record.get("network")), of=path)
     try:
