@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,29 +56,25 @@ def segment_files(
         return 0
     names = {key: settings[key] or None for key in ("pretrained", "proposals", "encoder")}
     segmenter = Segmenter.load(settings["model"] or MINIATURE, templates=settings["templates"], device=device, **names)
+    asked: dict[str, Any] = {"things": settings["things"] or None, "none_of_these": not settings["all_named"]}
     failed = 0
     for path in tqdm(todo, "segmenting", disable=len(todo) == 1):
         try:
-            answer = segmenter(
-                path, settings["words"], things=settings["things"] or None, none_of_these=not settings["all_named"]
-            )
+            answer = segmenter(path, settings["words"], **asked)
         except (ValueError, OSError) as error:
             if len(pictures) == 1:
                 raise
             failed += 1
             tell(f"error: {error}")
-            continue
-        if settings["json"]:
-            answer.save_coco(out, path.stem)
-        _write(answer, path, out, settings)
-        counted = ", ".join(f"{n} {name}" for name, n in _count(answer, settings["task"]).items())
-        tell(f"{out / f'{path.stem}.png'}: {counted or 'none of these'}")
+        else:
+            _write(answer, path, out, settings)
+            tell(f"{out / f'{path.stem}.png'}: {_counted(answer, settings['task']) or 'none of these'}")
     return failed
 
 
-def _count(answer: Segmentation, task: str) -> dict[str, int]:
-    names = [one.name for one in (answer.instances if task == "instances" else answer.segments)]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
+def _counted(answer: Segmentation, task: str) -> str:
+    names = Counter(one.name for one in (answer.instances if task == "instances" else answer.segments))
+    return ", ".join(f"{number} {name}" for name, number in names.items())
 
 
 def _mark(path: Path, settings: Mapping[str, Any]) -> str:
@@ -86,6 +83,8 @@ def _mark(path: Path, settings: Mapping[str, Any]) -> str:
 
 
 def _write(answer: Segmentation, path: Path, out: Path, settings: Mapping[str, Any]) -> None:
+    if settings["json"]:
+        answer.save_coco(out, path.stem)
     note = PngImagePlugin.PngInfo()
     note.add_text("maskclip", _mark(path, settings))  # by which it is known again
     drawn = Image.fromarray(answer.draw(settings["task"]))
