@@ -79,18 +79,16 @@ def prepare_pascal_context(source: Path, target: Path, *, workers: int, training
 
 def _labels(found: Source) -> tuple[_Merged | None, dict[str, File]]:
     """trainval_merged.json and the .mat files, as far as they are there; one must be."""
-    merged, mats, missing = None, {}, []
     try:
         merged = _read_merged(found.file("trainval_merged.json", MERGED))
-    except FileNotFoundError as error:
-        missing.append(error)
+    except FileNotFoundError:
+        merged = None
     try:
-        mats = found.files("trainval", ".mat", MATS)
-    except FileNotFoundError as error:
-        missing.append(error)
-    if len(missing) == 2:
-        raise missing[1]
-    return merged, mats
+        return merged, found.files("trainval", ".mat", MATS)
+    except FileNotFoundError:
+        if merged is None:
+            raise
+        return merged, {}
 
 
 def _read_merged(file: File) -> _Merged:
