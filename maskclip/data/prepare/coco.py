@@ -73,12 +73,11 @@ def _checked(split: Split, out: Path, names: dict[str, list[str]]) -> list[Placi
     need_all(sizes, split.pictures, split.panoptic)
     need_all(masks, split.masks, split.panoptic)
     need_all(_read_instances(instances, pictures, names), split.pictures, split.instances)
-    jobs = []
-    for stem, file in split.pictures.items():
-        jobs.append(Placing(file, pictures / file.path.name, sizes.get(stem), str(panoptic)))
-    for stem, file in split.masks.items():
-        jobs.append(Placing(file, panoptic.with_suffix("") / file.path.name, sizes.get(stem), str(panoptic)))
-    return jobs
+    return [
+        Placing(file, folder / file.path.name, sizes.get(stem), str(panoptic))
+        for folder, files in ((pictures, split.pictures), (panoptic.with_suffix(""), split.masks))
+        for stem, file in files.items()
+    ]
 
 
 def _read_panoptic(split: Split, path: Path, pictures: Path) -> tuple[dict[str, tuple[int, int]], list[str]]:
