@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Thread
@@ -49,16 +50,14 @@ def answers() -> bool:
     found: list[bool] = []
 
     def ask() -> None:
-        try:
+        with suppress(Exception):  # whatever keeps it from answering
             httpx.head(constants.ENDPOINT, timeout=PATIENCE)
             found.append(True)
-        except Exception:  # whatever keeps it from answering
-            found.append(False)
 
     asking = Thread(target=ask, daemon=True)  # looking a name up has no time limit of its own
     asking.start()
     asking.join(PATIENCE)
-    return bool(found and found[0])
+    return bool(found)
 
 
 FETCHED = {  # what the paper profile and pictures of one's own want: repository, files, about how large
