@@ -134,18 +134,18 @@ class Segmentation:
         image = Image.fromarray(self.image)
         image.thumbnail((DRAWN, DRAWN))
         canvas = np.asarray(image)
-        rows, columns = (np.arange(n) * full // n for n, full in zip(canvas.shape, self.size))
+        shown = np.ix_(
+            *(np.arange(n) * full // n for n, full in zip(canvas.shape, self.size))
+        )  # of the answer's pixels
         if task == "instances":
-            masks = np.array([one.mask[rows[:, None], columns] for one in self.instances]).reshape(
-                -1, *canvas.shape[:2]
-            )
+            masks = np.array([one.mask[shown] for one in self.instances]).reshape(-1, *canvas.shape[:2])
             return draw_masks(canvas, masks, [f"{one.name} {one.score:.0%}" for one in self.instances], text=text)
         if task == "semantic":
-            return draw_semantic(canvas, self.semantic[rows[:, None], columns], self.labels, self.isthing, text=text)
+            return draw_semantic(canvas, self.semantic[shown], self.labels, self.isthing, text=text)
         if task != "panoptic":
             raise ValueError(f"task is {task!r}; it must be panoptic, semantic or instances")
         ids, marks = self._panoptic
-        return draw_panoptic(canvas, ids[rows[:, None], columns], marks, self.labels, text=text)
+        return draw_panoptic(canvas, ids[shown], marks, self.labels, text=text)
 
     def show(self, task: str = "panoptic") -> Figure:
         """The picture beside the answer, for notebooks."""
