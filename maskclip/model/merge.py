@@ -71,18 +71,15 @@ def panoptic_map(
     scores, classes = scores[keep], classes[keep]
     winner, inside, won, area = _competition(mask_logits[keep], scores, size)
     visible = np.bincount(winner[inside], minlength=len(scores))
-    merged: list[int] = []  # mask -> segment id, 0 = dropped
-    segments: dict[tuple, dict] = {}
+    id_of_mask, segments = np.zeros(len(scores), np.int32), dict[tuple, dict]()
     for k, (category, score) in enumerate(zip(classes.tolist(), scores.tolist(), strict=True)):
-        if visible[k] == 0 or won[k] / area[k] < overlap_threshold:
-            merged.append(0)
-            continue
-        thing = bool(isthing[category])
-        new = {"id": len(segments) + 1, "category": category, "isthing": thing, "score": score}
-        segment = segments.setdefault((category, k if thing else None), new)
-        segment["score"] = max(segment["score"], score)
-        merged.append(segment["id"])
-    ids[inside] = np.array(merged, np.int32)[winner[inside]]
+        if visible[k] and won[k] / area[k] >= overlap_threshold:  # else dropped
+            thing = bool(isthing[category])
+            new = {"id": len(segments) + 1, "category": category, "isthing": thing, "score": score}
+            segment = segments.setdefault((category, k if thing else None), new)
+            segment["score"] = max(segment["score"], score)
+            id_of_mask[k] = segment["id"]
+    ids[inside] = id_of_mask[winner[inside]]
     return ids, list(segments.values())
 
 
