@@ -1,7 +1,5 @@
 """Is the data right? Every fault of every set at once, before a GPU is paid for: `maskclip check DIR`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
