@@ -1,7 +1,5 @@
 """A small file for each data set that is right, on which a pipeline depends in place of the set's many files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
