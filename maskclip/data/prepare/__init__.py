@@ -1,7 +1,5 @@
 """The real data sets from what their owners publish: one function a set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from maskclip.data.prepare.ade20k import prepare_ade20k
