@@ -1,7 +1,5 @@
 """ADE20K-150 from the challenge archives: label maps, panoptic segments, instances."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 
