@@ -1,7 +1,5 @@
 """ADE20K-847 from the full ADE20K of 2021: pictures of short side 512, 16-bit label maps."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from functools import cache
