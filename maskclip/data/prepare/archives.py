@@ -1,7 +1,5 @@
 """The owners' files where they lie: in a zip, in a zip inside a zip, in a tar, or unpacked."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json
