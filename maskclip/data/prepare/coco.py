@@ -1,7 +1,5 @@
 """COCO 2017: pictures, panoptic segments, instances, and the split into 48 and 17."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 
