@@ -1,7 +1,5 @@
 """Filling a data folder: whole files or none, by several processes, only what is missing."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
