@@ -1,7 +1,5 @@
 """LVIS v1: the validation annotations, and the pictures of both of COCO's splits they are on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from maskclip.data.coco import open_coco_instances
