@@ -1,7 +1,5 @@
 """PASCAL Context of 59 and of 459 classes, on pictures of VOC 2010."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import NamedTuple
