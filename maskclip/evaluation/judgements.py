@@ -1,7 +1,5 @@
 """What was judged of each picture, kept as it goes by any number of processes, so that a killed evaluation goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
