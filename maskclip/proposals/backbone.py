@@ -1,7 +1,5 @@
 """The ResNet under both proposal networks, and weights into it and them: every key in its place, or one sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ detectron2 is no dependency: `environment.yml` installs it, and machines with pi
 network on torchvision (`maskclip.proposals.mask_rcnn`).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

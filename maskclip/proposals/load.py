@@ -1,7 +1,5 @@
 """The kinds of proposal sources, and the way from a name, a folder or a file to one of them."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable

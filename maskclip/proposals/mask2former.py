@@ -1,7 +1,5 @@
 """Mask2Former on Hugging Face transformers as a class-agnostic proposal network (Sec. 3.1; Cheng et al., CVPR 2022)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

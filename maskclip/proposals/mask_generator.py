@@ -1,7 +1,5 @@
 """SAM, SAM 2 and other mask generators of transformers as proposal sources."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

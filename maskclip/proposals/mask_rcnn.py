@@ -1,7 +1,5 @@
 """Mask R-CNN on torchvision as a class-agnostic proposal network (Sec. 3.1): things and stuff alike are one class."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any

@@ -5,8 +5,6 @@ survives exactly. An image whose masks are so rough that one takes more than `BY
 gets steps twice as wide, and again, down to the masks alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sqlite3
 import zlib
