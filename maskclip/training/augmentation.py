@@ -1,7 +1,5 @@
 """Training examples for the proposal networks: large scale jittering as in Mask2Former, or whole images with a flip."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any

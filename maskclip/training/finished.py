@@ -5,8 +5,6 @@ A finished one has a `record.json` that names its files' digests; an unfinished 
 Each move is one step: killed between two of them, the next call goes on.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, takewhile

@@ -1,7 +1,5 @@
 """One training loop for both stages, on accelerate: several processes, mixed precision, resumable to the bit."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 from contextlib import suppress

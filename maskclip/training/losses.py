@@ -5,8 +5,6 @@ do not see one another and no object weighs nothing, so only matched masks, whic
 `select` names, contribute a gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Training of a proposal network without class supervision (Sec. 3.1, 4.2), resumable to the bit."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from functools import partial
