@@ -4,8 +4,6 @@ C's allocator hands large freed buffers back to the kernel, which fills them wit
 when they are next asked for.
 """
 
-from __future__ import annotations
-
 import weakref
 
 import numpy as np

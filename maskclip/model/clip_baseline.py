@@ -1,7 +1,5 @@
 """The CLIP Baseline (App. A, Alg. 1): one CLIP pass per mask, on the image with all else black."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

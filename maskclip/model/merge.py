@@ -11,8 +11,6 @@ even where there is no such class, so ADE20K's 150th category can never be predi
 `semantic_map(..., no_object=True)` on the bare vocabulary repeats that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """MaskCLIP as in Fig. 1: proposals -> visual encoder -> classification by text -> segmentations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ Nothing here ever holds an M x N x D tensor: Eq. 3 is folded, Eq. 5 is streamed 
 Shapes: B images, M masks, N image patches of p x p pixels, D channels in H heads, S pixels a side.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any
