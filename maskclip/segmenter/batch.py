@@ -1,7 +1,5 @@
 """Files and folders of pictures through a `Segmenter`, one by one, as `maskclip segment` does."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

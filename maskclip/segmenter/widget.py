@@ -1,7 +1,5 @@
 """A widget for notebooks: a picture, a line of words answered as one types, and a segment's scores at a click."""
 
-from __future__ import annotations
-
 import html
 from pathlib import Path
 from typing import Any
