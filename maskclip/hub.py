@@ -1,7 +1,5 @@
 """Weights of the Hugging Face hub: are they here, can they be had, and one sentence if neither."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import suppress

@@ -4,8 +4,6 @@ Everything is drawn on arrays with Pillow and needs no screen. Pictures are uint
 are enlarged first, their segments with smooth outlines, so that names can be read.
 """
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections import Counter
