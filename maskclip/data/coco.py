@@ -245,7 +245,7 @@ def _picture_names(info: dict) -> list[str]:
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
     """The compressed run-length code of a mask, bool [H, W], as JSON holds it."""
-    code = coco_mask.encode(np.asfortranarray(mask).view(np.uint8))
+    code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(mask.shape), "counts": code["counts"].decode()}
 
 
