@@ -91,7 +91,7 @@ def place(job: Placing) -> None:
             need_size(file, found, job.size, job.said_by)
             stream.seek(0)
         if file.name or not _linked(file.container, path):
-            write_atomically(path, stream.read())
+            write_atomically(path, stream.read() if file.name else file.read())
 
 
 def _linked(original: Path, path: Path) -> bool:
