@@ -1,12 +1,8 @@
 """A user's words: classes with synonyms, what to count one by one, templates, and the words for all else."""
 
-<<<<<<< HEAD
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-=======
-from collections.abc import Collection, Iterable, Sequence
->>>>>>> 70f70b3 (maskclip/segmenter names its types as they are: no import from the future)
 from dataclasses import dataclass
 from difflib import get_close_matches
 
