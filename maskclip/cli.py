@@ -159,6 +159,8 @@ def segment(
     """
     from maskclip.segmenter import batch
 
+    if Path(pictures[-1]).is_file():
+        raise ValueError(f'{pictures[-1]} is a file; the words come last: maskclip segment photo.jpg "dog, grass"')
     words = _list(pictures[-1])
     options = dict(model=model, pretrained=pretrained, proposals=proposals, encoder=encoder, templates=templates)
     settings = dict(words=words, things=_list(things), task=task, json=json, all_named=all_named, **options)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +518,20 @@ def test_a_folder_on_the_command_line_is_done_once(folder: Path) -> None:
     assert code == 0 and "done already" not in said, "other words are another answer"
 
 
+def test_results_never_hit_one_another(folder: Path) -> None:
+    Path("in/a.png").rename("in/b_ids.png")
+    code, said = call("in", "umbrella", "--json")
+    assert code == 1 and "segmented/b_ids.png would be written over" in said and not Path("segmented").exists()
+
+
+def test_weights_trained_again_answer_again(folder: Path) -> None:
+    shutil.copytree(MINIATURE, "clip")
+    for said in ("out/b.png", "are done already"):
+        assert said in call("in/b.jpg", "umbrella", "--out", "out", "--model", "clip")[1]
+    os.utime("clip/open_clip_model.safetensors")
+    assert "done already" not in call("in/b.jpg", "umbrella", "--out", "out", "--model", "clip")[1]
+
+
 def test_a_damaged_picture_does_not_stop_the_others(folder: Path) -> None:
     Path("in/b.jpg").write_bytes(b"damaged")
     code, said = call("in", "umbrella", "--task", "instances")
@@ -528,6 +543,8 @@ def test_a_damaged_picture_does_not_stop_the_others(folder: Path) -> None:
     ("arguments", "sentence"),
     [
         (["in"], "give pictures or folders first, then the words"),
+        (["in/a.png", "in/b.jpg"], "in/b.jpg is a file; the words come last"),
+        (["in", "umbrella", "--out", "in"], "in/a.png would be written over; give --out a folder without pictures"),
         (["nowhere.jpg", "umbrella"], "there is no picture or folder nowhere.jpg"),
         (["in/a.png", "in/a.png", "umbrella"], "more than one picture is called a"),
         (["in", "umbrella", "--task", "boxes"], "task is 'boxes'"),

@@ -46,7 +46,16 @@ def segment_files(
 
     Returns:
         How many pictures could not be read; each is told.
+
+    Raises:
+        ValueError: a result would be written over one of the pictures, or over another's.
     """
+    endings = (".png", ".json", "_ids.png") if settings["json"] else (".png",)
+    places, sources = set[Path](), {path.resolve() for path in pictures}
+    for target in (out / f"{path.stem}{ending}" for path in pictures for ending in endings):
+        if target.resolve() in sources or target in places:
+            raise ValueError(f"{target} would be written over; give --out a folder without pictures, or rename one")
+        places.add(target)
     todo = [path for path in pictures if not _is_done(path, out, settings)]
     if len(todo) < len(pictures):
         tell(f"{len(pictures) - len(todo)} of {len(pictures)} are done already in {out}")
@@ -76,8 +85,15 @@ def _counted(answer: Segmentation, task: str) -> str:
 
 
 def _mark(path: Path, settings: Mapping[str, Any]) -> str:
-    state = path.stat()
-    return settings_hash({**settings, "picture": [path.name, state.st_size, state.st_mtime_ns]})
+    weights = [place for key in ("model", "pretrained", "proposals", "encoder") for place in _files(settings[key])]
+    states = [[place.name, place.stat().st_size, place.stat().st_mtime_ns] for place in (path, *weights)]
+    return settings_hash({**settings, "files": states})
+
+
+def _files(name: str) -> list[Path]:
+    """The files of weights that are no name of open_clip's or the hub's; trained again, they answer otherwise."""
+    place = Path(name or MINIATURE)
+    return sorted(one for one in (place.iterdir() if place.is_dir() else [place]) if one.is_file())
 
 
 def _write(answer: Segmentation, path: Path, out: Path, settings: Mapping[str, Any]) -> None:
