@@ -69,6 +69,9 @@ def check(
     root: Annotated[Path, typer.Argument(help="The data folder, laid out as docs/data.md says")] = Path("data/paper"),
     sets: Annotated[str, typer.Option(help="Of them, separated by commas  [default: all]")] = "",
     thorough: Annotated[bool, typer.Option("--thorough", help="Read every picture and annotation")] = False,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="As --thorough, and go on without the pictures that are damaged")
+    ] = False,
     own: Annotated[bool, typer.Option("--own", help="Sets of your own: do not compare published counts")] = False,
     workers: Annotated[int, typer.Option(help="Threads that read", min=1)] = os.cpu_count() or 1,
 ) -> None:
@@ -78,10 +81,11 @@ def check(
     repair, run it again.
     """
     from maskclip.data.check import check_data
-    from maskclip.data.datasets import DATASETS
+    from maskclip.data.datasets import DATASETS, LEFT_OUT, read_left_out
     from maskclip.data.manifest import update_manifests
 
-    findings = check_data(root, _list(sets) or DATASETS, published=not own, thorough=thorough, workers=workers)
+    options: dict[str, Any] = dict(thorough=thorough or skip_damaged, skip_damaged=skip_damaged, workers=workers)
+    findings = check_data(root, _list(sets) or DATASETS, published=not own, **options)
     for one in findings:
         counts = "-" if one.pictures is None else f"{one.pictures:,} pictures, {one.categories:,} categories"
         typer.echo(f"{one.name:17} {counts:36} {f'{len(one.faults)} faults' if one.faults else 'right'}")
@@ -89,6 +93,10 @@ def check(
     for number, fault in enumerate(faults, 1):
         typer.echo(f"{number}. {fault}")
     update_manifests(root, findings)
+    if left_out := read_left_out(root):
+        typer.echo(f"left out of all sets, as {root / LEFT_OUT} says: {len(left_out):,} pictures")
+        for place, why in left_out.items():
+            typer.echo(f"  {place}: {why}")
     if faults:
         raise ValueError(f"{len(faults)} faults in {root}, listed above")
 

@@ -125,6 +125,10 @@ def deviations(study: Study) -> list[str]:
         found.append("data.world is drawn, the paper's data sets are photographs")
     if study.data.training_limit:
         found.append(f"data.training_limit is {study.data.training_limit}, the paper's None")
+    from maskclip.data.datasets import read_left_out  # settings need not wait for readers
+
+    if left_out := read_left_out(study.data.root):
+        found.append(f"{len(left_out)} damaged pictures are left out of the data")
     return found
 
 

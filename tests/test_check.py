@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import made_up_archives as made_up
@@ -16,9 +17,10 @@ from typer.testing import CliRunner
 from maskclip import hub
 from maskclip.cli import app
 from maskclip.data.check import PUBLISHED, check_data, check_weights, spread
-from maskclip.data.datasets import DATASETS
+from maskclip.data.datasets import DATASETS, open_dataset
 from maskclip.data.manifest import update_manifests
 from maskclip.data.prepare import PREPARATIONS
+from study.params import Data, deviations, load_study
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +119,38 @@ def test_names_of_another_set(data: Path) -> None:
 
 def test_only_thorough_reads_every_picture(data: Path) -> None:
     path = data / "pascal_ctx_d2/images/validation/2008_000502.jpg"
-    path.write_bytes(path.read_bytes()[:300])
+    path.write_bytes(path.read_bytes()[:-60])
     small = data / "coco/val2017/000000001002.jpg"
     Image.new("RGB", (8, 8)).save(small)
-    assert not faults(data)
+    size = faults(data)["coco_val"][0]  # off the picture's head
+    assert "(8, 8) (height, width), its annotation" in size and "image 2 of 3 of coco_val" in size
+    assert "p59" not in faults(data)
     found = faults(data, thorough=True)
     assert found.keys() >= {"p59", "coco_val"} and "2008_000502.jpg cannot be read" in found["p59"][0]
-    assert "(8, 8) (height, width), its annotation" in found["coco_val"][0]
+
+
+def test_damaged_pictures_are_left_out_of_all_sets_and_told(data: Path) -> None:
+    picture, mask = data / "coco/val2017/000000001001.jpg", data / "coco/annotations/panoptic_val2017/000000001002.png"
+    kept = {path: path.read_bytes() for path in (picture, mask)}
+    picture.write_bytes(kept[picture][:-60])
+    mask.unlink()
+    code, said = call(str(data), "--own", "--thorough")
+    assert code == 1 and "image 1 of 3 of coco_val; to go on without such: maskclip check --skip-damaged" in said
+    code, said = call(str(data), "--own", "--skip-damaged")
+    assert code == 0, said
+    assert f"left out of all sets, as {data}/left_out.json says: 2 pictures" in said.splitlines()[len(DATASETS)]
+    assert "coco/val2017/000000001001.jpg: " in said and "panoptic_val2017/000000001002.png is missing" in said
+    assert len(open_dataset("coco_val", data)) == 1 and len(open_dataset("coco_split_val", data)) == 1
+    assert len(open_dataset("lvis", data)) == 2, "of its four pictures these two are among them"
+    assert json.loads((data / "manifests/coco_val.json").read_text())["pictures"] == 1
+    assert not faults(data), "what was left out is no fault any more"
+    assert deviations(replace(load_study("paper"), data=Data(str(data), None))) == [
+        "2 damaged pictures are left out of the data"
+    ]
+    for path, content in kept.items():
+        path.write_bytes(content)
+    code, said = call(str(data), "--own")
+    assert code == 0 and "left out" not in said and len(open_dataset("coco_val", data)) == 3
 
 
 def test_of_many_alike_a_few_are_named(data: Path) -> None:

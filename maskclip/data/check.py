@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from maskclip.data.datasets import DATASETS, DatasetEntry, find_entry, open_dataset
-from maskclip.data.images import read_labels
+from maskclip.data.datasets import DATASETS, DatasetEntry, find_entry, open_dataset, place_of, read_left_out
+from maskclip.data.images import read_labels, read_size
 from maskclip.data.types import Dataset
 
 SAMPLE = 200  # annotations that are read where not all are, spread over the set
@@ -56,52 +56,69 @@ class Finding:
     pictures: int | None = None
     categories: int | None = None
     faults: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)  # what is wrong with pictures to do without, by their paths
 
 
 def check_data(
     root: str | Path, names: Iterable[str] = DATASETS, *, published: bool = True, thorough: bool = False,
-    workers: int | None = None,
+    skip_damaged: bool = False, workers: int | None = None,
 ) -> list[Finding]:  # fmt: skip
     """Look at data sets under `root` as docs/data.md lays them out; every fault is a sentence.
 
     Args:
         published: compare counts with the published ones; False for sets of one's own.
         thorough: read every picture and annotation, not only whether they are there and `SAMPLE` annotations.
+        skip_damaged: a picture that is damaged or missing, or whose annotation is, is no fault but to be left out of
+            all sets, as those are that were left out before and are not mended. `update_manifests` writes it down.
         workers: threads that read; None: one per processor.
     """
-    return [_check(find_entry(name), Path(root), published, thorough, workers or os.cpu_count() or 1) for name in names]
+    options = published, thorough, skip_damaged, workers or os.cpu_count() or 1
+    return [_check(find_entry(name), Path(root), *options) for name in names]
 
 
-def _check(entry: DatasetEntry, root: Path, published: bool, thorough: bool, workers: int) -> Finding:
-    wanted = PUBLISHED.get(entry.name)
-    if faults := [sentence for places in entry.places(root) if (sentence := _missing(places, root))]:
+def _check(
+    entry: DatasetEntry, root: Path, published: bool, thorough: bool, skip_damaged: bool, workers: int
+) -> Finding:
+    finding, wanted = Finding(entry.name), PUBLISHED.get(entry.name)
+    finding.faults = [sentence for places in entry.places(root) if (sentence := _missing(places, root))]
+    if finding.faults:
         if wanted:
-            faults[-1] += f"; {wanted.where} publishes it, maskclip prepare {wanted.prepare} makes it"
-        return Finding(entry.name, faults=faults)
+            finding.faults[-1] += f"; {wanted.where} publishes it, maskclip prepare {wanted.prepare} makes it"
+        return finding
     try:
-        dataset = open_dataset(entry.name, root)
+        dataset, left_out = open_dataset(entry.name, root, whole=True), read_left_out(root)
     except (ValueError, OSError, KeyError) as error:
-        return Finding(entry.name, faults=[str(error)])
-    faults = _counts(dataset, wanted) if published and wanted else []
-    faults += _unreadable(entry, dataset, thorough, workers)
-    return Finding(entry.name, len(dataset), len(dataset.categories), faults)
+        finding.faults.append(str(error))
+        return finding
+    finding.pictures, finding.categories = len(dataset), len(dataset.categories)
+    if published and wanted:
+        finding.faults += _counts(dataset, wanted)
+    lacking = {i: path for i in dataset.image_ids for path in dataset.files(i) if not path.is_file()}
+    absent = {i: f"{path} is missing" for i, path in lacking.items()}
+    there = [i for i in dataset.image_ids if i not in lacking]
+    before = {i for i in there if left_out and place_of(dataset, i, root) in left_out}
+    sample = before | set(there if thorough else spread(there, SAMPLE))
+    chosen = [i for i in there if i in sample]
+    places = {image_id: place for place, image_id in enumerate(dataset.image_ids)}
 
+    def look(image_id: Any) -> None:
+        if thorough and not entry.pictures:  # else they are another set's
+            dataset[places[image_id]]
+            return
+        with dataset.numbered(places[image_id]):
+            dataset.check_size(dataset.annotation(image_id), read_size(dataset.files(image_id)[0]))
 
-def _unreadable(entry: DatasetEntry, dataset: Dataset, thorough: bool, workers: int) -> list[str]:
-    """Files that are not there, and annotations and pictures that are wrong."""
-    lost = dict.fromkeys(path for i in dataset.image_ids for path in dataset.files(i) if not path.is_file())
-    faults = _few([f"{path} is missing" for path in lost], "files that the annotations name")
-    there = [i for i in dataset.image_ids if lost.keys().isdisjoint(dataset.files(i))]
-    chosen = there if thorough else spread(there, SAMPLE)
-    wrong = _each(dataset.annotation, chosen, f"annotations of {entry.name}", workers)
-    faults += _few(wrong, f"of {len(chosen):,} annotations read")
+    damaged = _each(look, chosen, f"images of {entry.name}", workers)
+    for kind, of_kind in (("files that the annotations name", absent), (f"of {len(chosen):,} images read", damaged)):
+        skipped = {i: place_of(dataset, i, root) for i in of_kind}
+        skipped = {i: place for i, place in skipped.items() if skip_damaged or place in left_out}
+        finding.pictures -= len(skipped)
+        finding.left_out |= {place: of_kind[i] for i, place in skipped.items()}
+        faults = [said for i, said in of_kind.items() if i not in skipped]
+        finding.faults += _few(faults, len(faults), kind)
     if entry.reader.__name__ == "open_semantic_folder":
-        faults += _label_values(dataset, chosen)
-    if thorough and not entry.pictures:  # else they are another set's
-        places = {image_id: place for place, image_id in enumerate(dataset.image_ids)}
-        wrong = _each(lambda i: dataset[places[i]], there, f"pictures of {entry.name}", workers)
-        faults += _few(wrong, f"of {len(there):,} pictures read")
-    return faults
+        finding.faults += _label_values(dataset, chosen)
+    return finding
 
 
 def _missing(wanted: list[Path], root: Path) -> str:
@@ -154,8 +171,8 @@ def spread(ids: Sequence[Any], count: int) -> list[Any]:
     return [ids[place] for place in np.unique(np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int))]
 
 
-def _each(read: Callable[[Any], object], ids: Sequence[Any], what: str, workers: int) -> list[str]:
-    """The sentences of those that cannot be read."""
+def _each(read: Callable[[Any], object], ids: Sequence[Any], what: str, workers: int) -> dict[Any, str]:
+    """The sentences of those that cannot be read, by their ids."""
 
     def sentence(image_id: Any) -> str:
         try:
@@ -166,7 +183,7 @@ def _each(read: Callable[[Any], object], ids: Sequence[Any], what: str, workers:
 
     with ThreadPoolExecutor(workers) as pool:
         said = list(tqdm(pool.map(sentence, ids), what, len(ids), disable=len(ids) < 2000, mininterval=5))
-    return [one for one in said if one]
+    return {image_id: one for image_id, one in zip(ids, said, strict=True) if one}
 
 
 def _few(faults: list[str], what: str) -> list[str]:

@@ -1,12 +1,14 @@
 """The one table of data sets. To add one, add an entry; a new format also needs a reader, a function that opens it."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from maskclip.data.coco import open_coco_instances, open_coco_panoptic
+from maskclip.data.images import read_json
 from maskclip.data.semantic import open_semantic_folder
 from maskclip.data.types import Dataset, content_mark
 
@@ -47,6 +49,7 @@ class DatasetEntry:
 
 COCO, ADE, ADE_FULL, PASCAL = "coco", "ADEChallengeData2016", "ADE20K_2021_17_01", "pascal_ctx_d2"
 SPLIT = "annotations/split.json"
+LEFT_OUT = "left_out.json"  # under the root: pictures that `maskclip check --skip-damaged` takes out of all sets
 
 _ENTRIES = (
     DatasetEntry(
@@ -126,11 +129,26 @@ def scored_on(pictures: str) -> list[DatasetEntry]:
     return scored[pictures]
 
 
-def open_dataset(name: str, root: str | Path, *, limit: int | None = None) -> Dataset:
-    """One of `DATASETS` under `root`, laid out as docs/data.md says; `limit` as in `Dataset.first`."""
+def open_dataset(name: str, root: str | Path, *, limit: int | None = None, whole: bool = False) -> Dataset:
+    """One of `DATASETS` under `root`, laid out as docs/data.md says; `limit` as in `Dataset.first`. Pictures that
+    `maskclip check --skip-damaged` left out are no part of it, unless `whole`."""
     entry = find_entry(name)
     found = [next((path for path in paths if path.exists()), paths[0]) for paths in entry.places(root)]
-    return entry.reader(*found, **entry.options, name=name).first(limit)
+    dataset = entry.reader(*found, **entry.options, name=name)
+    if not whole and (left_out := read_left_out(root)):
+        dataset = dataset.subset(i for i in dataset.image_ids if place_of(dataset, i, root) not in left_out)
+    return dataset.first(limit)
+
+
+def read_left_out(root: str | Path) -> dict[str, str]:
+    """What is wrong with each picture that is left out of all data sets, by its path under the root of all data."""
+    path = Path(root) / LEFT_OUT
+    return read_json(path) if path.is_file() else {}
+
+
+def place_of(dataset: Dataset, image_id: int | str, root: str | Path) -> str:
+    """A picture's path under the root of all data."""
+    return os.path.relpath(dataset.files(image_id)[0], root).replace(os.sep, "/")
 
 
 def same_pictures(datasets: Iterable[Dataset]) -> list[list[Dataset]]:

@@ -5,15 +5,17 @@ import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from maskclip.files import write_atomically
 
+Read = TypeVar("Read")
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 WHITE = (255, 4095, 65535)  # of 8, 12 and 16 bits, whatever they are kept in
+ORIENTATION = 0x0112  # EXIF's tag
 PANOPTIC = np.array([1, 256, 65536])  # a segment's id is R + 256 G + 65536 B
 
 
@@ -24,6 +26,17 @@ def read_image(path: str | Path | IO[bytes] | Image.Image) -> np.ndarray:
     scaled, not clipped. Transparency is laid on white. Raises FileNotFoundError or ValueError, naming the file.
     """
     return _read(path, "picture", _rgb)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of a picture, turned as its EXIF orientation says, off its head alone where it is a JPEG."""
+    return _read(path, "picture", upright_size)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width once turned as EXIF says; from 5 on its orientations lie on the side."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
 
 
 def read_labels(path: str | Path) -> tuple[np.ndarray, int]:
@@ -65,9 +78,7 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is no whole JSON file ({error}); fetch or write it again.") from error
 
 
-def _read(
-    path: str | Path | IO[bytes] | Image.Image, what: str, convert: Callable[[Image.Image], np.ndarray]
-) -> np.ndarray:
+def _read(path: str | Path | IO[bytes] | Image.Image, what: str, convert: Callable[[Image.Image], Read]) -> Read:
     if isinstance(path, str | Path) and not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; check the data folder or the file name in the annotations.")
     name = path if isinstance(path, str | Path) else getattr(path, "name", None) or f"the given {what}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,15 +71,29 @@ class Dataset:
 
     def __getitem__(self, i: int) -> Sample:
         """One image with its annotation; ValueError: the picture has another size than its annotation."""
-        image_id = self.image_ids[i]
-        annotation, image = self.annotation(image_id), self.picture(image_id)
-        if image.shape[:2] != annotation.size:
-            path, *masks = self.files(image_id)
+        with self.numbered(i):
+            annotation, image = self.annotation(self.image_ids[i]), self.picture(self.image_ids[i])
+            self.check_size(annotation, image.shape[:2])
+        return Sample(**vars(annotation), image=image)
+
+    def check_size(self, annotation: Annotation, size: tuple[int, ...]) -> None:
+        """ValueError unless the picture's height and width are its annotation's."""
+        if size != annotation.size:
+            path, *masks = self.files(annotation.image_id)
             raise ValueError(
-                f"{path} is {image.shape[:2]} (height, width), its annotation in {masks[0] if masks else self.source} "
+                f"{path} is {size} (height, width), its annotation in {masks[0] if masks else self.source} "
                 f"{annotation.size}; use the picture the annotation was made for."
             )
-        return Sample(**vars(annotation), image=image)
+
+    @contextmanager
+    def numbered(self, i: int) -> Iterator[None]:
+        """Let what is wrong with an image say which of how many it is, and how to go on without."""
+        try:
+            yield
+        except (FileNotFoundError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            which = f"image {i + 1:,} of {len(self):,} of {self.name}"
+            raise kind(f"{error} ({which}; to go on without such: maskclip check --skip-damaged)") from error
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))

@@ -198,8 +198,10 @@ def judge(
     left = [place for place in range(share[0], len(pictures), share[1]) if place not in done]  # others may be at work
     for place in tqdm(left, desc=pictures.name, unit="image", mininterval=5, disable=share[0] > 0):
         image_id = pictures.image_ids[place]
+        with pictures.numbered(place):
+            picture = pictures.picture(image_id)
         with computing_in(evaluation.precision, model.clip.device.type):
-            masks = model.embed(pictures.picture(image_id), proposals[image_id])
+            masks = model.embed(picture, proposals[image_id])
         name = partial(model.name, masks, templates=templates, objectness_power=evaluation.objectness_power)
         own = [ids.get(image_id) for ids in ids_of_tasks]
         judged = [None if i is None else task.judge(name, i, evaluation) for task, i in zip(tasks, own)]

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
+from maskclip.data.images import upright_size
 from maskclip.data.prepare.archives import DAMAGE, File, Source, need_size
 from maskclip.files import LEFTOVER, write_atomically
 
@@ -85,7 +86,7 @@ def place(job: Placing) -> None:
     with io.BytesIO(file.read()) if file.name else file.open() as stream:
         if job.size:
             try:
-                found = Image.open(stream).size
+                found = upright_size(Image.open(stream))[::-1]  # as it will be read
             except DAMAGE as error:
                 raise file.damaged(error) from error
             need_size(file, found, job.size, job.said_by)
