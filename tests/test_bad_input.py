@@ -38,6 +38,7 @@ from maskclip.evaluation.metrics import average_precision, coco_results, true_pa
 from maskclip.model.clip import Clip, load_clip, text_embeddings
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
+from maskclip.proposals.store import proposal_key
 from maskclip.segmenter.segmenter import MINIATURE
 from maskclip.segmenter.words import read_words
 
@@ -199,6 +200,16 @@ def test_a_plain_tiff_mended_in_the_middle_is_another(tmp_path: Path) -> None:
     labels[20, 20] = 1
     Image.fromarray(labels).save(tmp_path / "labels" / "1.tif")
     assert (tmp_path / "labels" / "1.tif").stat().st_size == length and dataset.fingerprint() != before
+
+
+def test_stores_of_two_folders_of_transformers_are_two(tmp_path: Path) -> None:
+    dataset, keys = panoptic_set(tmp_path), set()
+    for name, content in (("a", b"one"), ("b", b"two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+        keys.add(proposal_key(tmp_path / name, dataset))
+    assert len(keys) == 2
 
 
 def test_image_ids_of_numpy_are_image_ids(tmp_path: Path) -> None:

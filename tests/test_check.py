@@ -153,6 +153,18 @@ def test_damaged_pictures_are_left_out_of_all_sets_and_told(data: Path) -> None:
     assert code == 0 and "left out" not in said and len(open_dataset("coco_val", data)) == 3
 
 
+def test_a_set_that_is_wrong_throughout_is_not_left_out(data: Path) -> None:
+    path = data / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["area"] = 1
+    path.write_text(json.dumps(content))
+    code, said = call(str(data), "--own", "--skip-damaged")
+    assert code == 1 and "3 of 3 images are damaged, too many to go on without" in said
+    assert len(open_dataset("coco_val", data)) == 3
+
+
 def test_of_many_alike_a_few_are_named(data: Path) -> None:
     for path in (data / "coco/train2017").glob("*.jpg"):
         path.unlink()

@@ -15,6 +15,7 @@ from maskclip.data.images import read_labels, read_size
 from maskclip.data.types import Dataset
 
 SAMPLE = 200  # annotations that are read where not all are, spread over the set
+LEAST_LEFT_OUT = 10  # images that may be damaged; of large sets one in a hundred
 NAMED = 3  # of faults of one kind
 
 
@@ -109,11 +110,17 @@ def _check(
             dataset.check_size(dataset.annotation(image_id), read_size(dataset.files(image_id)[0]))
 
     damaged = _each(look, chosen, f"images of {entry.name}", workers)
+    bad = {i: place_of(dataset, i, root) for i in absent | damaged}
+    skipped = {i for i, place in bad.items() if skip_damaged or place in left_out}
+    if len(skipped) > max(LEAST_LEFT_OUT, len(dataset) // 100) or (skipped and len(skipped) == len(dataset)):
+        finding.faults.append(
+            f"{len(skipped):,} of {len(dataset):,} images are damaged, too many to go on without; they are of another "
+            "release than their annotations, or have to be fetched again"
+        )
+        skipped = set()
+    finding.pictures -= len(skipped)
+    finding.left_out = {bad[i]: said for i, said in (absent | damaged).items() if i in skipped}
     for kind, of_kind in (("files that the annotations name", absent), (f"of {len(chosen):,} images read", damaged)):
-        skipped = {i: place_of(dataset, i, root) for i in of_kind}
-        skipped = {i: place for i, place in skipped.items() if skip_damaged or place in left_out}
-        finding.pictures -= len(skipped)
-        finding.left_out |= {place: of_kind[i] for i, place in skipped.items()}
         faults = [said for i, said in of_kind.items() if i not in skipped]
         finding.faults += _few(faults, len(faults), kind)
     if entry.reader.__name__ == "open_semantic_folder":

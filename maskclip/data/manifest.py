@@ -35,7 +35,7 @@ def update_manifests(root: str | Path, findings: Iterable[Finding], into: str | 
             path.unlink(missing_ok=True)
             continue
         dataset = open_dataset(finding.name, root)
-        said = {"pictures": finding.pictures, "categories": finding.categories}
+        said = {"pictures": len(dataset), "categories": finding.categories}
         text = json.dumps(said | {"fingerprint": dataset.fingerprint()}, indent=1) + "\n"
         if not path.is_file() or path.read_text() != text:
             write_atomically(path, text)

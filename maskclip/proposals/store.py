@@ -61,12 +61,13 @@ def _checksum(row: Row) -> int:
 def proposal_key(network: str | Path, dataset: Any) -> str:
     """What a store is keyed by: the network's weights and record, the data set's fingerprint.
 
-    `network` is a folder of `train_proposals`, a file of `maskclip convert`, or another name.
+    `network` is a folder of `train_proposals` or of transformers, a file of `maskclip convert`, or another name.
     """
     path = Path(network)
     name = "" if path.exists() else network
     digest = hashlib.sha256(f"{SCHEMA} {dataset.fingerprint()} {name}".encode())
-    for file in (path, path / "record.json", path / "network.safetensors"):
+    of_transformers = sorted([*path.glob("*config.json"), *path.glob("model*.safetensors"), *path.glob("*model*.bin")])
+    for file in (path, path / "record.json", path / "network.safetensors", *of_transformers):
         digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()
 
