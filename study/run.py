@@ -26,11 +26,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import maskclip
 from maskclip.data import DATASETS, Dataset, open_dataset, same_pictures
+from maskclip.data.check import check_weights
 from maskclip.data.datasets import scored_on
 from maskclip.evaluation.judgements import Judgements
 from maskclip.evaluation.tasks import Task, add_up, judge, tasks_of
 from maskclip.files import file_digests, settings_hash, write_atomically
-from maskclip.model.clip import Clip, load_clip
+from maskclip.model.clip import Clip, check_texts, load_clip
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
@@ -90,6 +91,22 @@ class Run:
         """What `NamedMasks.panoptic` takes."""
         settings = self.study.evaluation
         return {"score_threshold": settings.object_mask_threshold, "overlap_threshold": settings.overlap_threshold}
+
+    def faults_ahead(self, names: Iterable[str]) -> list[str]:
+        """What stages to come would stop at, a sentence each: weights that cannot be had, or names of these data sets
+        that are longer than CLIP reads."""
+        found: list[str] = []
+        for settings in (self.study.proposals.mask2former, self.study.proposals.mask_rcnn, self.study.proposals.twins):
+            found += check_weights("", None, settings.backbone.weights).values()
+        found = [said for said in dict.fromkeys(found) if said not in ("here", "to be fetched")]
+        for name in names:
+            try:
+                check_texts(self.clip, self.dataset(name).names, self.study.clip.templates)
+            except (ValueError, OSError) as error:
+                found.append(f"{name}: {error}")
+                if "clip" not in vars(self):
+                    break  # there is none to ask for the others
+        return found
 
     @cache  # noqa: B019 - a notebook has one run
     def dataset(self, name: str) -> Dataset:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from maskclip import hub
 from maskclip.data import (
     Dataset,
     open_categories,
@@ -33,14 +35,20 @@ from maskclip.data import (
 )
 from maskclip.data.coco import read_split
 from maskclip.data.datasets import DATASETS
-from maskclip.data.images import read_labels, read_panoptic_ids, write_panoptic_ids
+from maskclip.data.images import read_labels, read_panoptic_ids, read_size, write_panoptic_ids
+from maskclip.data.prepare.archives import File
+from maskclip.data.prepare.filling import Placing, place
 from maskclip.evaluation.metrics import average_precision, coco_results, true_panoptic, write_panoptic
 from maskclip.model.clip import Clip, load_clip, text_embeddings
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals.store import proposal_key
 from maskclip.segmenter.segmenter import MINIATURE
 from maskclip.segmenter.words import read_words
+from maskclip.training.mask_tokens import train_maskclip
+from study.params import load_study
+from study.run import Run
 
 SIZE = (12, 16)
 SQUARE = [[3, 2, 9, 2, 9, 6, 3, 6]]
@@ -380,3 +388,44 @@ def test_a_name_too_long_is_told_with_its_clip(clip: Clip, tmp_path: Path) -> No
     assert text_embeddings(of_the_hub, ["cow " * 32]).shape[0] == 1
     with pytest.raises(ValueError, match=r"longer than the 32 tokens that CLIP roberta-ViT-B-32 reads"):
         text_embeddings(of_the_hub, ["cow", "cow " * 33])
+
+
+def test_what_later_stages_would_stop_at_is_told_first(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_with(weights: str) -> Run:
+        run = object.__new__(Run)
+        network = SimpleNamespace(backbone=SimpleNamespace(weights=weights))
+        networks = SimpleNamespace(mask2former=network, mask_rcnn=network, twins=network)
+        run.study = SimpleNamespace(proposals=networks, clip=SimpleNamespace(templates=["a {}"]))
+        run.dataset = lambda name: SimpleNamespace(names=["sky", name])  # type: ignore[method-assign]
+        return run
+
+    monkeypatch.setattr(hub, "is_cached", lambda repo: "resnet" in repo)
+    monkeypatch.setattr(hub, "answers", lambda: False)
+    run = run_with("microsoft/resnet-50")
+    run.clip = clip
+    (said,) = run.faults_ahead(["cow", "cow " * 40])
+    assert said.startswith("cow cow") and "'a cow cow cow" in said and "than the 32 tokens that CLIP mini_clip" in said
+    run = run_with("somebody/elses")
+    monkeypatch.setattr(Run, "clip", property(lambda self: load_clip("models/nowhere")))
+    weights, no_clip = run.faults_ahead(["cow", "sky"])
+    assert "backbone somebody/elses" in weights and "is not on this machine" in weights
+    assert "no such CLIP folder: models/nowhere" in no_clip
+
+
+def test_a_picture_that_lies_on_its_side_is_placed_by_its_upright_size(tmp_path: Path) -> None:
+    """As it will be read: else the annotation's size would be found wrong, or wrongly right, after hours."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=turned)
+    assert read_image(tmp_path / "a.jpg").shape[:2] == read_size(tmp_path / "a.jpg") == (30, 20)
+    file = File(tmp_path / "a.jpg", size=(tmp_path / "a.jpg").stat().st_size)
+    place(Placing(file, tmp_path / "out" / "a.jpg", (20, 30), "its labels"))
+    with pytest.raises(ValueError, match=r"a.jpg has 20 x 30 pixels"):
+        place(Placing(file, tmp_path / "other" / "a.jpg", (30, 20), "its labels"))
+
+
+def test_nothing_to_train_on_is_one_sentence(clip: Clip, tmp_path: Path) -> None:
+    encoder = MaskCLIPVisualEncoder.from_open_clip(clip.model, (1,))
+    training = load_study("mini").maskclip
+    with pytest.raises(ValueError, match="the data set panoptic has no images to train on"):
+        train_maskclip(encoder, clip, panoptic_set(tmp_path).subset([]), {}, training, tmp_path / "out", 0)

@@ -219,6 +219,12 @@ def text_embeddings(clip: Clip, names: Iterable[str], templates: Sequence[str] =
     return found
 
 
+def check_texts(clip: Clip, names: Sequence[str], templates: Sequence[str] = ("{}",)) -> None:
+    """ValueError where CLIP cannot read all of a name. Nothing is encoded: ask before hours are spent."""
+    for template in templates:
+        _tokens(clip, [template.replace("{}", name) for name in names])
+
+
 def _encode_texts(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     total = torch.zeros((), device=clip.device)
     for template in templates:

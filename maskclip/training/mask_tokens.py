@@ -185,11 +185,13 @@ def train_maskclip(
         The training curve, one row per step: step, loss, loss_ce, loss_dice, loss_bce (weighted).
 
     Raises:
-        ValueError: the encoder has nothing to train, or a batch does not divide among the processes.
+        ValueError: the encoder has nothing to train, or to train on, or a batch does not divide among the processes.
         FloatingPointError: the loss is no longer finite.
     """
     if not trained_weights(encoder):
         raise ValueError("this encoder has no RMA layers, so nothing to train; it is the w/o RMA baseline as it is")
+    if len(dataset) == 0:
+        raise ValueError(f"the data set {dataset.name} has no images to train on")
     out, on_cpu = Path(out), clip.device.type == "cpu"
     join_processes("maskclip", training.batch, on_cpu)
     record = training_record(encoder, clip, dataset, proposals, training, seed)
