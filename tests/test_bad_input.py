@@ -39,9 +39,10 @@ from maskclip.data.images import read_labels, read_panoptic_ids, read_size, writ
 from maskclip.data.prepare.archives import File
 from maskclip.data.prepare.filling import Placing, place
 from maskclip.evaluation.metrics import average_precision, coco_results, true_panoptic, write_panoptic
+from maskclip.evaluation.tasks import InstanceTask
 from maskclip.model.clip import Clip, load_clip, text_embeddings
 from maskclip.model.clip_baseline import MaskedImages
-from maskclip.model.pipeline import MaskCLIP
+from maskclip.model.pipeline import MaskCLIP, NamedMasks
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals.store import proposal_key
 from maskclip.segmenter.segmenter import MINIATURE
@@ -429,3 +430,36 @@ def test_nothing_to_train_on_is_one_sentence(clip: Clip, tmp_path: Path) -> None
     training = load_study("mini").maskclip
     with pytest.raises(ValueError, match="the data set panoptic has no images to train on"):
         train_maskclip(encoder, clip, panoptic_set(tmp_path).subset([]), {}, training, tmp_path / "out", 0)
+
+
+def test_a_picture_known_by_its_address_is_not_anothers_of_its_name(tmp_path: Path) -> None:
+    """LVIS gives no file name; of train2017's 1.png another lies in val2017, the folder that is given."""
+    for year, color in (("val2017", "red"), ("train2017", "lime")):
+        (tmp_path / year).mkdir()
+        Image.new("RGB", SIZE[::-1], color).save(tmp_path / year / "1.png")
+
+    def by_address(content: dict) -> None:
+        for image, year in zip(content["images"], ("val2017", "train2017"), strict=True):
+            del image["file_name"]
+            image["coco_url"] = f"http://images.example.org/{year}/1.png"
+
+    instance_set(tmp_path, by_address)
+    dataset = open_coco_instances(tmp_path / "instances.json", tmp_path / "val2017")
+    assert [one.image[0, 0].tolist() for one in dataset] == [[255, 0, 0], [0, 255, 0]]
+    (tmp_path / "train2017" / "1.png").rename(tmp_path / "train2017" / "2.png")
+    (tmp_path / "val2017" / "1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"/train2017/1.png does not exist"):
+        dataset[1]
+
+
+def test_an_instance_set_of_another_size_is_told_at_its_first_picture(tmp_path: Path) -> None:
+    """As the panoptic and the semantic one; AP would be 0."""
+    task = InstanceTask(instance_set(tmp_path))
+    evaluation = load_study("mini").evaluation
+
+    def named(size: tuple[int, int]) -> NamedMasks:
+        return NamedMasks(torch.eye(2), torch.ones(2, 4, 4), size)
+
+    assert len(task.judge(lambda names: named(SIZE), 1, evaluation)) > 0
+    with pytest.raises(ValueError, match=r"image 1: the picture is \(24, 32\) .*instances.json it is \(12, 16\)"):
+        task.judge(lambda names: named((24, 32)), 1, evaluation)

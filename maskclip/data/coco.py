@@ -51,7 +51,8 @@ def open_coco_panoptic(
     check_alike(segments, ("iscrowd", "area"), json_path, "segment")
 
     def files(image_id: int | str) -> list[Path]:
-        return [images / _picture_names(infos[image_id])[0], masks / entries[image_id]["file_name"]]
+        info = infos[image_id]
+        return [images / (info.get("file_name") or _picture_names(info)[-1]), masks / entries[image_id]["file_name"]]
 
     @lru_cache(maxsize=1)  # true masks as proposals and PQ ask for the same one
     def annotation(image_id: int | str) -> Annotation:
@@ -181,8 +182,8 @@ def open_coco_instances(
             by_image[entry["image_id"]].append(entry)
 
     def files(image_id: int | str) -> list[Path]:
-        found = [folder / name for folder in (images, images.parent) for name in _picture_names(infos[image_id])]
-        return [next((path for path in found if path.is_file()), found[0])]
+        found = [folder / name for name in _picture_names(infos[image_id]) for folder in (images, images.parent)]
+        return [next((path for path in found if path.is_file()), found[0 if "file_name" in infos[image_id] else 1])]
 
     def annotation(image_id: int | str) -> Annotation:
         size = infos[image_id]["height"], infos[image_id]["width"]
@@ -239,7 +240,7 @@ def _open(path: Path) -> tuple[dict, list[Category], dict]:
 def _picture_names(info: dict) -> list[str]:
     """Where a picture may lie in its folder; LVIS has only COCO's address, .../val2017/000000000139.jpg."""
     parts = str(info.get("coco_url") or "").split("/")
-    names = [info.get("file_name", ""), parts[-1], "/".join(parts[-2:])]
+    names = [info.get("file_name", ""), "/".join(parts[-2:]), parts[-1]]  # the name alone may be another folder's
     return [name for name in names if name]
 
 

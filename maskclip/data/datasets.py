@@ -143,7 +143,10 @@ def open_dataset(name: str, root: str | Path, *, limit: int | None = None, whole
 def read_left_out(root: str | Path) -> dict[str, str]:
     """What is wrong with each picture that is left out of all data sets, by its path under the root of all data."""
     path = Path(root) / LEFT_OUT
-    return read_json(path) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no table of pictures left out; delete it and run maskclip check again.")
+    return found
 
 
 def place_of(dataset: Dataset, image_id: int | str, root: str | Path) -> str:

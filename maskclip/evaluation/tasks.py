@@ -83,11 +83,18 @@ class InstanceTask:
             )
         self.dataset, self.words, self.names = dataset, list(words), [word.name for word in words]
         self.kept = [word.id in own for word in words]
+        images = (dataset.instances or {}).get("images", [])
+        self.sizes = {image["id"]: (image["height"], image["width"]) for image in images}
         self.results: list[dict] = []
         self.add = self.results.extend
 
     def judge(self, name: Name, image_id: int | str, evaluation: Evaluation) -> Any:
         found, classes, scores = name(self.names).instances(self.kept, evaluation.top_k)
+        if found.shape[1:] != (size := self.sizes.get(image_id, found.shape[1:])):
+            raise ValueError(
+                f"image {image_id}: the picture is {found.shape[1:]} (height, width), by {self.dataset.source} it is "
+                f"{size}; use the picture the annotation was made for"
+            )
         return coco_results(image_id, found, classes.tolist(), scores.tolist(), self.words)
 
     def compute(self) -> dict[str, float]:
