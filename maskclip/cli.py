@@ -84,6 +84,8 @@ def check(
     from maskclip.data.datasets import DATASETS, LEFT_OUT, read_left_out
     from maskclip.data.manifest import update_manifests
 
+    if root.is_file():
+        raise ValueError(f"{root} is a file; give the data folder, laid out as docs/data.md says")
     options: dict[str, Any] = dict(thorough=thorough or skip_damaged, skip_damaged=skip_damaged, workers=workers)
     findings = check_data(root, _list(sets) or DATASETS, published=not own, **options)
     for one in findings:

@@ -65,6 +65,12 @@ def test_nothing_there_is_told_of_every_set_at_once(tmp_path: Path) -> None:
     assert "lvisdataset.org publishes it" in said
 
 
+def test_a_file_is_no_data_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, said = call(str(tmp_path / "file"))
+    assert code == 1 and "file is a file; give the data folder" in said
+
+
 def test_a_wrong_folder_level_is_found(data: Path) -> None:
     (data / "ade").mkdir()
     (data / "ADE20K_2021_17_01").rename(data / "ade/ADE20K_2021_17_01")

@@ -642,6 +642,9 @@ def test_an_index_pickled_by_any_protocol_is_read(mine, tmp_path, protocol):
 def test_folders_that_are_none_and_targets_one_too_deep(source, tmp_path):
     with pytest.raises(FileNotFoundError, match="is no folder; --from names the folder that holds the downloads"):
         prepare_coco(source / "val2017.zip", tmp_path, workers=1)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--to is .*file, which is a file; give the data folder"):
+        prepare_coco(source, tmp_path / "file", workers=1)
     with pytest.raises(ValueError, match="the folder coco is made inside it; give "):
         prepare_coco(source, tmp_path / "coco", workers=1)
 

@@ -221,11 +221,19 @@ def test_own_masks_in_every_form_are_one(mini: Segmenter, picture: np.ndarray) -
         ([{"size": [9, 9], "counts": [81]}], "masks: the segmentation of annotation 0 .*coded for 9 x 9 pixels"),
         ([{"segmentation": [[1, 2, 3]]}], "masks: the segmentation of annotation 0 is neither polygons nor"),
         ([{"area": 3}], "annotation 0"),
+        ("masks.png", r"a mask is \[\], the picture"),
     ],
 )
 def test_masks_that_cannot_be(mini: Segmenter, picture: np.ndarray, masks: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         mini(picture, ["grass"], masks=masks)
+
+
+def test_generators_serve_every_picture_of_a_list(mini: Segmenter, picture: np.ndarray) -> None:
+    halves = np.zeros((2, 128, 160), bool)
+    halves[0, :64], halves[1, 64:] = True, True
+    both = mini([picture, picture], iter(WORDS), things=iter(["umbrella"]), masks=[iter(halves), iter(halves)])
+    assert [one.labels for one in both] == [WORDS, WORDS] and all(len(one.mask_logits) == 2 for one in both)
 
 
 def test_a_list_of_pictures(mini: Segmenter, picture: np.ndarray) -> None:

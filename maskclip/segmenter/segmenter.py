@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -151,6 +151,8 @@ class Segmenter:
         Raises:
             ValueError: words or masks that cannot be, a file that is no picture.
         """
+        words = list(words) if isinstance(words, Iterator) else words
+        things = list(things) if isinstance(things, Iterator) else things
         vocabulary = read_words(words, things, self.stuff)
         if self.known_words is not None:
             check_known(vocabulary, self.known_words)
@@ -239,15 +241,17 @@ def own_masks(masks: Any, size: tuple[int, ...]) -> Proposals:
     """
     if isinstance(masks, Proposals):
         return masks
+    masks = list(masks) if isinstance(masks, Iterator) else masks
     if isinstance(masks, list | tuple) and any(isinstance(one, dict) for one in masks):
         found = [_mask_of(one, size, number) for number, one in enumerate(masks)]
     else:
         array = np.asarray(masks)
         labels = array.ndim == 2 and array.dtype.kind in "iu"
-        found = [array == label for label in np.unique(array) if label] if labels else list(array)
+        found = [array == label for label in np.unique(array) if label] if labels else list(np.atleast_1d(array))
         if array.ndim == 2 and array.dtype == bool:
             found = [array]
     for mask in found:
+        mask = np.asarray(mask)
         if mask.shape != tuple(size) or (mask.dtype != bool and not np.isin(mask, (0, 1, 255)).all()):
             values = "" if mask.shape != tuple(size) else f" of values {mask.min():.3g} to {mask.max():.3g}"
             raise ValueError(

@@ -34,6 +34,8 @@ def filling(source: Path, target: Path, name: str) -> Iterator[tuple[Source, Pat
     """
     if target.name == name:
         raise ValueError(f"--to is {target}, but the folder {name} is made inside it; give {target.parent}.")
+    if target.is_file():
+        raise ValueError(f"--to is {target}, which is a file; give the data folder.")
     scratch, out = target / ".unpacking", target / name
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target / ".prepare.lock")
