@@ -122,7 +122,7 @@ def _check(
     finding.left_out = {bad[i]: said for i, said in (absent | damaged).items() if i in skipped}
     for kind, of_kind in (("files that the annotations name", absent), (f"of {len(chosen):,} images read", damaged)):
         faults = [said for i, said in of_kind.items() if i not in skipped]
-        finding.faults += _few(faults, len(faults), kind)
+        finding.faults += _few(faults, kind)
     if entry.reader.__name__ == "open_semantic_folder":
         finding.faults += _label_values(dataset, chosen)
     return finding

@@ -27,7 +27,7 @@ def update_manifests(root: str | Path, findings: Iterable[Finding], into: str | 
     for finding in findings:
         wanted |= finding.left_out
     if wanted != known:
-        write_atomically(left_out, partial(Path.write_text, data=json.dumps(wanted, indent=1) + "\n"))
+        write_atomically(left_out, json.dumps(wanted, indent=1) + "\n")
     kept = []
     for finding in findings:
         path = Path(into or Path(root) / FOLDER) / f"{finding.name}.json"
