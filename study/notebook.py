@@ -105,7 +105,7 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], tim
     seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     if times is not None:
         row = f"stage,seconds,peak_gb\n{times.stem},{seconds:.1f},{peak:.2f}\n"
-        write_atomically(times, lambda path: path.write_text(row))
+        write_atomically(times, row)
     print(f"{executed}: {seconds:.0f} s, peak memory {peak:.1f} GB")
 
 

@@ -254,7 +254,7 @@ class Run:
     def write_json(self, name: str, content: dict) -> None:
         """A JSON file into this seed's results; not-a-number becomes null."""
         text = json.dumps(content, indent=2).replace("NaN", "null")
-        write_atomically(self.results / name, lambda path: path.write_text(text + "\n"))
+        write_atomically(self.results / name, text + "\n")
 
     def write_pictures(self, pictures: Mapping[str, tuple[Figure | np.ndarray, str, str]]) -> None:
         """Pictures for the report, in its order: file name -> (figure or uint8 [H, W, 3], caption, what one sees)."""
