@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniature.scenes import COLOURS, GROUNDS, Recipe, Scene, pick, random_ground, random_scene, sticker_of
+from miniature.scenes import COLOURS, Ground, Recipe, Scene, any_ground, pick, random_scene, sticker_of
 from miniature.schedule import Stage
 from miniature.words import drawn_by, hypernyms, stuff, things
 
@@ -42,33 +42,24 @@ def single(rng: np.random.Generator, stage: Stage, ground: bool) -> Scene:
     size = float(rng.uniform(0.62, 1.0))
     room = max(0.0, 0.5 - 0.45 * size)
     s = replace(s, size=size, x=0.5 + float(rng.uniform(-room, room)), y=0.5 + float(rng.uniform(-room, room)))
-    names, centres, banded = (
-        random_ground(rng, None if rng.random() < 0.5 else str(rng.choice(list(GROUNDS)))) if ground else ((), (), True)
-    )
-    return Scene(str(rng.choice(stage.styles)), names, centres, (s,), int(rng.integers(2**31)), banded)
+    there = any_ground(rng) if ground else Ground()
+    return Scene(str(rng.choice(stage.styles)), there, (s,), int(rng.integers(2**31)))
 
 
 def training_scenes(rng: np.random.Generator, stage: Stage) -> list[Scene]:
     """A batch of a stage: first plain, then single, then full scenes."""
-    recipe = Recipe(
-        stage.artists,
-        stage.styles,
-        dict.fromkeys(GROUNDS, 1.0),
-        tuple(things()),
-        count=(1, stage.most),
-        scale=1.15,
-        fitting=0.6,
-    )
+    recipe = Recipe(stage.artists, stage.styles, tuple(things()), count=(1, stage.most), scale=1.15, fitting=0.6)
     out: list[Scene] = []
     for i in range(stage.batch):
         part = (i + 0.5) / stage.batch
         if part < stage.plain + stage.single:
-            out.append(single(rng, stage, part > stage.plain))
+            scene = single(rng, stage, part > stage.plain)
         else:
-            scene, crowd = random_scene(rng, recipe)
-            out.append(replace(scene, things=scene.things[: len(scene.things) - crowd]))
+            scene = random_scene(rng, recipe)
+            scene = replace(scene, things=scene.things[: len(scene.things) - scene.crowd], crowd=0)
         if stage.bare and rng.random() < stage.bare:
-            out[-1] = replace(out[-1], things=tuple(replace(thing, bare=True) for thing in out[-1].things))
+            scene = replace(scene, things=tuple(replace(thing, bare=True) for thing in scene.things))
+        out.append(scene)
     return out
 
 
@@ -83,12 +74,12 @@ def targets_of(scenes: Sequence[Scene], rng: np.random.Generator, share: float) 
         names = list(dict.fromkeys(t.name for t in scene.things))
         above = [h for h, held in hypernyms().items() if any(n in held for n in names)]
         also[row, [index[h] for h in above]] = True
-        stuff_share = 0.0 if not scene.stuff else 1 - share if names else 1.0
+        stuff_share = 0.0 if not scene.ground.stuff else 1 - share if names else 1.0
         if len(names) == 1 and above and rng.random() < 0.1:
             word = str(rng.choice(above))
             also[row, [index[n] for n in hypernyms()[word]]] = True
             names = [word]
-        for group, weight in ((names, 1 - stuff_share), (scene.stuff, stuff_share)):
+        for group, weight in ((names, 1 - stuff_share), (scene.ground.stuff, stuff_share)):
             for name in group:
                 said[row, index[name]] += weight / len(group)
     return said, also & (said == 0)
@@ -98,4 +89,4 @@ def caption(scene: Scene, colours: Sequence[str] | None = None) -> str:
     """'a red umbrella and a blue cat on grass', or the same in other colours."""
     chosen = colours or [t.colour for t in scene.things]
     said = " and ".join(f"a {colour} {t.name}" for colour, t in zip(chosen, scene.things, strict=False))
-    return f"{said} on {' and '.join(scene.stuff)}" if scene.stuff else said
+    return f"{said} on {' and '.join(scene.ground.stuff)}" if scene.ground.stuff else said

@@ -1,12 +1,4 @@
-"""Writes the miniature's data sets in the very formats of COCO, ADE20K, PASCAL Context and LVIS.
-
-| folder               | mirrors                | artist, style  | scenes                          |
-|----------------------|------------------------|----------------|---------------------------------|
-| coco                 | COCO panoptic          | nora, sticker  | of every kind                   |
-| ADEChallengeData2016 | A-150                  | max, print     | rooms and streets               |
-| ADE20K_2021_17_01    | A-847, same pictures   | max, print     | rooms and streets               |
-| pascal_ctx_d2        | P-59 and P-459         | faye, chalk    | fields, streets, water, air     |
-| lvis                 | LVIS v1                | nora, sticker  | as COCO's, many small rare things |
+"""Writes the miniature's data sets in the very formats of COCO, ADE20K (A-150, A-847), PASCAL Context and LVIS.
 
 A folder is written beside its place and moved there whole, with a `.done` manifest in it.
 """
@@ -17,10 +9,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import contourpy
 import numpy as np
@@ -28,10 +21,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from miniature.painting import paint, to_uint8
-from miniature.scenes import GROUNDS, Recipe, random_scene
+from maskclip.data.images import write_panoptic_ids
+from maskclip.settings import from_mapping
+from miniature.painting import paint_one
+from miniature.scenes import Recipe, random_scene
 from miniature.textures import texture_bank
-from miniature.words import Vocabulary, coco_split, drawn_by, frequency, vocabulary
+from miniature.words import Vocabulary, coco_split, drawn_by, frequency, table, things, vocabulary
 
 VERSION = 4  # of the data's look; a change makes older folders stale
 BANK_SIZE = 192
@@ -47,14 +42,10 @@ class Annotated:
     masks: list[np.ndarray]
     crowd: list[bool]
 
-
-def _words(known: Vocabulary) -> tuple[str, ...]:
-    """The drawings, not textures, that a vocabulary names."""
-    return tuple(
-        w
-        for w in [*known.things.values(), *known.stuff.values()]
-        if w in set(drawn_by("nora") + drawn_by("max") + drawn_by("faye"))
-    )
+    @property
+    def segments(self) -> list[tuple[str, np.ndarray, bool]]:
+        """Name, mask and whether it is a crowd, of each."""
+        return list(zip(self.names, self.masks, self.crowd, strict=True))
 
 
 def lvis_frequency() -> dict[str, str]:
@@ -66,49 +57,34 @@ def lvis_frequency() -> dict[str, str]:
 
 def recipe(dataset: str) -> Recipe:
     """What the pictures of "coco", "ade", "pascal" or "lvis" are made of."""
-    everywhere = dict.fromkeys(GROUNDS, 1.0)
-    if dataset == "coco":
-        likely = _words(vocabulary("coco"))
-        return Recipe(("nora",), ("sticker",), everywhere, likely, _other("nora", likely), 0.05)
-    if dataset == "ade":
-        places = {"room": 0.5, "street": 0.35, "field": 0.1, "water": 0.05}
-        likely = _words(vocabulary("ade150"))
-        return Recipe(("max",), ("print",), places, likely, _other("max", likely), 0.25)
-    if dataset == "pascal":
-        places = {"field": 0.3, "street": 0.25, "water": 0.15, "air": 0.1, "room": 0.2}
-        likely = _words(vocabulary("p59"))
-        return Recipe(("faye",), ("chalk",), places, likely, _other("faye", likely), 0.25)
-    often = {"f": 6, "c": 3, "r": 1}
-    names = vocabulary("lvis").things
-    likely = tuple(names[n] for n, f in lvis_frequency().items() for _ in range(often[f]))
-    places = everywhere | {"table": 3.0, "room": 3.0}
-    return Recipe(("nora",), ("sticker",), places, likely, _other("nora", likely), 0.03, count=(4, 11), scale=0.85)
-
-
-def _other(artist: str, likely: Sequence[str]) -> tuple[str, ...]:
-    return tuple(n for n in drawn_by(artist) if n not in set(likely))
+    made = dict(table("recipes.yaml")[dataset])
+    artist, style, known = made.pop("artist"), made.pop("style"), vocabulary(made.pop("words"))
+    likely = [word for word in known.words if word in things()]
+    if dataset == "lvis":
+        times = {"f": 6, "c": 3, "r": 1}
+        likely = [known.things[name] for name, often in lvis_frequency().items() for _ in range(times[often])]
+    made |= {"artists": [artist], "styles": [style], "likely": likely}
+    return from_mapping(Recipe, made | {"rest": [n for n in drawn_by(artist) if n not in likely]}, "recipes.yaml")
 
 
 def annotated_scene(rng: np.random.Generator, made_of: Recipe, bank: torch.Tensor) -> Annotated:
     """One picture of a recipe, its shorter side 128 pixels; now and then with a strip that shows nothing nameable."""
     long = int(rng.integers(128, 177))
     height, width = (128, long) if rng.random() < 0.6 else (long, 128)
-    scene, crowd = random_scene(rng, made_of, width / 128, height / 128)
-    picture, owner, region = (out[0] for out in paint([scene], bank, height, width))
-    alone = len(scene.things) - crowd
-    names = [t.name for t in scene.things[: alone + bool(crowd)]]
-    labels = torch.where(owner >= 0, owner.clamp(max=max(0, len(names) - 1)), len(names) + region).numpy()
-    image = to_uint8(picture)
+    scene = random_scene(rng, made_of, width / 128, height / 128)
+    image, owner, region = paint_one(scene, bank, height, width)
+    alone = len(scene.things) - scene.crowd
+    names = [t.name for t in scene.things[: alone + bool(scene.crowd)]]  # a crowd is one segment
+    labels = np.where(owner >= 0, np.minimum(owner, len(names) - 1), len(names) + region)
     if rng.random() < 0.08:  # a strip as of a scanner or a letterbox
         strip = np.s_[:, : int(rng.integers(6, 14))] if rng.random() < 0.5 else np.s_[-int(rng.integers(6, 14)) :, :]
         labels[strip], image[strip] = -1, rng.integers(0, 256, 3)
     out = Annotated(image, [], [], [])
-    for i, name in enumerate([*names, *scene.stuff]):
-        mask = labels == i
-        if mask.sum() >= LEAST_AREA:
+    for i, name in enumerate([*names, *scene.ground.stuff]):
+        if (labels == i).sum() >= LEAST_AREA:
             out.names.append(name)
-            out.masks.append(mask)
-            out.crowd.append(bool(crowd) and i == alone)
+            out.masks.append(labels == i)
+            out.crowd.append(bool(scene.crowd) and i == alone)
     return out
 
 
@@ -125,19 +101,14 @@ def polygons(mask: np.ndarray) -> list[list[float]] | dict:
 
 def uncompressed_rle(mask: np.ndarray) -> dict:
     """COCO's uncompressed run lengths, down the columns, zeros first."""
-    flat = np.concatenate([[0], mask.ravel(order="F").astype(np.int8), [0]])
-    change = np.flatnonzero(np.diff(flat))
-    counts = np.diff(np.concatenate([[0], change, [mask.size]]))
-    return {"counts": counts.tolist()[: len(counts) - (counts[-1] == 0)], "size": list(mask.shape)}
+    changes = np.flatnonzero(np.diff(mask.ravel(order="F").astype(np.int8), prepend=0))
+    return {"counts": np.diff(changes, prepend=0, append=mask.size).tolist(), "size": list(mask.shape)}
 
 
-def _box(mask: np.ndarray) -> list[int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
-
-
-def _image_entry(image_id: int, file_name: str, picture: np.ndarray) -> dict:
-    return {"id": image_id, "file_name": file_name, "height": picture.shape[0], "width": picture.shape[1]}
+def _extent(mask: np.ndarray) -> dict:
+    """Box (x, y, width, height) and area in pixels."""
+    code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"bbox": coco_mask.toBbox(code).astype(int).tolist(), "area": int(coco_mask.area(code))}
 
 
 def _dump(path: Path, content: object) -> None:
@@ -145,181 +116,187 @@ def _dump(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n")
 
 
-def _save(path: Path, array: np.ndarray, **options: Any) -> None:
+def _save(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
+    Image.fromarray(array).save(path, quality=92)  # of a JPEG
 
 
-class _Collected:
-    """Images and annotations of one COCO file; `ids` are of the world's words, `names` what the data set calls them."""
+class CocoFiles:
+    """The panoptic and the instance annotations of one split; `ids` gives a category's id by its place."""
 
-    def __init__(self, known: Vocabulary, ids: Callable[[int], int], things_only: bool) -> None:
-        words = known.things if things_only else known.things | known.stuff
-        self.things = frozenset(known.things.values())
-        self.ids = {word: ids(i) for i, word in enumerate(words.values())}
+    def __init__(self, known: Vocabulary, ids: Callable[[int], int]) -> None:
+        self.things = set(known.things.values())
+        self.ids = {word: ids(i) for i, word in enumerate(known.words)}
         self.images: list[dict] = []
-        self.annotations: list[dict] = []
-        self.categories: list[dict] = [
-            {
-                "id": self.ids[w],
-                "name": n,
-                "isthing": int(w in self.things),
-                "supercategory": "thing" if w in self.things else "stuff",
-            }
-            for n, w in words.items()
-        ]
+        self.panoptic: list[dict] = []
+        self.instances: list[dict] = []
+        self.categories: list[dict] = []
+        for name, word in (known.things | known.stuff).items():
+            thing = word in self.things
+            kind = {"isthing": int(thing), "supercategory": "thing" if thing else "stuff"}
+            self.categories.append({"id": self.ids[word], "name": name} | kind)
 
-    def add_instances(self, entry: dict, scene: Annotated, skip: frozenset[int] = frozenset()) -> None:
+    def add_image(self, number: int, file_name: str, picture: np.ndarray, **more: object) -> None:
+        """A picture, whose annotations follow."""
+        size = {"height": picture.shape[0], "width": picture.shape[1]}
+        self.images.append({"id": number, "file_name": file_name} | size | more)
+
+    def add_instances(self, scene: Annotated, skip: frozenset[int] = frozenset()) -> None:
         """The picture's things, each by its shape."""
-        self.images.append(entry)
-        for i, (name, mask, crowd) in enumerate(zip(scene.names, scene.masks, scene.crowd, strict=True)):
-            if name in self.ids and i not in skip:
+        for i, (name, mask, crowd) in enumerate(scene.segments):
+            if name in self.things and i not in skip:
+                head = {"id": len(self.instances) + 1, "image_id": self.images[-1]["id"], "category_id": self.ids[name]}
                 shape = uncompressed_rle(mask) if crowd else polygons(mask)
-                where = {"bbox": _box(mask), "area": int(mask.sum()), "segmentation": shape, "iscrowd": int(crowd)}
-                head = {"id": len(self.annotations) + 1, "image_id": entry["id"], "category_id": self.ids[name]}
-                self.annotations.append(head | where)
+                self.instances.append(head | _extent(mask) | {"segmentation": shape, "iscrowd": int(crowd)})
 
-    def add_panoptic(self, entry: dict, scene: Annotated, folder: Path, rng: np.random.Generator) -> None:
+    def add_panoptic(self, scene: Annotated, folder: Path, rng: np.random.Generator) -> None:
         """The picture's segments and their PNG; all stuff of one name is one segment."""
         merged: dict[object, tuple[str, np.ndarray, bool]] = {}
-        for i, (name, mask, crowd) in enumerate(zip(scene.names, scene.masks, scene.crowd, strict=True)):
-            if name in self.ids:
-                key = i if name in self.things else name
-                whole = mask | merged[key][1] if key in merged else mask
-                merged[key] = (name, whole, crowd and name in self.things)
-        canvas = np.zeros(scene.image.shape[:2], np.int64)
-        segments = []
+        for i, (name, mask, crowd) in enumerate(scene.segments):
+            if name in self.things:
+                merged[i] = name, mask, crowd
+            elif name in self.ids:
+                merged[name] = name, mask | merged[name][1] if name in merged else mask, False
+        canvas, segments = np.zeros(scene.image.shape[:2], np.int64), []
         numbers = rng.choice(2**24 - 1, len(merged), replace=False) + 1
-        for (name, mask, crowd), number in zip(merged.values(), numbers, strict=True):
+        for (name, mask, crowd), number in zip(merged.values(), numbers.tolist(), strict=True):
             canvas[mask] = number
-            what = {"id": int(number), "category_id": self.ids[name], "iscrowd": int(crowd)}
-            segments.append(what | {"bbox": _box(mask), "area": int(mask.sum())})
-        file_name = Path(entry["file_name"]).with_suffix(".png").name
-        colours = np.stack([canvas % 256, canvas // 256 % 256, canvas // 65536], -1)
-        _save(folder / file_name, colours.astype(np.uint8))
-        self.images.append(entry)
-        self.annotations.append({"image_id": entry["id"], "file_name": file_name, "segments_info": segments})
+            what = {"id": number, "category_id": self.ids[name], "iscrowd": int(crowd)}
+            segments.append(what | _extent(mask))
+        image = self.images[-1]
+        file_name = Path(image["file_name"]).with_suffix(".png").name
+        write_panoptic_ids(folder / file_name, canvas)
+        self.panoptic.append({"image_id": image["id"], "file_name": file_name, "segments_info": segments})
 
-    def write(self, path: Path) -> None:
-        """The JSON file."""
+    def write(self, instances: Path, panoptic: Path | None = None) -> None:
+        """The JSON files."""
         head = {"info": {"description": "miniature"}, "licenses": [], "images": self.images}
-        _dump(path, head | {"annotations": self.annotations, "categories": self.categories})
+        only_things = [category for category in self.categories if category["isthing"]]
+        _dump(instances, head | {"annotations": self.instances, "categories": only_things})
+        if panoptic:
+            _dump(panoptic, head | {"annotations": self.panoptic, "categories": self.categories})
 
 
-def _indices(scene: Annotated, known: Vocabulary, kind: type, void: int) -> np.ndarray:
-    """Semantic map of class indices, things first."""
-    index = {word: i for i, word in enumerate([*known.things.values(), *known.stuff.values()])}
-    out: np.ndarray = np.full(scene.image.shape[:2], void, kind)
-    for name, mask in zip(scene.names, scene.masks, strict=True):
+def _save_labels(folder: Path, stem: str, scene: Annotated, known: Vocabulary, kind: type[np.integer]) -> None:
+    """Semantic map of class indices, things first, void all ones: a PNG of 8 bits or a TIFF of 16."""
+    index = {word: i for i, word in enumerate(known.words)}
+    labels: np.ndarray = np.full(scene.image.shape[:2], np.iinfo(kind).max, kind)
+    for name, mask, _ in scene.segments:
         if name in index:
-            out[mask] = index[name]
-    return out
+            labels[mask] = index[name]
+    _save(folder / "validation" / f"{stem}{'.png' if kind is np.uint8 else '.tif'}", labels)
 
 
-def _listed(known: Vocabulary) -> list[dict]:
-    return [{"id": i, "name": n, "isthing": int(n in known.things)} for i, n in enumerate(known.names)]
+def _dump_names(path: Path, known: Vocabulary) -> None:
+    _dump(path, [{"id": i, "name": n, "isthing": int(n in known.things)} for i, n in enumerate(known.names)])
 
 
-def _write_coco(out: Path, seed: int, bank: torch.Tensor, train: int, val: int) -> None:
-    known = vocabulary("coco")
-    for split, count, stream in (("train2017", train, 0), ("val2017", val, 1)):
-        ids = lambda i: 1 + i + i // 9  # noqa: E731  # with gaps, as COCO's
-        panoptic, instances = _Collected(known, ids, False), _Collected(known, ids, True)
+@dataclass(frozen=True)
+class Pictures:
+    """Where pictures come from: picture i of a stream follows from (seed, stream, i)."""
+
+    seed: int
+
+    @cached_property
+    def bank(self) -> torch.Tensor:
+        """Textures, made when first asked for."""
+        return texture_bank(2 * self.seed + 1, 6, BANK_SIZE)
+
+    def __call__(self, dataset: str, stream: int, count: int) -> Iterator[tuple[int, Annotated, np.random.Generator]]:
+        """The first pictures of a recipe, each with its number and the generator that drew it."""
         for i in range(count):
-            rng = np.random.default_rng([seed, stream, i])
-            scene = annotated_scene(rng, recipe("coco"), bank)
+            rng = np.random.default_rng([self.seed, stream, i])
+            yield i, annotated_scene(rng, recipe(dataset), self.bank), rng
+
+
+def _write_coco(out: Path, pictures: Pictures, train: int, val: int) -> None:
+    for split, count, stream in (("train2017", train, 0), ("val2017", val, 1)):
+        files, annotations = (
+            CocoFiles(vocabulary("coco"), lambda i: 1 + i + i // 9),
+            out / "annotations",
+        )  # ids have gaps
+        for i, scene, rng in pictures("coco", stream, count):
             number = 1000 * stream + 3 * i + 9
-            entry = _image_entry(number, f"{number:012d}.jpg", scene.image)
-            _save(out / split / entry["file_name"], scene.image, quality=92)
-            panoptic.add_panoptic(entry, scene, out / "annotations" / f"panoptic_{split}", rng)
-            instances.add_instances(entry, scene)
-        panoptic.write(out / "annotations" / f"panoptic_{split}.json")
-        instances.write(out / "annotations" / f"instances_{split}.json")
-    base, target = coco_split()
-    _dump(out / "annotations" / "split.json", {"base": base, "target": target})
+            files.add_image(number, f"{number:012d}.jpg", scene.image)
+            files.add_panoptic(scene, annotations / f"panoptic_{split}", rng)
+            files.add_instances(scene)
+            _save(out / split / f"{number:012d}.jpg", scene.image)
+        files.write(annotations / f"instances_{split}.json", annotations / f"panoptic_{split}.json")
+    _dump(out / "annotations" / "split.json", dict(zip(("base", "target"), coco_split())))
 
 
-def _ade_scenes(seed: int, bank: torch.Tensor, count: int) -> Iterator[tuple[str, Annotated, np.random.Generator]]:
-    """The same pictures for the short and the long vocabulary."""
-    for i in range(count):
-        rng = np.random.default_rng([seed, 2, i])
-        yield f"ADE_val_{i + 1:08d}", annotated_scene(rng, recipe("ade"), bank), rng
-
-
-def _write_ade_short(out: Path, seed: int, bank: torch.Tensor, count: int) -> None:
+def _write_ade_short(out: Path, pictures: Pictures, count: int) -> None:
     known = vocabulary("ade150")
-    panoptic, instances = _Collected(known, int, False), _Collected(known, int, True)
-    for i, (stem, scene, rng) in enumerate(_ade_scenes(seed, bank, count)):
-        entry = _image_entry(i + 1, f"{stem}.jpg", scene.image)
-        _save(out / "images" / "validation" / f"{stem}.jpg", scene.image, quality=92)
-        _save(out / "annotations_detectron2" / "validation" / f"{stem}.png", _indices(scene, known, np.uint8, 255))
-        panoptic.add_panoptic(entry, scene, out / "ade20k_panoptic_val", rng)
-        instances.add_instances(entry, scene)
-    panoptic.write(out / "ade20k_panoptic_val.json")
-    instances.write(out / "ade20k_instance_val.json")
-    _dump(out / "categories.json", _listed(known))
+    files = CocoFiles(known, int)
+    for i, scene, rng in pictures("ade", 2, count):
+        stem = f"ADE_val_{i + 1:08d}"
+        files.add_image(i + 1, f"{stem}.jpg", scene.image)
+        files.add_panoptic(scene, out / "ade20k_panoptic_val", rng)
+        files.add_instances(scene)
+        _save(out / "images" / "validation" / f"{stem}.jpg", scene.image)
+        _save_labels(out / "annotations_detectron2", stem, scene, known, np.uint8)
+    files.write(out / "ade20k_instance_val.json", out / "ade20k_panoptic_val.json")
+    _dump_names(out / "categories.json", known)
 
 
-def _write_ade_full(out: Path, seed: int, bank: torch.Tensor, count: int) -> None:
+def _write_ade_full(out: Path, pictures: Pictures, count: int) -> None:
+    """The same pictures as the short vocabulary's."""
     known = vocabulary("ade847")
-    for stem, scene, _ in _ade_scenes(seed, bank, count):
-        _save(out / "images_detectron2" / "validation" / f"{stem}.jpg", scene.image, quality=92)
-        _save(out / "annotations_detectron2" / "validation" / f"{stem}.tif", _indices(scene, known, np.uint16, 65535))
-    _dump(out / "categories.json", _listed(known))
+    for i, scene, _ in pictures("ade", 2, count):
+        stem = f"ADE_val_{i + 1:08d}"
+        _save(out / "images_detectron2" / "validation" / f"{stem}.jpg", scene.image)
+        _save_labels(out / "annotations_detectron2", stem, scene, known, np.uint16)
+    _dump_names(out / "categories.json", known)
 
 
-def _write_pascal(out: Path, seed: int, bank: torch.Tensor, count: int) -> None:
+def _write_pascal(out: Path, pictures: Pictures, count: int) -> None:
     short, long = vocabulary("p59"), vocabulary("p459")
-    for i in range(count):
-        scene = annotated_scene(np.random.default_rng([seed, 3, i]), recipe("pascal"), bank)
+    for i, scene, _ in pictures("pascal", 3, count):
         stem = f"2008_{i + 1:06d}"
-        _save(out / "images" / "validation" / f"{stem}.jpg", scene.image, quality=92)
-        _save(out / "annotations_ctx59" / "validation" / f"{stem}.png", _indices(scene, short, np.uint8, 255))
-        _save(out / "annotations_ctx459" / "validation" / f"{stem}.tif", _indices(scene, long, np.uint16, 65535))
-    _dump(out / "categories_59.json", _listed(short))
-    _dump(out / "categories_459.json", _listed(long))
+        _save(out / "images" / "validation" / f"{stem}.jpg", scene.image)
+        _save_labels(out / "annotations_ctx59", stem, scene, short, np.uint8)
+        _save_labels(out / "annotations_ctx459", stem, scene, long, np.uint16)
+    _dump_names(out / "categories_59.json", short)
+    _dump_names(out / "categories_459.json", long)
 
 
-def _write_lvis(out: Path, seed: int, bank: torch.Tensor, count: int) -> None:
+def _write_lvis(out: Path, pictures: Pictures, count: int) -> None:
     """LVIS is federated: an image lists names sought in vain (negative) and those of which not all were marked."""
-    instances = _Collected(vocabulary("lvis"), lambda i: i + 1, True)
-    ids = instances.ids
-    for i in range(count):
-        rng = np.random.default_rng([seed, 4, i])
-        scene = annotated_scene(rng, recipe("lvis"), bank)
-        number = 5000 + 7 * i
+    files = CocoFiles(vocabulary("lvis"), lambda i: i + 1)
+    ids = files.ids
+    for i, scene, rng in pictures("lvis", 4, count):
         present = [n for n in scene.names if n in ids]
         repeated = sorted({n for n in present if present.count(n) > 1})
         partly = [n for n in repeated if rng.random() < 0.3]
         crowds = {k for k, crowd in enumerate(scene.crowd) if crowd}  # LVIS has no crowds
-        skip = {scene.names.index(n) for n in partly} | crowds
         unsure = {*partly, *(scene.names[k] for k in crowds if scene.names[k] in ids)}
-        absent = [n for n in ids if n not in present]
-        entry = _image_entry(number, f"{number:012d}.jpg", scene.image) | {
-            "coco_url": f"val2017/{number:012d}.jpg",
-            "neg_category_ids": sorted(ids[str(n)] for n in rng.choice(absent, 6, replace=False)),
-            "not_exhaustive_category_ids": sorted(ids[n] for n in unsure),
-        }
-        _save(out / "val2017" / entry["file_name"], scene.image, quality=92)
-        instances.add_instances(entry, scene, frozenset(skip))
-    for category in instances.categories:
-        marked = [a for a in instances.annotations if a["category_id"] == category["id"]]
-        name = str(category["name"])
+        absent = rng.choice([n for n in ids if n not in present], 6, replace=False)
+        file_name = f"{5000 + 7 * i:012d}.jpg"
+        files.add_image(
+            5000 + 7 * i, file_name, scene.image,
+            coco_url=f"val2017/{file_name}",
+            neg_category_ids=sorted(ids[str(n)] for n in absent),
+            not_exhaustive_category_ids=sorted(ids[n] for n in unsure),
+        )  # fmt: skip
+        files.add_instances(scene, frozenset({scene.names.index(n) for n in partly} | crowds))
+        _save(out / "val2017" / file_name, scene.image)
+    for category in files.categories:
+        name, shown = category["name"], [a["image_id"] for a in files.instances if a["category_id"] == category["id"]]
         category |= {
             "frequency": lvis_frequency()[name],
             "synonyms": [name],
             "synset": f"{name.replace(' ', '_')}.n.01",
         }
-        category |= {"def": "a drawing", "instance_count": len(marked)}
-        category |= {"image_count": len({a["image_id"] for a in marked})}
-    for annotation in instances.annotations:
+        category |= {"def": "a drawing"}
+        category |= {"instance_count": len(shown), "image_count": len(set(shown))}
+    for annotation in files.instances:
         del annotation["iscrowd"]
-    instances.write(out / "lvis_v1_val.json")
+    files.write(out / "lvis_v1_val.json")
 
 
 def write_world(
     root: str | Path, seed: int = 0, coco_train: int = 800, coco_val: int = 80, ade: int = 80, pascal: int = 80,
-    lvis: int = 100, progress: Callable[[str], None] | None = None,
+    lvis: int = 100,
 ) -> list[Path]:  # fmt: skip
     """Write all data sets of the miniature below `root`; returns their folders.  Same arguments, same bytes.
 
@@ -330,34 +307,22 @@ def write_world(
         OSError: the disk is full or `root` not writable; nothing half-written is left under a data set's name.
     """
     counts = {"coco_train": coco_train, "coco_val": coco_val, "ade": ade, "pascal": pascal, "lvis": lvis}
-    for name, value, least in [("seed", seed, 0), *((n, v, 1) for n, v in counts.items())]:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    for name, value in {"seed": seed, **counts}.items():
+        least = 0 if name == "seed" else 1
+        if type(value) is not int or value < least:
             raise ValueError(f"{name} of the miniature must be a whole number, {least} or more, not {value!r}")
-    root = Path(root)
     writers: dict[str, tuple[Callable[..., None], tuple[int, ...]]] = {
         "coco": (_write_coco, (coco_train, coco_val)), "ADEChallengeData2016": (_write_ade_short, (ade,)),
         "ADE20K_2021_17_01": (_write_ade_full, (ade,)), "pascal_ctx_d2": (_write_pascal, (pascal,)),
         "lvis": (_write_lvis, (lvis,)),
     }  # fmt: skip
-    bank: torch.Tensor | None = None
+    pictures = Pictures(seed)
     for folder, (write, sizes) in writers.items():
-        final, manifest = root / folder, {"world": VERSION, "seed": seed, "counts": list(sizes)}
-        if _up_to_date(final, manifest):
-            continue
-        if bank is None:
-            bank = texture_bank(2 * seed + 1, 6, BANK_SIZE)
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder}-", dir=root) as temporary:
-            out = Path(temporary) / folder
-            out.mkdir()
-            write(out, seed, bank, *sizes)
-            _dump(out / ".done", manifest)
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(out, final)
-        if progress:
-            progress(f"{folder}: written")
-    return [root / folder for folder in writers]
+        manifest = {"world": VERSION, "seed": seed, "counts": list(sizes)}
+        if not _up_to_date(Path(root) / folder, manifest):
+            with _replacing(Path(root) / folder, manifest) as out:
+                write(out, pictures, *sizes)
+    return [Path(root) / folder for folder in writers]
 
 
 def _up_to_date(folder: Path, manifest: dict) -> bool:
@@ -366,3 +331,16 @@ def _up_to_date(folder: Path, manifest: dict) -> bool:
     if not (folder / ".done").is_file():
         raise ValueError(f"{folder} exists but was not written by the miniature; move it away or choose another folder")
     return json.loads((folder / ".done").read_text()) == manifest
+
+
+@contextmanager
+def _replacing(folder: Path, manifest: dict) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of `folder`, whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        out = Path(temporary) / folder.name
+        yield out
+        _dump(out / ".done", manifest)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(out, folder)

@@ -16,7 +16,7 @@ from maskclip.proposals import Proposals
 from maskclip.segmenter import Segmenter
 from miniature.datasets import BANK_SIZE, Annotated, annotated_scene
 from miniature.painting import paint, to_uint8
-from miniature.scenes import GROUNDS, STYLES, Recipe, Scene, random_ground, sticker_of
+from miniature.scenes import STYLES, Recipe, Scene, any_ground, sticker_of
 from miniature.textures import texture_bank
 from miniature.words import ARTISTS, drawn_by, stuff, things
 
@@ -31,12 +31,10 @@ def single_scenes(seed: int, per_drawing: int, styles: Sequence[str] = STYLES) -
     for artist in ARTISTS:
         for name in drawn_by(artist):
             for i in range(per_drawing):
-                ground, centres, banded = random_ground(
-                    rng, None if rng.random() < 0.5 else str(rng.choice(list(GROUNDS)))
-                )
+                ground = any_ground(rng)
                 s = replace(sticker_of(rng, name, artist), size=float(rng.uniform(0.5, 0.95)))
                 style = styles[(i + len(out)) % len(styles)]
-                out.append((artist, Scene(style, ground, centres, (s,), int(rng.integers(2**31)), banded)))
+                out.append((artist, Scene(style, ground, (s,), int(rng.integers(2**31)))))
     return out
 
 
@@ -79,7 +77,7 @@ def unseen_scenes(
 ) -> list[Annotated]:
     """Annotated scenes of all names, by these artists and in these styles, on stuff seen in no other picture."""
     bank = texture_bank(20_000 + seed, 2, BANK_SIZE)
-    made_of = Recipe(tuple(artists), tuple(styles), dict.fromkeys(GROUNDS, 1.0), tuple(things()))
+    made_of = Recipe(tuple(artists), tuple(styles), tuple(things()))
     return [annotated_scene(np.random.default_rng([seed, 102, i]), made_of, bank) for i in range(count)]
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miniature.drawings import LEVELS, sprites
-from miniature.scenes import COLOURS, GROUNDS, STYLES, Scene, Sticker, arrange, sticker_of
+from miniature.scenes import COLOURS, STYLES, Ground, Scene, Sticker, arrange, sticker_of
 from miniature.textures import texture_bank
-from miniature.words import drawn_by, stuff
+from miniature.words import GROUNDS, drawn_by, stuff
 
 
 def _inks(things: Sequence[Sticker], styles: Sequence[str]) -> Tensor:
@@ -70,83 +70,98 @@ def _coverage(things: Sequence[Sticker], height: int, width: int) -> Tensor:
     return out
 
 
-def _ground(scene: Scene, bank: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """One scene's textures [3, H, W] in [0, 1] and each pixel's region [H, W] (index into scene.stuff)."""
-    rng = np.random.default_rng(scene.seed)
-    if not scene.stuff:
-        above, below = (rng.uniform(0.7, 1.0) + rng.uniform(-0.15, 0.1, (3, 1, 1)) for _ in range(2))
-        down = np.linspace(0, float(rng.random() < 0.5), height)[:, None]  # one pale colour, or one into another
-        pale = torch.from_numpy(np.clip(above + down * (below - above), 0, 1)).float()
-        return pale.expand(3, height, width), torch.zeros(height, width, dtype=torch.long)
-    order = list(stuff())
-    patches = []
-    for name in scene.stuff:
-        variant, top, left = rng.integers((bank.shape[1], bank.shape[3] - height + 1, bank.shape[4] - width + 1))
-        patches.append(bank[order.index(name), variant, :, top : top + height, left : left + width])
-    if len(patches) == 1:
-        return patches[0] / 255.0, torch.zeros(height, width, dtype=torch.long)
-    wobble = torch.from_numpy(rng.standard_normal((1, len(patches), 5, 5), dtype=np.float32))
+def _pale(rng: np.random.Generator, height: int, width: int) -> Tensor:
+    """A ground without stuff [3, H, W]: one pale colour, or one into another."""
+    above, below = (rng.uniform(0.7, 1.0) + rng.uniform(-0.15, 0.1, (3, 1, 1)) for _ in range(2))
+    down = np.linspace(0, float(rng.random() < 0.5), height)[:, None]
+    return torch.from_numpy(np.clip(above + down * (below - above), 0, 1)).float().expand(3, height, width)
+
+
+def _regions(ground: Ground, rng: np.random.Generator, height: int, width: int) -> Tensor:
+    """Which of its stuff each pixel shows, long [H, W]: what is nearest, give or take a smooth wobble."""
+    wobble = torch.from_numpy(rng.standard_normal((1, len(ground.stuff), 5, 5), dtype=np.float32))
     wobble = F.interpolate(wobble, size=(height, width), mode="bicubic", align_corners=True)[0]
     y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
-    across, loose = (0.02, 0.0 if scene.straight else 0.025) if scene.banded else (0.6, 0.07)
-    centre = torch.tensor(scene.centres, dtype=torch.float32)[:, :, None, None]
+    across, loose = (0.02, 0.0 if ground.straight else 0.025) if ground.banded else (0.6, 0.07)
+    centre = torch.tensor(ground.centres, dtype=torch.float32)[:, :, None, None]
     nearness = loose * wobble - across * (x - centre[:, 0]) ** 2 - (y - centre[:, 1]) ** 2
     region = torch.zeros(height, width, dtype=torch.long)
-    for i in range(1, len(patches)):  # an argmax, which over few rows is slow
+    for i in range(1, len(ground.stuff)):  # an argmax, which over few rows is slow
         region[nearness[i] > nearness[:i].amax(0)] = i
+    return region
+
+
+def _ground(scene: Scene, bank: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """One scene's textures [3, H, W] in [0, 1] and each pixel's region [H, W] (index into its stuff)."""
+    rng, names = np.random.default_rng(scene.seed), list(stuff())
+    region = torch.zeros(height, width, dtype=torch.long)
+    if not scene.ground.stuff:
+        return _pale(rng, height, width), region
+    patches = []
+    for name in scene.ground.stuff:
+        variant, top, left = rng.integers((bank.shape[1], bank.shape[3] - height + 1, bank.shape[4] - width + 1))
+        patches.append(bank[names.index(name), variant, :, top : top + height, left : left + width])
+    if len(patches) > 1:
+        region = _regions(scene.ground, rng, height, width)
     return torch.stack(patches).gather(0, region[None, None].expand(1, 3, -1, -1))[0] / 255.0, region
 
 
 def paint(scenes: Sequence[Scene], bank: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draw scenes: pictures float [B, 3, H, W] in [0, 1]; the front sticker of each pixel, long [B, H, W] (index into
-    scene.things, -1 none); and its stuff, long [B, H, W] (index into scene.stuff), hidden or not.
+    scene.things, -1 none); and its stuff, long [B, H, W] (index into scene.ground.stuff), hidden or not.
 
     `bank` is a `texture_bank` whose patches are at least H x W.  Deterministic given the scenes and the bank.
     """
-    grounds = [_ground(scene, bank, height, width) for scene in scenes]
-    picture, regions = torch.stack([g[0] for g in grounds]), torch.stack([g[1] for g in grounds])
-    edge = torch.zeros_like(regions, dtype=torch.bool)
-    edge[:, 1:] |= regions[:, 1:] != regions[:, :-1]
-    edge[:, :, 1:] |= regions[:, :, 1:] != regions[:, :, :-1]
+    grounds, regions = (torch.stack(part) for part in zip(*(_ground(s, bank, height, width) for s in scenes)))
     style = torch.tensor([STYLES.index(s.style) for s in scenes])
+    picture, owner = _in_style(grounds, regions, style), torch.full_like(regions, -1)
+    if any(scene.things for scene in scenes):
+        _lay(scenes, picture, owner)
+    return _finish(picture, style, sum(s.seed for s in scenes)), owner, regions
+
+
+def _in_style(picture: Tensor, regions: Tensor, style: Tensor) -> Tensor:
+    """The grounds, greyer in print and dark in chalk; regions end in a darker line, in chalk in a lighter one."""
     prints, chalks = (style == 1).nonzero()[:, 0], (style == 2).nonzero()[:, 0]
     picture[prints] = 0.5 * picture[prints] + 0.5 * (0.42 + 0.52 * picture[prints].mean(1, keepdim=True))
     picture[chalks] = picture[chalks] * torch.tensor([0.28, 0.31, 0.44])[:, None, None] + 0.02
-    line = torch.tensor([0.55, 0.35, 1.0])[style][
-        :, None, None, None
-    ]  # regions end in a darker line, in chalk a lighter
-    picture = torch.where(
-        edge[:, None], torch.where(style[:, None, None, None] == 2, picture + 0.25, picture * line), picture
-    )
-
-    owner = torch.full_like(regions, -1)
-    things = [t for s in scenes for t in s.things]
-    if things:
-        scene_of = torch.from_numpy(np.repeat(np.arange(len(scenes)), [len(s.things) for s in scenes]))
-        layer_of = torch.from_numpy(np.concatenate([np.arange(len(s.things)) for s in scenes]).astype(int))
-        colours = _inks(things, [scenes[int(b)].style for b in scene_of])[..., None, None]
-        cover = _coverage(things, height, width)
-        bare = torch.tensor([t.bare for t in things])
-        if bare.any():
-            solid = sprites().solid[[t.row for t in things]][bare, None, None]
-            _, body, ink = cover[bare].unbind(1)
-            cover[bare, :2], cover[bare, 2] = 0.0, torch.where(solid, body * (1 - ink), ink)
-            colours[bare, 2] = colours[bare].amax(1)  # of body and ink the brighter, which chalk's lines are
-        near = max(1, round(min(height, width) / 50))
-        for layer in range(int(layer_of.max()) + 1):  # back to front
-            index = (layer_of == layer).nonzero()[:, 0]
-            b, alpha, colour = scene_of[index], cover[index], colours[index]
-            canvas = picture[b]
-            canvas *= 1 - 0.35 * _blur(alpha[:, :1].roll((near, near), (2, 3)), near)
-            for part in range(3):
-                canvas += alpha[:, part : part + 1] * (colour[:, part] - canvas)
-            picture[b] = canvas
-            owner[b] = torch.where(alpha.amax(1) > 0.5, layer, owner[b])
-    return _finish(picture, prints, chalks, sum(s.seed for s in scenes)), owner, regions
+    edge = torch.zeros_like(regions, dtype=torch.bool)
+    edge[:, 1:] |= regions[:, 1:] != regions[:, :-1]
+    edge[:, :, 1:] |= regions[:, :, 1:] != regions[:, :, :-1]
+    style = style[:, None, None, None]
+    line = torch.where(style == 2, picture + 0.25, picture * torch.tensor([0.55, 0.35, 1.0])[style])
+    return torch.where(edge[:, None], line, picture)
 
 
-def _finish(picture: Tensor, prints: Tensor, chalks: Tensor, seed: int) -> Tensor:
+def _lay(scenes: Sequence[Scene], picture: Tensor, owner: Tensor) -> None:
+    """Lay the stickers onto the pictures, each with its shadow, from back to front; `owner` becomes the front one."""
+    height, width = picture.shape[2:]
+    scene_of = torch.tensor([b for b, scene in enumerate(scenes) for _ in scene.things])
+    layer_of = torch.tensor([layer for scene in scenes for layer in range(len(scene.things))])
+    things = [t for scene in scenes for t in scene.things]
+    colours = _inks(things, [scenes[int(b)].style for b in scene_of])[..., None, None]
+    cover = _coverage(things, height, width)
+    bare = torch.tensor([t.bare for t in things])
+    if bare.any():
+        solid = sprites().solid[[t.row for t in things]][bare, None, None]
+        _, body, ink = cover[bare].unbind(1)
+        cover[bare, :2], cover[bare, 2] = 0.0, torch.where(solid, body * (1 - ink), ink)
+        colours[bare, 2] = colours[bare].amax(1)  # of body and ink the brighter, which chalk's lines are
+    near = max(1, round(min(height, width) / 50))
+    for layer in range(int(layer_of.max()) + 1):
+        index = (layer_of == layer).nonzero()[:, 0]
+        b, alpha, colour = scene_of[index], cover[index], colours[index]
+        canvas = picture[b]
+        canvas *= 1 - 0.35 * _blur(alpha[:, :1].roll((near, near), (2, 3)), near)
+        for part in range(3):
+            canvas += alpha[:, part : part + 1] * (colour[:, part] - canvas)
+        picture[b] = canvas
+        owner[b] = torch.where(alpha.amax(1) > 0.5, layer, owner[b])
+
+
+def _finish(picture: Tensor, style: Tensor, seed: int) -> Tensor:
     """What the paper does to a print (dots, grain) and the dark to chalk (a glow)."""
+    prints, chalks = (style == 1).nonzero()[:, 0], (style == 2).nonzero()[:, 0]
     height, width = picture.shape[2:]
     generator = torch.Generator().manual_seed(seed % 2**31)
     if len(prints):
@@ -193,25 +208,30 @@ def render_scene(
     ):
         if unknown := [x for x in given if x not in known]:
             raise ValueError(f"{unknown[0]!r} is no {what} of the miniature's; known are {', '.join(known)}")
-    rng, unit = np.random.default_rng([seed, 23]), min(size)
+    rng = np.random.default_rng([seed, 23])
+    chosen: Sequence[str | None] = colours or [None] * len(names)
     most = min(0.6, 0.95 / max(1, len(names)) ** 0.5)
-    chosen: list[str | None] = [*colours] if colours else [None] * len(names)
     things = [
         replace(sticker_of(rng, name, artist, colour), size=float(rng.uniform(0.75, 1) * most))
         for name, colour in zip(names, chosen, strict=True)
     ]
-    order = tuple(arrange(rng, things, "table", size[1] / unit, size[0] / unit))
-    parts = [(i, name) for ground in GROUNDS.values() for i, part in enumerate(ground) for name in part]
-    level = dict(reversed([(name, i) for i, name in parts]))
+    height, width = (side / min(size) for side in size)
+    things = arrange(rng, things, "table", width, height)
+    level = {name: i for parts in reversed(GROUNDS.values()) for i, part in enumerate(parts) for name in part}
     grounds.sort(key=lambda name: level.get(name, 1))  # the sky above
     centres = tuple((float(rng.random()), (i + 0.5) / len(grounds)) for i in range(len(grounds)))
-    scene = Scene(style, tuple(grounds), centres, order, int(rng.integers(2**31)))
-    picture, owner, regions = (out[0] for out in paint([scene], bank_of(max(size)), *size))
+    scene = Scene(style, Ground(tuple(grounds), centres), tuple(things), int(rng.integers(2**31)))
+    picture, owner, regions = paint_one(scene, bank_of(max(size)), *size)
     masks = {name: np.zeros(size, bool) for name in words}
-    for i, thing in enumerate(order):
-        masks[thing.name] |= (owner == i).numpy()
-    masks |= {name: ((owner < 0) & (regions == i)).numpy() for i, name in enumerate(grounds)}
-    return to_uint8(picture), masks
+    for i, thing in enumerate(things):
+        masks[thing.name] |= owner == i
+    return picture, masks | {name: (owner < 0) & (regions == i) for i, name in enumerate(grounds)}
+
+
+def paint_one(scene: Scene, bank: Tensor, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `paint`, of one scene: uint8 [H, W, 3], int [H, W] and int [H, W]."""
+    picture, owner, regions = (out[0] for out in paint([scene], bank, height, width))
+    return to_uint8(picture), owner.numpy(), regions.numpy()
 
 
 @cache

@@ -55,7 +55,7 @@ def _mix(a: Colour, b: Colour, amount: np.ndarray) -> np.ndarray:
 
 
 def draw(c: Canvas, texture: dict[str, dict]) -> np.ndarray:
-    """An entry of `textures.yaml`: the name of a function below, and its numbers."""
+    """An entry of `words/textures.yaml`: the name of a function below, and its numbers."""
     ((pattern, numbers),) = texture.items()
     return globals()[pattern](c, **numbers)
 

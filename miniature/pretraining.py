@@ -69,7 +69,7 @@ def base_pictures(seed: int, count: int, variants: int = 6, whole: bool = False)
         scene = annotated_scene(np.random.default_rng([seed, 9, int(number)]), recipe("coco"), bank)
         segments = [
             Segment(index[name], mask, crowd, index[name] < len(base))
-            for name, mask, crowd in zip(scene.names, scene.masks, scene.crowd, strict=True)
+            for name, mask, crowd in scene.segments
             if name in index
         ]
         return scene.image, Annotation(number, scene.image.shape[:2], segments)

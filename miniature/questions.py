@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,9 @@ import numpy as np
 import torch
 
 from maskclip.proposals import Proposals
-from miniature.drawings import sprites
-from miniature.painting import bank_of, paint, to_uint8
-from miniature.scenes import GROUNDS, Scene, arrange, random_ground, sticker_of
-from miniature.words import ARTISTS, hypernyms
+from miniature.painting import bank_of, paint_one
+from miniature.scenes import Scene, arrange, random_ground, sticker_of
+from miniature.words import ARTISTS, drawn_by, hypernyms, table
 
 if TYPE_CHECKING:
     from maskclip.model.pipeline import MaskCLIP
@@ -25,27 +25,19 @@ class Question:
     title: str
     place: str
     answers: dict[str, tuple[str, ...]]
-    colours: tuple[str, ...] = ()
+    colours: Sequence[str] = ()
 
 
 def questions() -> tuple[Question, ...]:
     """All questions, with chance at one over the number of words."""
-    legs = {f"{number}-legged animal": hypernyms()[f"{number}-legged animal"] for number in ("four", "two")}
-    fruit = {"red": "red apple", "green": "green apple"}
-    cars = {"blue": "blue car", "red": "red car", "yellow": "yellow car"}
-    return (
-        Question("full or empty glass", "table", {"full glass": ("glass",), "empty glass": ("empty glass",)}),
-        Question(
-            "full or empty wine glass",
-            "table",
-            {"full wine glass": ("wine glass",), "empty wine glass": ("empty wine glass",)},
-        ),
-        Question("car, truck or van", "street", {"car": ("car",), "truck": ("truck",), "van": ("van",)}),
-        Question("four legs or two", "field", legs),
-        Question("horse, cow or dog", "field", {"horse": ("horse",), "cow": ("cow",), "dog": ("dog",)}),
-        Question("red or green apple", "table", {word: ("apple",) for word in fruit.values()}, tuple(fruit)),
-        Question("blue, red or yellow car", "street", {word: ("car",) for word in cars.values()}, tuple(cars)),
-    )
+    out = []
+    for question in table("questions.yaml"):
+        answers = {
+            word: tuple(name for what in held for name in hypernyms().get(what, (what,)))
+            for word, held in question["answers"].items()
+        }
+        out.append(Question(**question | {"answers": answers}))
+    return tuple(out)
 
 
 def question_scene(
@@ -57,25 +49,20 @@ def question_scene(
         image uint8 [H, W, 3]; which answer each pixel shows, int [H, W], -1 none; the answers.
     """
     rng = np.random.default_rng([seed, 17])
-    known = sprites().variants[artist]
     stickers, answers = [], []
     for i, (word, held) in enumerate(question.answers.items()):
-        drawn = [name for name in held if known.get(name)]
-        if drawn:
+        if drawn := [name for name in held if name in drawn_by(artist)]:
             colour = question.colours[i] if question.colours else None
             one = sticker_of(rng, str(rng.choice(drawn)), artist, colour)
             stickers.append(replace(one, size=float(rng.uniform(0.38, 0.5))))
             answers.append(word)
-    unit = min(size)
-    order = arrange(rng, stickers, question.place, size[1] / unit, size[0] / unit)
-    ground, centres, banded = random_ground(rng, question.place if question.place in GROUNDS else None)
-    scene = Scene(style, ground, centres, tuple(order), int(rng.integers(2**31)), banded)
-    picture, owner, _ = (out[0] for out in paint([scene], bank_of(max(size)), *size))
-    which = [
-        next(k for k, s in enumerate(stickers) if (s.name, s.colour, s.shade) == (o.name, o.colour, o.shade))
-        for o in order
-    ]
-    return to_uint8(picture), torch.tensor([*which, -1])[owner].numpy(), answers
+    height, width = (side / min(size) for side in size)
+    order = arrange(rng, stickers, question.place, width, height)
+    ground = random_ground(rng, question.place)
+    scene = Scene(style, ground, tuple(order), int(rng.integers(2**31)))
+    image, owner, _ = paint_one(scene, bank_of(max(size)), *size)
+    shades = [sticker.shade for sticker in stickers]  # which nothing changes
+    return image, np.array([*(shades.index(sticker.shade) for sticker in order), -1])[owner], answers
 
 
 def ask(model: MaskCLIP, question: Question, seeds: range, style: str = "print") -> list[dict]:
@@ -84,11 +71,9 @@ def ask(model: MaskCLIP, question: Question, seeds: range, style: str = "print")
     Returns:
         Rows of question, word, percent right with the half width of its 95 % interval, things, chance in percent.
     """
-    right: dict[str, list[bool]] = {word: [] for word in question.answers}
     words = list(question.answers)
-    able = [
-        a for a in ARTISTS if all(any(sprites().variants[a].get(n) for n in held) for held in question.answers.values())
-    ]
+    right: dict[str, list[bool]] = {word: [] for word in words}
+    able = [a for a in ARTISTS if all(set(held) & set(drawn_by(a)) for held in question.answers.values())]
     for seed in seeds:
         image, owner, answers = question_scene(question, seed, able[seed % len(able)], style)
         for i, word in enumerate(answers):
@@ -100,14 +85,6 @@ def ask(model: MaskCLIP, question: Question, seeds: range, style: str = "print")
     for word, hits in right.items():
         share = float(np.mean(hits))
         half = 196 * (share * (1 - share) / len(hits)) ** 0.5
-        rows.append(
-            {
-                "question": question.title,
-                "word": word,
-                "accuracy": 100 * share,
-                "half_width": half,
-                "things": len(hits),
-                "chance": 100 / len(words),
-            }
-        )
+        row = {"question": question.title, "word": word, "accuracy": 100 * share, "half_width": half}
+        rows.append(row | {"things": len(hits), "chance": 100 / len(words)})
     return rows

@@ -6,13 +6,13 @@ A `Scene` is a description; `painting.paint` draws it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
 
 from miniature.drawings import sprites
-from miniature.words import PLACES, frequency, stuff, things
+from miniature.words import GROUNDS, frequency, stuff, things
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.89, 0.18, 0.18), "orange": (0.97, 0.55, 0.12), "yellow": (0.98, 0.84, 0.18), "green": (0.22, 0.66, 0.28),
@@ -21,20 +21,6 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }  # fmt: skip
 STYLES = ("sticker", "print", "chalk")  # of the COCO and LVIS mirrors, the ADE20K mirrors, the PASCAL Context mirrors
 SIZES = (0.0, 0.17, 0.23, 0.31, 0.40, 0.50)  # of kinds 1 to 5, in units of the picture's shorter side
-
-# What a place is made of, from above to below: one of each part; a picture of `table` shows one thing only.
-GROUNDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "field": (("sky", "sky", "bush"), ("grass", "grass", "field", "earth", "hay", "playing field")),
-    "street": (("sky", "brick wall", "stone wall", "roof"), ("sidewalk", "path", "platform"),
-               ("road", "road", "railroad", "runway", "gravel")),
-    "water": (("sky",), ("sea", "water", "river")),
-    "air": (("sky",), ("sky", "bush", "roof", "grass")),
-    "room": (("wall", "wall", "tile wall", "curtain", "ceiling", "window blind", "wood"),
-             ("floor", "wooden floor", "carpet")),
-    "table": (("wood", "cloth", "paper", "cardboard", "towel", "blanket", "bedclothes"),),
-    "beach": (("sky",), ("sea", "water"), ("sand",)),
-    "snow": (("sky", "net"), ("snow", "ice")),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,30 +43,37 @@ class Sticker:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Stuff regions (centres (x, y) in [0, 1]^2; `banded`: one above the other), then stickers from back to front.
+class Ground:
+    """Stuff, each with its centre (x, y) in [0, 1]^2: one above the other (`banded`) or in patches; without any,
+    one pale colour. `straight` borders are walls', others roll."""
 
-    Without stuff the ground is one pale colour; `straight` borders are walls', others roll.
-    """
-
-    style: str
-    stuff: tuple[str, ...]
-    centres: tuple[tuple[float, float], ...]
-    things: tuple[Sticker, ...] = ()
-    seed: int = 0
+    stuff: tuple[str, ...] = ()
+    centres: tuple[tuple[float, float], ...] = ()
     banded: bool = True
     straight: bool = False
 
 
 @dataclass(frozen=True)
+class Scene:
+    """A ground, then stickers from back to front, of which the last are a `crowd` of tiny things of one name (often of
+    none)."""
+
+    style: str
+    ground: Ground
+    things: tuple[Sticker, ...]
+    seed: int
+    crowd: int = 0
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """What the scenes of one data set are made of: artist and style, how likely each place is, what is likely and what
+    """What the scenes of one data set are made of: artist and style, what is likely, how likely each place is, what
     else there is (`rest`, with probability `rare`), how many things, and how large (a factor)."""
 
     artists: tuple[str, ...]
     styles: tuple[str, ...]
-    places: dict[str, float]
     likely: tuple[str, ...]
+    places: dict[str, float] = field(default_factory=lambda: dict.fromkeys(GROUNDS, 1.0))
     rest: tuple[str, ...] = ()
     rare: float = 0.06
     count: tuple[int, int] = (2, 8)
@@ -90,10 +83,9 @@ class Recipe:
 
 @cache
 def _drawn(names: tuple[str, ...], artist: str, place: str | None = None) -> tuple[str, ...]:
-    """Those that an artist has drawn and that are at home in a place."""
-    drawn = [n for n in names if sprites().variants[artist].get(n)]
-    letter = next((k for k, v in PLACES.items() if v == place), None)
-    return tuple(n for n in drawn if letter is None or letter in things()[n].places)
+    """Those that an artist has drawn and, if a place is given, that are at home there."""
+    known = [things()[name] for name in names]
+    return tuple(t.name for t in known if t.drawings[artist] and (place is None or place in t.places))
 
 
 @cache
@@ -128,7 +120,7 @@ def arrange(
     nearer, overlapping little; sorted from back to front."""
     placed: list[Sticker] = []
     for s in sorted(stickers, key=lambda s: -s.size):
-        flies = "a" in things()[s.name].places and place not in ("table", "room")
+        flies = "air" in things()[s.name].places and place not in ("table", "room")
         low, high = (0.12, 0.42) if flies else (0.1, 0.9) if place in ("table", "air") else (0.42, 0.88)
         best, least = s, np.inf
         for _ in range(10):
@@ -147,36 +139,48 @@ def arrange(
     return sorted(placed, key=lambda s: s.y + 0.4 * s.size)
 
 
-def random_ground(
-    rng: np.random.Generator, place: str | None
-) -> tuple[tuple[str, ...], tuple[tuple[float, float], ...], bool]:
-    """Stuff of a place with its centres and whether one lies above the other; None gives patches of any stuff."""
+def random_ground(rng: np.random.Generator, place: str | None) -> Ground:
+    """Stuff of a place; None gives patches of any stuff."""
     if place is None:
         names = [str(n) for n in rng.choice(list(stuff()), int(rng.integers(1, 4)), replace=False)]
-        return tuple(names), tuple((float(rng.random()), float(rng.random())) for _ in names), False
-    names = list(dict.fromkeys(str(rng.choice(part)) for part in GROUNDS[place]))
-    if place == "table" and rng.random() < 0.4:
-        names.append(str(rng.choice([n for n in GROUNDS["table"][0] if n not in names])))
-        return tuple(names), tuple((float(rng.random()), float(rng.random())) for _ in names), False
-    horizon = rng.uniform(0.3, 0.55)
-    if len(names) == 1:
-        levels = [0.5]
-    elif len(names) == 2:
-        levels = [horizon - 0.3, horizon + 0.3]
     else:
-        levels = [horizon - 0.25, horizon + 0.1, horizon + 0.5]
-    return tuple(names), tuple((float(rng.random()), float(v)) for v in levels), True
+        names = list(dict.fromkeys(str(rng.choice(part)) for part in GROUNDS[place]))
+    two = place == "table" and rng.random() < 0.4
+    if two:
+        names.append(str(rng.choice([n for n in GROUNDS["table"][0] if n not in names])))
+    if place is None or two:
+        return Ground(tuple(names), tuple((float(rng.random()), float(rng.random())) for _ in names), banded=False)
+    horizon = rng.uniform(0.3, 0.55)
+    levels = {1: [0.5], 2: [horizon - 0.3, horizon + 0.3], 3: [horizon - 0.25, horizon + 0.1, horizon + 0.5]}
+    return Ground(tuple(names), tuple((float(rng.random()), float(level)) for level in levels[len(names)]))
 
 
-def random_scene(
-    rng: np.random.Generator, recipe: Recipe, width: float = 1.0, height: float = 1.0
-) -> tuple[Scene, int]:
-    """One scene, and how many of its stickers, at the end, are one crowd of tiny things of one name (mostly none)."""
+def any_ground(rng: np.random.Generator) -> Ground:
+    """Half of them of some place, half of them patches."""
+    return random_ground(rng, None if rng.random() < 0.5 else str(rng.choice(list(GROUNDS))))
+
+
+def random_scene(rng: np.random.Generator, recipe: Recipe, width: float = 1.0, height: float = 1.0) -> Scene:
+    """One scene; now and then with a crowd."""
     artist, style = str(rng.choice(recipe.artists)), str(rng.choice(recipe.styles))
     share = np.array(list(recipe.places.values()))
     place = str(rng.choice(list(recipe.places), p=share / share.sum()))
-    likely, rest = _drawn(recipe.likely, artist), _drawn(recipe.rest, artist)
-    at_home = _drawn(recipe.likely, artist, place)
+    likely, at_home = _drawn(recipe.likely, artist), _drawn(recipe.likely, artist, place)
+    names = _names(rng, recipe, likely, at_home, _drawn(recipe.rest, artist))
+    scale = recipe.scale * rng.uniform(0.8, 1.25) * min(1.5, (3.2 / len(names)) ** 0.5)
+    stickers = [replace(s, size=min(s.size * scale, 0.8)) for s in (sticker_of(rng, n, artist) for n in names)]
+    stickers, crowd = arrange(rng, stickers, place, width, height), []
+    if rng.random() < 0.06:
+        crowd = _crowd(rng, at_home or likely, artist, width, height)
+    ground = random_ground(rng, None if rng.random() < 0.08 else place)
+    ground = replace(ground, straight=place in ("room", "street"))
+    return Scene(style, ground, (*stickers, *crowd), int(rng.integers(2**31)), len(crowd))
+
+
+def _names(
+    rng: np.random.Generator, recipe: Recipe, likely: tuple[str, ...], at_home: tuple[str, ...], rest: tuple[str, ...]
+) -> list[str]:
+    """Of a scene's things: now and then one again, or one of the rest."""
     low, high = recipe.count
     names: list[str] = []
     for _ in range(low + min(int(rng.poisson((high - low) / 3)), high - low)):
@@ -186,18 +190,16 @@ def random_scene(
             names.append(pick(rng, rest))
         else:
             names.append(pick(rng, at_home if at_home and rng.random() < recipe.fitting else likely))
-    scale = recipe.scale * rng.uniform(0.8, 1.25) * min(1.5, (3.2 / len(names)) ** 0.5)
-    stickers = [replace(s, size=min(s.size * scale, 0.8)) for s in (sticker_of(rng, n, artist) for n in names)]
-    stickers = arrange(rng, stickers, place, width, height)
-    crowd = 0
-    if rng.random() < 0.06:
-        crowd = int(rng.integers(12, 21))
-        first = sticker_of(rng, pick(rng, at_home or likely), artist)
-        x, y = rng.uniform(0.3, 0.7) * width, rng.uniform(0.4, 0.75) * height
-        for dx, dy in sorted(rng.normal(0, 0.11, (crowd, 2)).tolist(), key=lambda d: d[1]):
-            tiny, tilt = float(rng.uniform(0.10, 0.14)), float(rng.normal(0, 8))
-            stickers.append(replace(first, x=x + dx, y=y + dy, size=tiny, angle=tilt, shade=float(rng.random())))
-    ground, centres, banded = random_ground(rng, None if rng.random() < 0.08 else place)
-    return Scene(
-        style, ground, centres, tuple(stickers), int(rng.integers(2**31)), banded, place in ("room", "street")
-    ), crowd
+    return names
+
+
+def _crowd(rng: np.random.Generator, names: tuple[str, ...], artist: str, width: float, height: float) -> list[Sticker]:
+    """Tiny things of one name, close to one another."""
+    count = int(rng.integers(12, 21))
+    first = sticker_of(rng, pick(rng, names), artist)
+    x, y = rng.uniform(0.3, 0.7) * width, rng.uniform(0.4, 0.75) * height
+    crowd = []
+    for dx, dy in sorted(rng.normal(0, 0.11, (count, 2)).tolist(), key=lambda d: d[1]):
+        tiny, tilt = float(rng.uniform(0.10, 0.14)), float(rng.normal(0, 8))
+        crowd.append(replace(first, x=x + dx, y=y + dy, size=tiny, angle=tilt, shade=float(rng.random())))
+    return crowd

@@ -1,27 +1,17 @@
-"""Stuff of the miniature: `textures.yaml` says which pattern each is, and its numbers."""
+"""Stuff of the miniature: `words/textures.yaml` says which pattern each is, and its numbers."""
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
-import yaml
 
 from miniature.patterns import Canvas, draw
-from miniature.words import stuff
-
-
-@cache
-def _textures() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(Path(__file__).with_name("textures.yaml").read_text(encoding="utf-8"))
+from miniature.words import stuff, table
 
 
 def texture(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
     """One patch of stuff, uint8 [size, size, 3]; coarseness, hue and brightness vary with the generator."""
-    picture = draw(Canvas(rng, size, rng.uniform(0.8, 1.5)), _textures()[name])
+    picture = draw(Canvas(rng, size, rng.uniform(0.8, 1.5)), table("textures.yaml")[name])
     picture = picture * rng.uniform(0.88, 1.1) * rng.uniform(0.94, 1.06, 3)
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
 

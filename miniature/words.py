@@ -1,6 +1,6 @@
 """Words of the miniature: what there is to draw, how people call it, and which data set knows it by which name.
 
-`words/things.txt` holds the things, `words/stuff.txt` the stuff, `words/sets.txt` each data set's names.
+`words/` holds it all as text: things, stuff and its textures, places, each data set's names and recipe, questions.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ARTISTS = ("nora", "max", "faye")  # of the COCO and LVIS mirrors, the ADE20K mirrors, the PASCAL Context mirrors
 SETS = ("coco", "ade150", "ade847", "p59", "p459", "lvis")
-PLACES = {"f": "field", "s": "street", "w": "water", "a": "air", "r": "room", "t": "table", "b": "beach", "n": "snow"}
 _FOLDER = Path(__file__).parent / "words"
 
 
@@ -45,6 +47,11 @@ class Vocabulary:
         """All names, things first."""
         return [*self.things, *self.stuff]
 
+    @property
+    def words(self) -> list[str]:
+        """The world's words, things first."""
+        return [*self.things.values(), *self.stuff.values()]
+
 
 def rows(file: str) -> list[list[str]]:
     """The table's rows, split at `|`; comments and empty lines left out."""
@@ -52,8 +59,26 @@ def rows(file: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")] for line in lines if line.strip() and line[0] != "#"]
 
 
+@cache
+def table(file: str) -> Any:
+    """A YAML file of `words/`."""
+    return yaml.safe_load((_FOLDER / file).read_text(encoding="utf-8"))
+
+
 def _comma(cell: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in cell.split(",") if part.strip())
+
+
+LETTERS = {letter: place for place, letter, _ in rows("places.txt")}  # of places, in things.txt
+# What a place is made of, from above to below: one of each part; a picture of `table` shows one thing only.
+GROUNDS = {place: tuple(_comma(part) for part in parts.split("/")) for place, _, parts in rows("places.txt")}
+
+
+def _drawings(artist: str, cell: str) -> tuple[tuple[str, str], ...]:
+    """A cell of `things.txt` as (package, name) pairs: `x:name`, or the name alone in the artist's own package."""
+    home = {"nora": "noto", "max": "material", "faye": "awesome"}
+    packages = {"n": "noto", "m": "material", "f": "awesome", "p": "phosphor"}
+    return tuple((packages[d[0]], d[2:]) if d[1:2] == ":" else (home[artist], d) for d in cell.split())
 
 
 @cache
@@ -63,22 +88,17 @@ def things() -> dict[str, Thing]:
     Raises:
         ValueError: a row of the table has not eight cells, names a place there is not, or a name stands twice.
     """
-    home = {"nora": "noto", "max": "material", "faye": "awesome"}
-    letters = {"n": "noto", "m": "material", "f": "awesome", "p": "phosphor"}
     out: dict[str, Thing] = {}
     taken: set[str] = set()
     for cells in rows("things.txt"):
-        if len(cells) != 8 or not set(cells[3]) <= set(PLACES):
-            raise ValueError(f"things.txt: {cells[0]!r} needs eight cells and places among {''.join(PLACES)}")
-        drawings = {}
-        for artist, cell in zip(ARTISTS, cells[5:], strict=True):
-            pairs = [(letters[d[0]], d[2:]) if d[1:2] == ":" else (home[artist], d) for d in cell.split()]
-            drawings[artist] = tuple(pairs)
-        names = _comma(cells[0])
+        if len(cells) != 8 or not set(cells[3]) <= set(LETTERS):
+            raise ValueError(f"things.txt: {cells[0]!r} needs eight cells and places among {''.join(LETTERS)}")
+        names, places = _comma(cells[0]), frozenset(LETTERS[letter] for letter in cells[3])
         if taken & set(names):
             raise ValueError(f"things.txt: {', '.join(sorted(taken & set(names)))} is named twice")
         taken.update(names)
-        out[names[0]] = Thing(names, cells[1], int(cells[2]), frozenset(cells[3]), tuple(cells[4].split()), drawings)
+        drawings = {artist: _drawings(artist, cell) for artist, cell in zip(ARTISTS, cells[5:], strict=True)}
+        out[names[0]] = Thing(names, cells[1], int(cells[2]), places, tuple(cells[4].split()), drawings)
     return out
 
 
@@ -95,24 +115,21 @@ def vocabulary(dataset: str) -> Vocabulary:
     Raises:
         ValueError: a name's word is neither a thing nor a stuff of the world.
     """
-    found: tuple[dict[str, str], dict[str, str]] = {}, {}
-    for kind, name, *in_sets in rows("sets.txt"):
-        if dataset in in_sets[0].split():
-            own, _, word = (part.strip() for part in name.partition("="))
-            word = word or own
-            if word not in things() and word not in stuff():
-                raise ValueError(f"sets.txt: the world has nothing called {word!r}")
-            found[kind == "stuff"][own] = word
-    return Vocabulary(*found)
+    found: dict[str, dict[str, str]] = {"thing": {}, "stuff": {}}
+    for kind, name, sets in rows("sets.txt"):
+        own, _, word = (part.strip() for part in name.partition("="))
+        if dataset in sets.split():
+            found[kind][own] = word or own
+    if unknown := {word for words in found.values() for word in words.values()} - {*things(), *stuff()}:
+        raise ValueError(f"sets.txt: the world has nothing called {', '.join(sorted(unknown))}")
+    return Vocabulary(found["thing"], found["stuff"])
 
 
 @cache
-def coco_split() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def coco_split() -> tuple[tuple[str, ...], ...]:
     """COCO's base and target names (48 and 17) as zero-shot detection split them (Bansal et al. 2018)."""
-    base, target = (
-        (_FOLDER / f"coco_{part}.txt").read_text(encoding="utf-8").split("\n") for part in ("base", "target")
-    )
-    return tuple(n for n in base if n), tuple(n for n in target if n)
+    files = (_FOLDER / f"coco_{part}.txt" for part in ("base", "target"))
+    return tuple(tuple(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
 @cache
@@ -138,6 +155,6 @@ def frequency() -> dict[str, float]:
     common = {"coco": 4.0, "ade150": 2.0, "p59": 2.0, "p459": 1.0, "ade847": 0.5, "lvis": 0.5}
     weight = dict.fromkeys([*things(), *stuff()], 1.0)
     for dataset, more in common.items():
-        for word in {**vocabulary(dataset).things, **vocabulary(dataset).stuff}.values():
+        for word in vocabulary(dataset).words:
             weight[word] += more
     return {word: (w / max(weight.values())) ** 0.5 for word, w in weight.items()}

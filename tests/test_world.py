@@ -15,7 +15,7 @@ from miniature import words
 from miniature.datasets import annotated_scene, recipe, write_world
 from miniature.drawings import sprites
 from miniature.painting import paint
-from miniature.scenes import GROUNDS, STYLES, Recipe, Scene, random_scene, sticker_of
+from miniature.scenes import STYLES, Ground, Recipe, Scene, random_scene, sticker_of
 from miniature.textures import texture_bank
 
 
@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scenes_of(made_of: Recipe, count: int) -> list[Scene]:
-    return [random_scene(np.random.default_rng([5, i]), made_of)[0] for i in range(count)]
+    return [random_scene(np.random.default_rng([5, i]), made_of) for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,11 @@ def test_sets_differ_in_scenes_and_words() -> None:
 
 def test_things_are_at_home_more_often_than_chance() -> None:
     made_of = recipe("coco")
-    grounds = {tuple(dict.fromkeys(g)): place for place, parts in GROUNDS.items() for g in parts}
-    assert grounds
-    for place, letter in (("water", "w"), ("field", "f"), ("room", "r")):
-        here = Recipe(made_of.artists, made_of.styles, {place: 1.0}, made_of.likely)
+    for place in ("water", "field", "room"):
+        here = Recipe(made_of.artists, made_of.styles, made_of.likely, {place: 1.0})
         names = [t.name for s in scenes_of(here, 80) for t in s.things]
-        chance = np.mean([letter in words.things()[n].places for n in made_of.likely])
-        at_home = np.mean([letter in words.things()[n].places for n in names])
+        chance = np.mean([place in words.things()[n].places for n in made_of.likely])
+        at_home = np.mean([place in words.things()[n].places for n in names])
         assert at_home > chance + 0.2 and at_home < 0.97, place  # and odd ones too
 
 
@@ -83,7 +81,7 @@ def test_large_kinds_are_drawn_larger() -> None:
 def test_masks_are_what_is_painted(bank: torch.Tensor) -> None:
     rng = np.random.default_rng(1)
     one = sticker_of(rng, "apple", "nora", "red")
-    with_it, without = (Scene("sticker", ("grass",), ((0.5, 0.5),), things, 7) for things in ((one,), ()))
+    with_it, without = (Scene("sticker", Ground(("grass",), ((0.5, 0.5),)), things, 7) for things in ((one,), ()))
     pictures, owner, _ = paint([with_it, without], bank, 96, 96)
     changed = (pictures[0] - pictures[1]).abs().amax(0) > 0.3
     assert owner[0].max() == 0 and owner[1].max() == -1
@@ -94,7 +92,8 @@ def test_masks_are_what_is_painted(bank: torch.Tensor) -> None:
 
 def test_styles_differ(bank: torch.Tensor) -> None:
     one = sticker_of(np.random.default_rng(1), "dog", "nora", "brown")
-    pictures = paint([Scene(s, ("grass", "sky"), ((0.2, 0.2), (0.7, 0.8)), (one,), 7) for s in STYLES], bank, 96, 96)[0]
+    ground = Ground(("grass", "sky"), ((0.2, 0.2), (0.7, 0.8)))
+    pictures = paint([Scene(style, ground, (one,), 7) for style in STYLES], bank, 96, 96)[0]
     assert min((a - b).abs().mean() for a, b in zip(pictures, pictures.roll(1, 0))) > 0.08
     assert pictures[2].mean() < 0.6 * pictures[0].mean()
 
@@ -109,7 +108,7 @@ def test_scenes_have_crowds_overlaps_void_and_several_regions(bank: torch.Tensor
 
 def test_target_things_are_in_the_base_networks_pictures_and_not_annotated(world: Path) -> None:
     _, target = words.coco_split()
-    pictures = [random_scene(np.random.default_rng([3, 0, i]), recipe("coco"))[0] for i in range(40)]
+    pictures = [random_scene(np.random.default_rng([3, 0, i]), recipe("coco")) for i in range(40)]
     assert any(t.name in target for s in pictures for t in s.things)
     base = open_dataset("coco_split_train", world)
     assert {c.name for c in base.categories} <= set(words.coco_split()[0])
