@@ -115,7 +115,7 @@ def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretrain
     """Train a backbone or a proposal network's start, measure it on pictures never trained on; curve and card."""
     seed = yaml.safe_load(plan.read_text(encoding="utf-8"))[name]["seed"]
     with _clocked(work) as minutes:
-        weights, curve = pretrain(name, plan, out, work, _say)
+        weights, curve = pretrain(name, plan, out, work)
     pd.DataFrame(curve).to_csv(out / f"{name}.csv", index=False)
     if name == "backbone":
         rows, what = [curve[-1]], {"step": "steps", "accuracy": "share of single things named right in training"}

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from miniature.scenes import COLOURS, Ground, Recipe, Scene, any_ground, pick, random_scene, sticker_of
 from miniature.schedule import Stage
-from miniature.words import drawn_by, hypernyms, stuff, things
+from miniature.words import all_names, drawn_by, hypernyms, stuff, things
 
 TEMPLATES = ("{}", "{}", "{}", "a {}", "a picture of a {}", "a drawing of a {}")
 
 
 def spoken_words() -> list[str]:
     """Every text that captions are made of."""
-    names = [n for t in things().values() for n in t.names] + [n for s in stuff().values() for n in s]
-    return [*names, *hypernyms(), *COLOURS, "a picture drawing of an and on the empty full other"]
+    return [*all_names(), *hypernyms(), *COLOURS, "a picture drawing of an and on the empty full other"]
 
 
 @cache

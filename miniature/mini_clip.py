@@ -20,7 +20,7 @@ from maskclip.files import write_atomically
 from miniature.captions import columns, spoken_words
 from miniature.scenes import COLOURS
 from miniature.schedule import Schedule
-from miniature.words import hypernyms, stuff, things
+from miniature.words import all_names, hypernyms, stuff, things
 
 PATCH = 8
 
@@ -55,23 +55,16 @@ def write_model_folder(folder: Path, schedule: Schedule) -> None:
     text = "#version: miniature\n" + "\n".join(" ".join(pair) for pair in merges_for(spoken_words())) + "\n"
     with open(folder / "merges.txt.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         packed.write(text.encode())
-    vision = {
-        "image_size": schedule.image_size,
-        "patch_size": PATCH,
-        "width": schedule.width,
-        "layers": schedule.layers,
-    }
+    vision = {"image_size": schedule.image_size, "patch_size": PATCH, "width": schedule.width}
+    vision |= {"layers": schedule.layers, "head_width": 32}
     tower = {"context_length": 32, "vocab_size": open_clip.SimpleTokenizer(str(folder / "merges.txt.gz")).vocab_size}
     tower |= {"width": 64, "heads": 4, "layers": 3, "tokenizer_kwargs": {"bpe_path": "merges.txt.gz"}}
     config = {
-        "model_cfg": {"embed_dim": 128, "vision_cfg": vision | {"head_width": 32}, "text_cfg": tower},
+        "model_cfg": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": tower},
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    names = {name for thing in things().values() for name in thing.names} | {
-        n for names in stuff().values() for n in names
-    }
-    also = [*sorted(names - {*things(), *stuff()}), *hypernyms(), *COLOURS, "empty", "full"]
+    also = [*sorted({*all_names()} - {*things(), *stuff()}), *hypernyms(), *COLOURS, "empty", "full"]
     known = {"things": list(things()), "stuff": list(stuff()), "also": also}
     (folder / "words.json").write_text(json.dumps(known, indent=1) + "\n")
 
@@ -116,6 +109,11 @@ def encode_crop(visual: Any, pictures: Tensor, top: int, left: int) -> Tensor:
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """The weights in half precision, under the name open_clip's `local-dir:` looks for."""
-    half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "open_clip_model.safetensors", lambda path: save_file(half, path))
+    """The weights under the name open_clip's `local-dir:` looks for."""
+    save_half(folder / "open_clip_model.safetensors", model.state_dict())
+
+
+def save_half(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Weights in half precision."""
+    half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
+    write_atomically(path, lambda partial: save_file(half, partial, metadata))

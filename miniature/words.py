@@ -108,6 +108,11 @@ def stuff() -> dict[str, tuple[str, ...]]:
     return {_comma(cells[0])[0]: _comma(cells[0]) for cells in rows("stuff.txt")}
 
 
+def all_names() -> list[str]:
+    """Every name of everything, things first."""
+    return [name for names in (*(thing.names for thing in things().values()), *stuff().values()) for name in names]
+
+
 @cache
 def vocabulary(dataset: str) -> Vocabulary:
     """Names of one of `SETS` as far as they can be drawn by its artist; `name = word` where the world says otherwise.

@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import miniature.pretraining
 from maskclip.model.clip import load_clip, text_embeddings
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
@@ -26,7 +27,7 @@ from miniature.measuring import _shares, single_scenes
 from miniature.mini_clip import merges_for
 from miniature.pretraining import backbone_stage, base_pictures, train_backbone
 from miniature.questions import ask, question_scene, questions
-from miniature.scenes import STYLES
+from miniature.scenes import STYLES, Scene
 from miniature.schedule import Schedule, Stage, read_schedule
 from miniature.textures import texture_bank
 
@@ -135,7 +136,9 @@ def test_base_networks_see_the_coco_mirrors_pictures_with_base_names_only() -> N
     assert np.array_equal(drawn[0].image, alike.image)  # one artist, one style (test_world.py)
 
 
-def test_the_backbone_sees_all_artists_and_styles_and_is_resumable(tmp_path: Path) -> None:
+def test_the_backbone_sees_all_artists_and_styles_and_is_resumable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scenes = training_scenes(np.random.default_rng(1), backbone_stage(1, 120, 32))
     assert {s.style for s in scenes} == set(STYLES) and all(len(s.things) == 1 for s in scenes)
     owner = {row: artist for artist, by in sprites().variants.items() for rows in by.values() for row in rows}
@@ -144,11 +147,15 @@ def test_the_backbone_sees_all_artists_and_styles_and_is_resumable(tmp_path: Pat
     settings = {"seed": 1, "steps": 2, "batch": 2, "side": 32, "lr": 1e-3, "checkpoint_every": 1}
     straight = train_backbone(tmp_path / "a", tmp_path / "wa", shape, **settings)
 
-    def kill(row: dict) -> None:
-        raise KeyboardInterrupt
+    def dies(rng: np.random.Generator, stage: Stage) -> list[Scene]:
+        if (tmp_path / "wb" / "backbone.pt").is_file():
+            raise KeyboardInterrupt
+        return training_scenes(rng, stage)
 
-    with pytest.raises(KeyboardInterrupt):  # after the last step, before its checkpoint
-        train_backbone(tmp_path / "b", tmp_path / "wb", shape, **settings, progress=kill)
+    monkeypatch.setattr(miniature.pretraining, "training_scenes", dies)
+    with pytest.raises(KeyboardInterrupt):  # after the first step
+        train_backbone(tmp_path / "b", tmp_path / "wb", shape, **settings)
+    monkeypatch.undo()
     resumed = train_backbone(tmp_path / "b", tmp_path / "wb", shape, **settings)
     assert [row["loss"] for row in resumed] == [row["loss"] for row in straight]
     one, other = ({k: v.clone() for k, v in load_file(tmp_path / x).items()} for x in "ab")
