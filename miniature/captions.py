@@ -15,6 +15,7 @@ from miniature.schedule import Stage
 from miniature.words import all_names, drawn_by, hypernyms, stuff, things
 
 TEMPLATES = ("{}", "{}", "{}", "a {}", "a picture of a {}", "a drawing of a {}")
+STUFF_SHARE = 0.25  # of the weight of a caption that speaks of things too
 
 
 def spoken_words() -> list[str]:
@@ -62,7 +63,7 @@ def training_scenes(rng: np.random.Generator, stage: Stage) -> list[Scene]:
     return out
 
 
-def targets_of(scenes: Sequence[Scene], rng: np.random.Generator, share: float) -> tuple[Tensor, Tensor]:
+def targets_of(scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """What each caption says [B, columns], and which columns would be true too and must not count as wrong.
 
     One in ten single things is called by a hypernym.
@@ -73,7 +74,7 @@ def targets_of(scenes: Sequence[Scene], rng: np.random.Generator, share: float) 
         names = list(dict.fromkeys(t.name for t in scene.things))
         above = [h for h, held in hypernyms().items() if any(n in held for n in names)]
         also[row, [index[h] for h in above]] = True
-        stuff_share = 0.0 if not scene.ground.stuff else 1 - share if names else 1.0
+        stuff_share = 0.0 if not scene.ground.stuff else STUFF_SHARE if names else 1.0
         if len(names) == 1 and above and rng.random() < 0.1:
             word = str(rng.choice(above))
             also[row, [index[n] for n in hypernyms()[word]]] = True

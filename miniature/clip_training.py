@@ -26,7 +26,7 @@ from miniature.drawings import sprites
 from miniature.mini_clip import PATCH, begin, build, encode_crop, encode_text, save_weights, write_model_folder
 from miniature.painting import paint
 from miniature.scenes import COLOURS, Scene
-from miniature.schedule import Schedule, Stage
+from miniature.schedule import Schedule
 from miniature.textures import texture_bank
 from miniature.words import things
 
@@ -62,36 +62,6 @@ class Muon:
             x = x.mT if rows > columns_ else x
             for p, direction in zip(group, x, strict=True):
                 p.mul_(1 - lr * self.weight_decay).add_(direction, alpha=-lr * 0.2 * max(rows, columns_) ** 0.5)
-
-
-def loss_of(
-    model: Any,
-    tokenizer: Callable,
-    words: Tensor,
-    scenes: list[Scene],
-    pictures: Tensor,
-    rng: np.random.Generator,
-    stage: Stage,
-    alone: bool,
-) -> tuple[Tensor, Tensor]:
-    """Softmax over the whole vocabulary (`words`, embedded) for every picture, and, by the stage, over captions whose
-    wrong ones differ in colours only; `alone`: the text tower learns alone.
-
-    Returns:
-        The loss, and the share of single things whose name ranks first.
-    """
-    grid = model.visual.grid_size[0] - pictures.shape[-1] // PATCH
-    top, left = (int(v) for v in rng.integers(0, grid + 1, 2)) if stage.roam else (grid // 2, grid // 2)
-    with torch.set_grad_enabled(not alone):
-        image = encode_crop(model.visual, pictures, top, left)
-    scale = SHARP if stage.free else model.logit_scale.exp().clamp(max=MOST_SHARP)
-    said, also = (target.to(image.device) for target in targets_of(scenes, rng, stage.things_share))
-    logits = scale * image @ words.T
-    loss = -(said * logits.masked_fill(also, -1e4).log_softmax(1)).sum(1).mean()
-    right = _share_right(logits[:, : len(things())], said[:, : len(things())], scenes)
-    if stage.colours:
-        loss = loss + stage.colours * _colour_loss(model, tokenizer, scenes, scale * image, rng)
-    return loss, right
 
 
 @torch.no_grad()
@@ -159,89 +129,116 @@ class Batches(Dataset):
         return scenes, pictures, tokens, rng
 
 
+class Learner:
+    """The model and its optimizers, and what they have done so far: all that a checkpoint holds."""
+
+    def __init__(self, folder: Path, schedule: Schedule, device: str) -> None:
+        torch.manual_seed(schedule.seed)
+        write_model_folder(folder, schedule)
+        self.model, self.tokenizer = build(folder)
+        self.schedule, self.device = schedule, device
+        self.vectors = nn.Parameter(begin(self.model).to(device))
+        self.model.to(device)
+        blocks = {p for n, p in self.model.named_parameters() if p.ndim == 2 and "resblocks" in n}
+        self.muon = Muon([p for p in self.model.parameters() if p in blocks], schedule.weight_decay)
+        others = [p for p in self.model.parameters() if p not in blocks]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": [self.vectors], "weight_decay": 0.0}]
+        self.adamw = torch.optim.AdamW(groups, schedule.lr, (0.9, 0.98), weight_decay=0.01)
+        self.log: list[dict] = []
+        self.recent: list[Tensor] = []  # losses and shares right that are not in the log yet
+        self.step, self.seconds = 0, 0.0
+
+    def save(self, file: Path) -> None:
+        """Write a checkpoint."""
+        state = {"model": self.model.state_dict(), "vectors": self.vectors.data, "adamw": self.adamw.state_dict()}
+        state |= {"muon": self.muon.momenta, "log": self.log, "recent": self.recent}
+        save_checkpoint(file, state | {"step": self.step, "seconds": self.seconds})
+
+    def resume(self, file: Path) -> None:
+        """Go on from a checkpoint."""
+        state = load_checkpoint(file)
+        self.model.load_state_dict(state["model"])
+        self.vectors.data.copy_(state["vectors"])
+        self.adamw.load_state_dict(state["adamw"])
+        for momentum, saved in zip(self.muon.momenta, state["muon"], strict=True):
+            momentum.copy_(saved)
+        self.recent = [row.to(self.device) for row in state["recent"]]
+        self.log, self.step, self.seconds = state["log"], state["step"], state["seconds"]
+
+    def learn(self, scenes: list[Scene], pictures: Tensor, tokens: Tensor | None, rng: np.random.Generator) -> None:
+        """One step on a batch of `Batches`."""
+        stage, since_free = self.schedule.stage(self.step), self.step - self.schedule.free_steps
+        if since_free == 0:
+            rng_of_words = np.random.default_rng([self.schedule.seed, 1300])
+            learn_to_say(self.model, self.tokenizer, self.vectors, rng_of_words, self.schedule.text_steps // 2)
+        words = self.vectors if tokens is None else encode_text(self.model, tokens)
+        with torch.set_grad_enabled(not 0 <= since_free < self.schedule.text_steps):  # the text tower learns alone
+            image = _embed_somewhere(self.model.visual, pictures.to(self.device), stage.roam, rng)
+        scale = SHARP if stage.free else self.model.logit_scale.exp().clamp(max=MOST_SHARP)
+        said, also = (target.to(self.device) for target in targets_of(scenes, rng))
+        logits = scale * image @ words.T
+        loss = -(said * logits.masked_fill(also, -1e4).log_softmax(1)).sum(1).mean()
+        right = _share_right(logits[:, : len(things())], said[:, : len(things())], scenes)
+        if stage.colours:
+            loss = loss + stage.colours * _colour_loss(self.model, self.tokenizer, scenes, scale * image, rng)
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        rate = self.schedule.rate(self.step)
+        for group in self.adamw.param_groups:
+            group["lr"] = rate * self.schedule.adamw
+        self.adamw.step()
+        self.muon.step(rate)
+        self.recent.append(torch.stack([loss.detach(), right]))
+        self.step += 1
+
+    def note(self) -> dict:
+        """A line of the log: means since the last one."""
+        loss, right = torch.stack(self.recent).mean(0).tolist()
+        row = {"step": self.step, "loss": round(loss, 4), "accuracy": round(right, 4)}
+        self.log.append(row | {"lr": self.schedule.rate(self.step - 1), "seconds": round(self.seconds, 1)})
+        self.recent = []
+        return self.log[-1]
+
+
+def _embed_somewhere(visual: Any, pictures: Tensor, roam: bool, rng: np.random.Generator) -> Tensor:
+    """Image embeddings of small pictures that lie anywhere in the large one, or at its middle."""
+    room = visual.grid_size[0] - pictures.shape[-1] // PATCH
+    top, left = (int(v) for v in rng.integers(0, room + 1, 2)) if roam else (room // 2, room // 2)
+    return encode_crop(visual, pictures, top, left)
+
+
 def train_clip(
-    folder: Path,
-    work: Path,
-    schedule: Schedule,
-    progress: Callable[[dict], None] = lambda row: None,
-    device: str = "cpu",
-    painters: int = 0,
-) -> list[dict]:
+    folder: Path, work: Path, schedule: Schedule, progress: Callable[[dict], None] = lambda row: None,
+    device: str = "cpu", painters: int = 0,
+) -> list[dict]:  # fmt: skip
     """Train the mini CLIP and leave its weights in `folder`; checkpoints go to `work`.
 
-    A second call after a kill resumes from the last checkpoint.
+    Softmax over the whole vocabulary for every picture, and, by the stage, over captions whose wrong ones differ in
+    colours only.  A second call after a kill resumes from the last checkpoint.
 
     Args:
         device: "cpu" or "cuda".
         painters: processes that paint the next steps' pictures meanwhile; 0: this one paints, step by step.
 
     Returns:
-        The log: step, loss, accuracy, lr, and seconds: of one core, or on a GPU of the clock.
+        The log: step, loss, accuracy (the share of single things whose name ranks first), lr, and seconds: of one core,
+        or on a GPU of the clock.
     """
     keep_freed_memory()
     torch.set_flush_denormal(True)
-    torch.manual_seed(schedule.seed)
-    write_model_folder(folder, schedule)
-    model, tokenizer = build(folder)
-    vectors = nn.Parameter(begin(model).to(device))
-    model.to(device)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "resblocks" in n]
-    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "resblocks" in n)]
-    muon = Muon(matrices, schedule.weight_decay)
-    adamw = torch.optim.AdamW(others, schedule.lr, (0.9, 0.98), weight_decay=0.01)
-    adamw.add_param_group({"params": [vectors], "weight_decay": 0.0})
-    log, recent, first, spent = _resume(work, model, vectors, adamw, muon)
+    learner, checkpoint = Learner(folder, schedule, device), work / "clip_training.pt"
+    if checkpoint.exists():
+        learner.resume(checkpoint)
     clock = time.process_time if device == "cpu" else time.monotonic
-    began = clock() - spent
-    steps, ahead = range(first, schedule.steps), 8 if painters else None
-    batches = DataLoader(Batches(schedule, tokenizer), None, sampler=steps, num_workers=painters, prefetch_factor=ahead)
-    for step, (scenes, pictures, tokens, rng) in enumerate(batches, first):
-        stage = schedule.stage(step)
-        if step == schedule.free_steps:
-            learn_to_say(
-                model, tokenizer, vectors, np.random.default_rng([schedule.seed, 1300]), schedule.text_steps // 2
-            )
-        alone = 0 <= step - schedule.free_steps < schedule.text_steps
-        words = vectors if stage.free else encode_text(model, tokens)
-        loss, right = loss_of(model, tokenizer, words, scenes, pictures.to(device), rng, stage, alone)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        for group in adamw.param_groups:
-            group["lr"] = schedule.rate(step) * schedule.adamw
-        adamw.step()
-        muon.step(schedule.rate(step))
-        recent.append(torch.stack([loss.detach(), right]))
-        last = step + 1 == schedule.steps
-        if (step + 1) % 25 == 0 or last:
-            mean, seconds = torch.stack(recent).mean(0).tolist(), round(clock() - began, 1)
-            row = {"step": step + 1, "loss": round(mean[0], 4), "accuracy": round(mean[1], 4)}
-            log.append(row | {"lr": schedule.rate(step), "seconds": seconds})
-            recent = []
-            progress(log[-1])
-        if (step + 1) % schedule.checkpoint_every == 0 or last:
-            state = {"model": model.state_dict(), "vectors": vectors.data, "adamw": adamw.state_dict()}
-            state |= {"muon": muon.momenta, "log": log, "recent": recent}
-            save_checkpoint(work / "clip_training.pt", state | {"step": step + 1, "seconds": clock() - began})
-    save_weights(model, folder)
-    return log
-
-
-def _resume(
-    work: Path, model: nn.Module, vectors: nn.Parameter, adamw: torch.optim.Optimizer, muon: Muon
-) -> tuple[list[dict], list, int, float]:
-    """Fill model and optimizers from the checkpoint in `work`, if there is one.
-
-    Returns:
-        The log, what is not in it yet, steps done, seconds spent.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    if (work / "clip_training.pt").exists():
-        state = load_checkpoint(work / "clip_training.pt")
-        model.load_state_dict(state["model"])
-        vectors.data.copy_(state["vectors"])
-        adamw.load_state_dict(state["adamw"])
-        for momentum, saved in zip(muon.momenta, state["muon"], strict=True):
-            momentum.copy_(saved)
-        recent = [r.to(vectors.device) for r in state["recent"]]
-        return state["log"], recent, state["step"], state["seconds"]
-    return [], [], 0, 0.0
+    began = clock() - learner.seconds
+    steps, ahead = range(learner.step, schedule.steps), 8 if painters else None
+    batches = Batches(schedule, learner.tokenizer)
+    for batch in DataLoader(batches, None, sampler=steps, num_workers=painters, prefetch_factor=ahead):
+        learner.learn(*batch)
+        learner.seconds, last = clock() - began, learner.step == schedule.steps
+        if learner.step % 25 == 0 or last:
+            progress(learner.note())
+        if learner.step % schedule.checkpoint_every == 0 or last:
+            learner.save(checkpoint)
+    save_weights(learner.model, folder)
+    return learner.log

@@ -27,7 +27,6 @@ class Stage:
     spread: float = 1.0  # of poses
     roam: bool = True  # small pictures lie anywhere in the large one, or at its middle
     colours: float = 0.0  # weight of telling captions apart that differ in a colour
-    things_share: float = 0.75  # of a caption's weight; the rest is the stuff's
     free: bool = False  # words are free vectors still, which the text tower learns to say when the free stages end
 
 

@@ -57,7 +57,7 @@ def test_common_words_are_seen_oftener() -> None:
 
 def test_captions_say_hypernyms_now_and_then_and_never_count_them_as_wrong() -> None:
     scenes = training_scenes(np.random.default_rng(4), replace(PLAIN, batch=200))
-    said, also = targets_of(scenes, np.random.default_rng(5), 0.75)
+    said, also = targets_of(scenes, np.random.default_rng(5))
     assert torch.allclose(said.sum(1), torch.ones(200)) and not (also & (said > 0)).any()
     start = len(words.things()) + len(words.stuff())
     assert 5 < int((said[:, start:] > 0).any(1).sum()) < 40
