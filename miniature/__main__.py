@@ -1,18 +1,7 @@
-"""Makes the miniature's models from nothing, one at a time, each resumable after a kill.
-
-    python -m miniature clip OUT WORK
-    python -m miniature backbone OUT WORK
-    python -m miniature mask2former OUT WORK
-    python -m miniature mask_rcnn OUT WORK
-    python -m miniature maskclip OUT WORK
-
-OUT receives the weights, the curve (`*.csv`) and a card (`*.md`) with seed, cost and what was measured; WORK holds
-checkpoints.  The mini CLIP trains on a GPU too: `--device cuda --painters 14`, with 14 processes that paint ahead.
-"""
+"""Makes the miniature's models from nothing, one at a time: `python -m miniature clip OUT WORK`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import signal
@@ -22,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pandas as pd
 import torch
+import typer
 import yaml
 
 from maskclip.evaluation.proposal_quality import ProposalQuality
@@ -66,17 +57,27 @@ def _clocked(work: Path) -> Iterator[Callable[[], float]]:
         file.write_text(json.dumps(minutes()))
 
 
+CARD = """# {title}
+
+Trained from nothing by one command, `python -m miniature {name} OUT WORK`.
+{tables}
+Seed {seed}; {minutes:.0f} minutes of one core ({made}).
+
+The plan:
+
+```yaml
+{plan}
+```
+"""
+
+
 def card(title: str, name: str, plan: Path, seed: int, minutes: float, tables: list[str]) -> str:
     """A model's card: how it was made, what it cost, how good it is."""
-    made = ", ".join(f"{package} {version(package)}" for package in ("torch", "open_clip_torch", "transformers"))
-    lines = [
-        f"# {title}",
-        "",
-        f"Trained from nothing by one command, `python -m miniature {name} OUT WORK`.",
-        *tables,
-    ]
-    lines += [f"Seed {seed}; {minutes:.0f} minutes of one core ({platform.machine()}, {made}).", "", "The plan:", ""]
-    return "\n".join([*lines, "```yaml", plan.read_text(encoding="utf-8").strip(), "```", ""])
+    packages = (f"{package} {version(package)}" for package in ("torch", "open_clip_torch", "transformers"))
+    made, text = ", ".join((platform.machine(), *packages)), plan.read_text(encoding="utf-8").strip()
+    return CARD.format(
+        title=title, name=name, tables="\n".join(tables), seed=seed, minutes=minutes, made=made, plan=text
+    )
 
 
 def make_clip(
@@ -97,11 +98,8 @@ def describe_clip(out: Path, plan: Path, scenes: int, minutes: float) -> None:
     least = least_similarity(none_of_these(segmenter, unseen_scenes(2, scenes)))
     known = json.loads((out / "words.json").read_text()) | {"least_similarity": least}
     (out / "words.json").write_text(json.dumps(known, indent=1) + "\n")
-    none = [
-        row
-        for row in none_of_these(segmenter, unseen_scenes(3, scenes))
-        if not row["threshold"] > 0 or row["threshold"] == least
-    ]
+    rows = none_of_these(segmenter, unseen_scenes(3, scenes))
+    none = [row for row in rows if not row["threshold"] > 0 or row["threshold"] == least]
     measured = {"seed": seed, "minutes": minutes, "single things": singles, "true masks": masks, "none": none}
     (out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     titles = {"accuracy": "named right, %"}
@@ -132,22 +130,26 @@ def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretrain
     (out / f"{name}.md").write_text(text)
 
 
-def main() -> None:
-    """Make the model that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["clip", "backbone", "mask2former", "mask_rcnn", "maskclip"])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the mini CLIP (cpu)")
-    parser.add_argument("--painters", type=int, default=0, help="processes that paint ahead (0: none)")
-    given = parser.parse_args()
+def main(
+    model: Literal["clip", "backbone", "mask2former", "mask_rcnn", "maskclip"],
+    out: Path,
+    work: Path,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="of the mini CLIP")] = "cpu",
+    painters: Annotated[int, typer.Option(help="processes that paint the mini CLIP's pictures ahead")] = 0,
+) -> None:
+    """Make a model of the miniature from nothing; killed, it goes on from the last checkpoint in WORK.
+
+    OUT receives the weights, the curve (*.csv) and a card (*.md) with seed, cost and what was measured. The mini CLIP
+    trains on a GPU too: --device cuda --painters 14.
+    """
     torch.use_deterministic_algorithms(True, warn_only=True)
-    given.work.mkdir(parents=True, exist_ok=True)
-    if given.model == "clip":
-        make_clip(given.out, given.work, device=given.device, painters=given.painters)
+    for folder in (out, work):
+        folder.mkdir(parents=True, exist_ok=True)
+    if model == "clip":
+        make_clip(out, work, device=device, painters=painters)
     else:
-        make_network(given.model, given.out, given.work)
+        make_network(model, out, work)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

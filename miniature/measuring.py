@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
+from maskclip.proposals.base import CERTAIN
 from maskclip.segmenter import Segmenter
 from miniature.datasets import BANK_SIZE, Annotated, annotated_scene
 from miniature.painting import paint, to_uint8
@@ -21,10 +22,16 @@ from miniature.textures import texture_bank
 from miniature.words import ARTISTS, drawn_by, stuff, things
 
 SIDE = 128  # of the pictures that are measured
+ALL_ELSE = "words for all else"
 ALONE = "only the surest names, as many right as with words for all else"
 
 
-def single_scenes(seed: int, per_drawing: int, styles: Sequence[str] = STYLES) -> list[tuple[str, Scene]]:
+def _percent(hits: Sequence[bool] | np.ndarray, what: str) -> dict[str, float]:
+    """The share of what is right, and of how many."""
+    return {"accuracy": 100 * float(np.mean(hits)), what: len(hits)}
+
+
+def single_scenes(seed: int, per_drawing: int) -> list[tuple[str, Scene]]:
     """Artists and scenes: each thing by each of its artists alone on stuff, `per_drawing` times, styles in turn."""
     rng = np.random.default_rng([seed, 101])
     out: list[tuple[str, Scene]] = []
@@ -33,7 +40,7 @@ def single_scenes(seed: int, per_drawing: int, styles: Sequence[str] = STYLES) -
             for i in range(per_drawing):
                 ground = any_ground(rng)
                 s = replace(sticker_of(rng, name, artist), size=float(rng.uniform(0.5, 0.95)))
-                style = styles[(i + len(out)) % len(styles)]
+                style = STYLES[(i + len(out)) % len(STYLES)]
                 out.append((artist, Scene(style, ground, (s,), int(rng.integers(2**31)))))
     return out
 
@@ -61,15 +68,12 @@ def zero_shot(clip: Clip, seed: int = 1, per_drawing: int = 1) -> list[dict]:
     names = list(things())
     best = (images @ text_embeddings(clip, names).T).argmax(1).tolist()
     right = np.array([names[b] == scene.things[0].name for b, (_, scene) in zip(best, drawn, strict=True)])
-    rows = []
     groups = {"all": ["all"] * len(drawn), "artist": [a for a, _ in drawn], "style": [s.style for _, s in drawn]}
-    for attribute, values in groups.items():
-        for value in dict.fromkeys(values):
-            hits = right[np.array(values) == value]
-            rows.append(
-                {"attribute": attribute, "value": value, "accuracy": 100 * float(hits.mean()), "pictures": len(hits)}
-            )
-    return rows
+    return [
+        {"attribute": attribute, "value": value} | _percent(right[np.array(values) == value], "pictures")
+        for attribute, values in groups.items()
+        for value in dict.fromkeys(values)
+    ]
 
 
 def unseen_scenes(
@@ -97,19 +101,19 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
         model = MaskCLIP(clip, encoder)
         right: dict[str, list[bool]] = {"all": [], "things": [], "stuff": []}
         for scene in scenes:
-            kept = [i for i, crowd in enumerate(scene.crowd) if not crowd]
-            masks = torch.from_numpy(np.stack([scene.masks[i] for i in kept]))
-            proposals = Proposals(torch.where(masks, 10.0, -10.0), torch.ones(len(kept)))
-            best = model(scene.image, names, proposals).class_probs.argmax(1).tolist()
-            for i, answer in zip(kept, best, strict=True):
-                hit = names[answer] == scene.names[i]
+            named = [(name, mask) for name, mask, crowd in scene.segments if not crowd]
+            for (name, _), probs in zip(named, model(scene.image, names, true_masks(m for _, m in named)).class_probs):
+                hit = names[int(probs.argmax())] == name
                 right["all"].append(hit)
-                right["stuff" if scene.names[i] in stuff() else "things"].append(hit)
-        for group, hits in right.items():
-            rows.append(
-                {"method": method, "group": group, "accuracy": 100 * float(np.mean(hits)), "segments": len(hits)}
-            )
+                right["stuff" if name in stuff() else "things"].append(hit)
+        rows += [{"method": method, "group": group} | _percent(hits, "segments") for group, hits in right.items()]
     return rows
+
+
+def true_masks(masks: Iterable[np.ndarray]) -> Proposals:
+    """Masks as certain proposals."""
+    stacked = torch.from_numpy(np.stack(list(masks)))
+    return Proposals(torch.where(stacked, CERTAIN, -CERTAIN), torch.ones(len(stacked)))
 
 
 def none_of_these(segmenter: Segmenter, scenes: Sequence[Annotated], seed: int = 0) -> list[dict]:
@@ -128,8 +132,7 @@ def none_of_these(segmenter: Segmenter, scenes: Sequence[Annotated], seed: int =
         present = list(dict.fromkeys(scene.names))
         absent = rng.choice([n for n in things() if n not in present], 3, replace=False).tolist()
         asked.append((segmenter.embed(scene.image, np.stack(scene.masks)), [*present[::2], *absent], scene.names))
-    ways: list[tuple[str, bool, float | None]] = [("every mask is named", False, None)]
-    ways.append(("words for all else", True, None))
+    ways: list[tuple[str, bool, float | None]] = [("every mask is named", False, None), (ALL_ELSE, True, None)]
     ways += [("and a threshold", True, float(t)) for t in np.arange(0.02, 0.9, 0.02).round(2)]
     rows, sure = list[dict](), list[tuple[float, bool, bool]]()
     for way, none, threshold in ways:
@@ -141,7 +144,7 @@ def none_of_these(segmenter: Segmenter, scenes: Sequence[Annotated], seed: int =
                 said.append((float(row.max()), name in words, words[int(row.argmax())] == name))
         sure = sure or said
         rows.append({"way": way, "threshold": np.nan if threshold is None else threshold} | _shares(said, 0.0))
-    recall = next(row["right"] for row in rows if row["way"] == "words for all else")
+    recall = next(row["right"] for row in rows if row["way"] == ALL_ELSE)
     alone = [_shares(sure, least) for least in np.arange(0, 1, 0.001)]  # the plain way: drop what CLIP is unsure of
     rows.append({"way": ALONE, "threshold": np.nan} | next(one for one in reversed(alone) if one["right"] >= recall))
     return rows
@@ -156,7 +159,7 @@ def _shares(said: Sequence[tuple[float, bool, bool]], least: float) -> dict[str,
     return {"right": 100 * float(np.mean(named[True])), "wrong": 100 * float(np.mean(named[False]))}
 
 
-def least_similarity(rows: Sequence[dict], lost: float = 1.0) -> float:
-    """The highest threshold of `none_of_these` that costs at most `lost` points of what is right without it."""
-    least = next(row["right"] for row in rows if row["way"] == "words for all else") - lost
+def least_similarity(rows: Sequence[dict]) -> float:
+    """The highest threshold of `none_of_these` that costs at most a point of what is right without it."""
+    least = next(row["right"] for row in rows if row["way"] == ALL_ELSE) - 1.0
     return max((row["threshold"] for row in rows if row["threshold"] > 0 and row["right"] >= least), default=0.0)

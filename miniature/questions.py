@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from maskclip.proposals import Proposals
+from miniature.measuring import true_masks
 from miniature.painting import bank_of, paint_one
 from miniature.scenes import Scene, arrange, random_ground, sticker_of
 from miniature.words import ARTISTS, drawn_by, hypernyms, table
@@ -77,10 +76,9 @@ def ask(model: MaskCLIP, question: Question, seeds: range, style: str = "print")
     for seed in seeds:
         image, owner, answers = question_scene(question, seed, able[seed % len(able)], style)
         for i, word in enumerate(answers):
-            mask = torch.from_numpy(owner == i)
-            if mask.any():  # not where another thing hides it
-                proposal = Proposals(torch.where(mask, 10.0, -10.0)[None], torch.ones(1))
-                right[word].append(words[int(model(image, words, proposal).class_probs.argmax())] == word)
+            if (owner == i).any():  # not where another thing hides it
+                named = model(image, words, true_masks([owner == i]))
+                right[word].append(words[int(named.class_probs.argmax())] == word)
     rows = []
     for word, hits in right.items():
         share = float(np.mean(hits))
