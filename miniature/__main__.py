@@ -31,10 +31,6 @@ HERE = Path(__file__).parent
 NONE = {"right": "of those asked for, named right, %", "wrong": "of the others, named, %"}
 
 
-def _say(row: dict) -> None:
-    print(json.dumps(row), flush=True)
-
-
 def _table(rows: list[dict], what: dict[str, str]) -> list[str]:
     """Rows as a Markdown table; `what` gives the columns' titles by key."""
     frame = pd.DataFrame(rows)[list(what)].rename(columns=what)
@@ -85,7 +81,7 @@ def make_clip(
 ) -> None:
     """Train the mini CLIP, measure it on pictures never trained on, and write curve and card."""
     schedule = read_schedule(plan)
-    log = train_clip(out, work, schedule, _say, device, painters)
+    log = train_clip(out, work, schedule, lambda row: print(json.dumps(row), flush=True), device, painters)
     pd.DataFrame(log).to_csv(out / "training.csv", index=False)
     describe_clip(out, plan, scenes, log[-1]["seconds"] / 60)
 
@@ -143,8 +139,7 @@ def main(
     trains on a GPU too: --device cuda --painters 14.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
-    for folder in (out, work):
-        folder.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     if model == "clip":
         make_clip(out, work, device=device, painters=painters)
     else:

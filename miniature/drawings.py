@@ -13,18 +13,18 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from fontTools.pens.recordingPen import DecomposingRecordingPen
-from fontTools.svgLib.path import parse_path
+from fontTools.pens.recordingPen import RecordingPen
+from fontTools.svgLib.path import SVGPath
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 from scipy import ndimage
 
-from miniature.words import ARTISTS, things
+from miniature.words import ARTISTS, table, things
 
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # of fonts whose tables end in spare bytes
 
@@ -34,7 +34,7 @@ CUT = 128  # the size at which stickers are cut
 
 @dataclass(frozen=True)
 class Package:
-    """A package of drawings on the registry: a font (`file`), or a folder of SVG files, `{}` the name's place."""
+    """A package of drawings (`words/packages.yaml`)."""
 
     project: str
     version: str
@@ -42,16 +42,7 @@ class Package:
     licence: str
 
 
-PACKAGES = {
-    "noto": Package("manimgx-fonts", "2026.9.26", "manimgx_fonts/NotoEmoji[wght].ttf", "OFL 1.1"),
-    "material": Package(
-        "fonticon-materialdesignicons7", "7.2.96", "fonticon_mdi7/fonts/materialdesignicons-webfont.ttf", "Apache 2.0"
-    ),
-    "awesome": Package(
-        "fonticon-fontawesome6", "6.4.0", "fonticon_fa6/fonts/Font Awesome 6 Free-Solid-900.otf", "CC BY 4.0, OFL 1.1"
-    ),
-    "phosphor": Package("py-phosphor-icons", "0.1.1", "py_phosphor_icons/svgs/flat/fill/{}-fill.svg", "MIT"),
-}
+PACKAGES = {name: Package(**package) for name, package in table("packages.yaml").items()}
 
 
 def locate(package: str) -> Path:
@@ -87,14 +78,13 @@ def check_packages() -> None:
         ValueError: a package has no drawing of some name; the sentence says which version has.
     """
     for thing in things().values():
-        for drawings in thing.drawings.values():
-            for package, name in drawings:
-                if name not in _names(package):
-                    wanted = PACKAGES[package]
-                    have = metadata.version(wanted.project)
-                    raise ValueError(
-                        f"{wanted.project} {have} has no drawing {name!r} (of {thing.name}): pip install {_pin(wanted)}"
-                    )
+        for package, name in chain(*thing.drawings.values()):
+            if name not in _names(package):
+                wanted = PACKAGES[package]
+                raise ValueError(
+                    f"{wanted.project} {metadata.version(wanted.project)} has no drawing {name!r} (of {thing.name}): "
+                    f"pip install {_pin(wanted)}"
+                )
 
 
 @cache
@@ -107,15 +97,12 @@ def _font(package: str, size: int) -> ImageFont.FreeTypeFont:
 
 def _svg(path: Path, size: int) -> Image.Image:
     """The fill of an SVG file whose view box is 256 wide: contours cut holes into one another (even-odd)."""
-    text = path.read_text()
-    out = Image.new("1", (size, size))
-    for part in text.split(' d="')[1:]:
-        pen = DecomposingRecordingPen({})
-        parse_path(part.split('"')[0], pen)
-        for contour in _flatten(pen.value):
-            layer = Image.new("1", (size, size))
-            ImageDraw.Draw(layer).polygon([(x * size / 256, y * size / 256) for x, y in contour], fill=1)
-            out = ImageChops.logical_xor(out, layer)
+    pen, out = RecordingPen(), Image.new("1", (size, size))
+    SVGPath(path).draw(pen)
+    for contour in _flatten(pen.value):
+        layer = Image.new("1", (size, size))
+        ImageDraw.Draw(layer).polygon([(x * size / 256, y * size / 256) for x, y in contour], fill=1)
+        out = ImageChops.logical_xor(out, layer)
     return out.convert("L")
 
 

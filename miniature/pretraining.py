@@ -30,15 +30,8 @@ from maskclip.model.clip import load_clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import load_source
 from maskclip.proposals.backbone import resnet_config, set_up_backbone
-from maskclip.settings import (
-    BackboneConfig,
-    Mask2FormerConfig,
-    MaskClipTraining,
-    MaskRCNNConfig,
-    TrainingConfig,
-    from_mapping,
-    scale_layers,
-)
+from maskclip.proposals.load import source_kind
+from maskclip.settings import BackboneConfig, MaskClipTraining, TrainingConfig, from_mapping, scale_layers
 from maskclip.training.fit import Training, fit, join_processes
 from maskclip.training.mask_tokens import train_maskclip
 from maskclip.training.proposal_networks import train_proposals
@@ -182,10 +175,7 @@ def pretrain(name: str, plan_file: Path, out: Path, work: Path) -> tuple[Path, l
         weights, curve = out / "encoder.pt", "curve.csv"
         write_atomically(weights, lambda path: shutil.copyfile(work / "encoder.pt", path))
     else:
-        kind: type[Mask2FormerConfig | MaskRCNNConfig] = {
-            "mask2former": Mask2FormerConfig,
-            "mask_rcnn": MaskRCNNConfig,
-        }[name]
+        kind = source_kind(name).settings
         config = from_mapping(kind, entry["config"] | {"backbone": shape | {"weights": str(backbone)}}, where)
         train_proposals(name, base_pictures(entry["seed"], entry["pictures"]), config, work, entry["seed"])
         weights, curve = save_network(work, out / f"{name}.safetensors"), "curves.csv"
