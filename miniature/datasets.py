@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import contourpy
@@ -55,6 +55,7 @@ def lvis_frequency() -> dict[str, str]:
     return {n: "fcr"[3 * i // len(order)] for i, n in enumerate(order)}
 
 
+@cache
 def recipe(dataset: str) -> Recipe:
     """What the pictures of "coco", "ade", "pascal" or "lvis" are made of."""
     made = dict(table("recipes.yaml")[dataset])
@@ -122,10 +123,10 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 class CocoFiles:
-    """The panoptic and the instance annotations of one split; `ids` gives a category's id by its place."""
+    """The pictures and the instance and panoptic annotations of one split; `ids` gives a category's id by its place."""
 
-    def __init__(self, known: Vocabulary, ids: Callable[[int], int]) -> None:
-        self.things = set(known.things.values())
+    def __init__(self, pictures: Path, known: Vocabulary, ids: Callable[[int], int]) -> None:
+        self.pictures, self.things = pictures, set(known.things.values())
         self.ids = {word: ids(i) for i, word in enumerate(known.words)}
         self.images: list[dict] = []
         self.panoptic: list[dict] = []
@@ -136,21 +137,19 @@ class CocoFiles:
             kind = {"isthing": int(thing), "supercategory": "thing" if thing else "stuff"}
             self.categories.append({"id": self.ids[word], "name": name} | kind)
 
-    def add_image(self, number: int, file_name: str, picture: np.ndarray, **more: object) -> None:
-        """A picture, whose annotations follow."""
-        size = {"height": picture.shape[0], "width": picture.shape[1]}
-        self.images.append({"id": number, "file_name": file_name} | size | more)
-
-    def add_instances(self, scene: Annotated, skip: frozenset[int] = frozenset()) -> None:
-        """The picture's things, each by its shape."""
+    def add(self, number: int, stem: str, scene: Annotated, skip: frozenset[int] = frozenset(), **more: object) -> None:
+        """A picture and its things, each by its shape, but for those to `skip`."""
+        _save(self.pictures / f"{stem}.jpg", scene.image)
+        height, width, _ = scene.image.shape
+        self.images.append({"id": number, "file_name": f"{stem}.jpg", "height": height, "width": width} | more)
         for i, (name, mask, crowd) in enumerate(scene.segments):
             if name in self.things and i not in skip:
-                head = {"id": len(self.instances) + 1, "image_id": self.images[-1]["id"], "category_id": self.ids[name]}
+                head = {"id": len(self.instances) + 1, "image_id": number, "category_id": self.ids[name]}
                 shape = uncompressed_rle(mask) if crowd else polygons(mask)
                 self.instances.append(head | _extent(mask) | {"segmentation": shape, "iscrowd": int(crowd)})
 
     def add_panoptic(self, scene: Annotated, folder: Path, rng: np.random.Generator) -> None:
-        """The picture's segments and their PNG; all stuff of one name is one segment."""
+        """The last picture's segments and their PNG; all stuff of one name is one segment."""
         merged: dict[object, tuple[str, np.ndarray, bool]] = {}
         for i, (name, mask, crowd) in enumerate(scene.segments):
             if name in self.things:
@@ -210,30 +209,24 @@ class Pictures:
 
 
 def _write_coco(out: Path, pictures: Pictures, train: int, val: int) -> None:
+    annotations = out / "annotations"
     for split, count, stream in (("train2017", train, 0), ("val2017", val, 1)):
-        files, annotations = (
-            CocoFiles(vocabulary("coco"), lambda i: 1 + i + i // 9),
-            out / "annotations",
-        )  # ids have gaps
+        files = CocoFiles(out / split, vocabulary("coco"), lambda i: 1 + i + i // 9)  # with gaps, as COCO's
         for i, scene, rng in pictures("coco", stream, count):
             number = 1000 * stream + 3 * i + 9
-            files.add_image(number, f"{number:012d}.jpg", scene.image)
+            files.add(number, f"{number:012d}", scene)
             files.add_panoptic(scene, annotations / f"panoptic_{split}", rng)
-            files.add_instances(scene)
-            _save(out / split / f"{number:012d}.jpg", scene.image)
         files.write(annotations / f"instances_{split}.json", annotations / f"panoptic_{split}.json")
-    _dump(out / "annotations" / "split.json", dict(zip(("base", "target"), coco_split())))
+    _dump(annotations / "split.json", dict(zip(("base", "target"), coco_split())))
 
 
 def _write_ade_short(out: Path, pictures: Pictures, count: int) -> None:
     known = vocabulary("ade150")
-    files = CocoFiles(known, int)
+    files = CocoFiles(out / "images" / "validation", known, int)
     for i, scene, rng in pictures("ade", 2, count):
         stem = f"ADE_val_{i + 1:08d}"
-        files.add_image(i + 1, f"{stem}.jpg", scene.image)
+        files.add(i + 1, stem, scene)
         files.add_panoptic(scene, out / "ade20k_panoptic_val", rng)
-        files.add_instances(scene)
-        _save(out / "images" / "validation" / f"{stem}.jpg", scene.image)
         _save_labels(out / "annotations_detectron2", stem, scene, known, np.uint8)
     files.write(out / "ade20k_instance_val.json", out / "ade20k_panoptic_val.json")
     _dump_names(out / "categories.json", known)
@@ -262,32 +255,23 @@ def _write_pascal(out: Path, pictures: Pictures, count: int) -> None:
 
 def _write_lvis(out: Path, pictures: Pictures, count: int) -> None:
     """LVIS is federated: an image lists names sought in vain (negative) and those of which not all were marked."""
-    files = CocoFiles(vocabulary("lvis"), lambda i: i + 1)
-    ids = files.ids
+    files = CocoFiles(out / "val2017", vocabulary("lvis"), lambda i: i + 1)
     for i, scene, rng in pictures("lvis", 4, count):
-        present = [n for n in scene.names if n in ids]
+        present = [n for n in scene.names if n in files.ids]
         repeated = sorted({n for n in present if present.count(n) > 1})
         partly = [n for n in repeated if rng.random() < 0.3]
         crowds = {k for k, crowd in enumerate(scene.crowd) if crowd}  # LVIS has no crowds
-        unsure = {*partly, *(scene.names[k] for k in crowds if scene.names[k] in ids)}
-        absent = rng.choice([n for n in ids if n not in present], 6, replace=False)
-        file_name = f"{5000 + 7 * i:012d}.jpg"
-        files.add_image(
-            5000 + 7 * i, file_name, scene.image,
-            coco_url=f"val2017/{file_name}",
-            neg_category_ids=sorted(ids[str(n)] for n in absent),
-            not_exhaustive_category_ids=sorted(ids[n] for n in unsure),
-        )  # fmt: skip
-        files.add_instances(scene, frozenset({scene.names.index(n) for n in partly} | crowds))
-        _save(out / "val2017" / file_name, scene.image)
+        unsure = {*partly, *(scene.names[k] for k in crowds)} & files.ids.keys()
+        absent = rng.choice([n for n in files.ids if n not in present], 6, replace=False)
+        number, stem = 5000 + 7 * i, f"{5000 + 7 * i:012d}"
+        about: dict[str, object] = {"coco_url": f"val2017/{stem}.jpg"}
+        about["neg_category_ids"] = sorted(files.ids[str(n)] for n in absent)
+        about["not_exhaustive_category_ids"] = sorted(files.ids[n] for n in unsure)
+        files.add(number, stem, scene, frozenset({scene.names.index(n) for n in partly} | crowds), **about)
     for category in files.categories:
         name, shown = category["name"], [a["image_id"] for a in files.instances if a["category_id"] == category["id"]]
-        category |= {
-            "frequency": lvis_frequency()[name],
-            "synonyms": [name],
-            "synset": f"{name.replace(' ', '_')}.n.01",
-        }
-        category |= {"def": "a drawing"}
+        category |= {"frequency": lvis_frequency()[name], "synonyms": [name]}
+        category |= {"synset": f"{name.replace(' ', '_')}.n.01", "def": "a drawing"}
         category |= {"instance_count": len(shown), "image_count": len(set(shown))}
     for annotation in files.instances:
         del annotation["iscrowd"]

@@ -28,25 +28,16 @@ def _inks(things: Sequence[Sticker], styles: Sequence[str]) -> Tensor:
     """
     base = np.array([COLOURS[t.colour] for t in things], np.float32)
     shade = np.array([t.shade for t in things], np.float32)[:, None]
-    style = np.array([STYLES.index(s) for s in styles])[:, None]
     base = np.clip(base * (0.85 + 0.3 * shade), 0, 1)
     light = base @ np.array([0.3, 0.6, 0.1], np.float32)[:, None]
-    ink = np.where(light > 0.3, 0.22 * base, 0.85 + 0.15 * base)
-    rim = np.where(light < 0.88, 1.0, 0.35) * np.ones_like(base)
+    white, dark_ink = np.where(light < 0.88, 1.0, 0.35), np.where(light > 0.3, 0.22 * base, 0.85 + 0.15 * base)
     muted = 0.6 * base + 0.4 * (0.5 * base.mean(1, keepdims=True) + 0.38)
-    dark = 0.10 + 0.32 * base
-    bright = np.clip(0.30 + 0.8 * base, 0, 1)
-    rims, bodies, inks = (
-        np.where(style == 0, a, np.where(style == 1, b, c))
-        for a, b, c in (
-            (rim, np.full_like(base, 0.20), bright),
-            (base, muted, dark),
-            (ink, 0.15 + 0.1 * (1 - shade) + 0 * base, bright),
-        )
-    )
-    pale = (style == 1) & (light < 0.25)
-    inks = np.where(pale, 0.85, inks)
-    return torch.from_numpy(np.stack([rims, bodies, inks], 1).astype(np.float32))
+    grey_ink = np.where(light < 0.25, 0.85, 0.15 + 0.1 * (1 - shade))
+    bright, dark = np.clip(0.30 + 0.8 * base, 0, 1), 0.10 + 0.32 * base
+    of_styles = ((white, base, dark_ink), (0.20, muted, grey_ink), (bright, dark, bright))
+    colours = np.stack([[np.broadcast_to(part, base.shape) for part in parts] for parts in of_styles])
+    chosen = colours[[STYLES.index(style) for style in styles], :, np.arange(len(things))]
+    return torch.from_numpy(chosen.astype(np.float32))
 
 
 def _coverage(things: Sequence[Sticker], height: int, width: int) -> Tensor:

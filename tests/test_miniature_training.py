@@ -36,6 +36,19 @@ FULL = Stage(3, 4, 48, words.ARTISTS, ("sticker", "print", "chalk"), plain=0.2, 
 TINY = Schedule(3, 1e-3, 2, 2, 0.02, 0.3, 1, 64, 64, 2, 2, 2, (PLAIN, FULL))
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """The folder and the log of an undisturbed training."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder / "m", train_clip(folder / "m", folder / "w", TINY)
+
+
+def assert_the_same(folder: Path, log: list[dict], straight: tuple[Path, list[dict]]) -> None:
+    assert [row["loss"] for row in log] == [row["loss"] for row in straight[1]]
+    weights = (path / "open_clip_model.safetensors" for path in (folder, straight[0]))
+    assert next(weights).read_bytes() == next(weights).read_bytes()
+
+
 def test_clip_sees_all_words_artists_and_styles() -> None:
     stage = read_schedule(HERE / "clip.yaml").stages[-1]
     assert set(stage.artists) == set(words.ARTISTS) and len(stage.styles) == 3
@@ -73,9 +86,7 @@ def test_every_word_is_one_token() -> None:
     assert {"".join(pair) for pair in merges} >= {"giraffe</w>", "umbrella</w>", "four-legged</w>"}
 
 
-def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    straight = train_clip(tmp_path / "a", tmp_path / "work_a", TINY)
-
+def test_a_killed_training_ends_as_an_undisturbed_one(straight: tuple[Path, list[dict]], tmp_path: Path) -> None:
     class Killed(Exception):
         pass
 
@@ -83,18 +94,13 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         raise Killed
 
     with pytest.raises(Killed):  # at the first line of the log, which is the last step: checkpoints are there
-        train_clip(tmp_path / "b", tmp_path / "work_b", TINY, kill)
-    resumed = train_clip(tmp_path / "b", tmp_path / "work_b", TINY)
-    assert [r["loss"] for r in resumed] == [r["loss"] for r in straight]
-    one, other = ((tmp_path / x / "open_clip_model.safetensors").read_bytes() for x in "ab")
-    assert one == other
+        train_clip(tmp_path / "m", tmp_path / "w", TINY, kill)
+    assert_the_same(tmp_path / "m", train_clip(tmp_path / "m", tmp_path / "w", TINY), straight)
 
 
-def test_it_does_not_matter_who_paints(tmp_path: Path) -> None:
-    logs = [train_clip(tmp_path / f"m{n}", tmp_path / f"w{n}", TINY, painters=n) for n in (0, 2)]
-    assert logs[0][-1]["loss"] == logs[1][-1]["loss"]
-    one, other = ((tmp_path / f"m{n}" / "open_clip_model.safetensors").read_bytes() for n in (0, 2))
-    assert one == other
+def test_it_does_not_matter_who_paints(straight: tuple[Path, list[dict]], tmp_path: Path) -> None:
+    log = train_clip(tmp_path / "m", tmp_path / "w", TINY, painters=2)
+    assert_the_same(tmp_path / "m", log, straight)
 
 
 def test_the_run_leaves_a_clip_that_names_masks_and_its_card(tmp_path: Path) -> None:
@@ -178,9 +184,8 @@ def test_questions_show_what_they_ask(title: str) -> None:
         assert {*np.unique(owner).tolist()} <= {-1, *range(len(answers))}
 
 
-def test_answers_have_intervals(tmp_path: Path) -> None:
-    train_clip(tmp_path / "m", tmp_path / "w", TINY)
-    clip = load_clip(tmp_path / "m")
+def test_answers_have_intervals(straight: tuple[Path, list[dict]]) -> None:
+    clip = load_clip(straight[0])
     model = MaskCLIP(clip, MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=()))
     rows = ask(model, questions()[2], range(4))
     assert [r["word"] for r in rows] == ["car", "truck", "van"]
