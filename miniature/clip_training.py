@@ -1,9 +1,5 @@
-"""Trains the mini CLIP from nothing in one stated schedule (`clip.yaml`): what is easy first.
-
-It stands for web-scale CLIP pre-training: all names, all artists, all styles, common words oftener than rare ones,
-now and then a hypernym; never a masked-out picture.  Every step draws its own pictures from `(seed, step)`, so a run
-that was killed and resumed sees what an undisturbed one sees.
-"""
+"""Trains the mini CLIP from nothing in one stated schedule (`clip.yaml`): what is easy first, and never a masked-out
+picture."""
 
 from __future__ import annotations
 
@@ -113,7 +109,7 @@ def _banks(schedule: Schedule) -> tuple[Tensor, Tensor]:
 
 class Batches(Dataset):
     """Of a step: the scenes, the pictures, the vocabulary as people may write it (tokens; none while words are free)
-    and the generator that drew them all from `(seed, step)`."""
+    and the generator that drew them all from `(seed, step)`, so that a resumed training sees the same."""
 
     def __init__(self, schedule: Schedule, tokenizer: Callable) -> None:
         self.schedule, self.banks = schedule, _banks(schedule)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -102,17 +102,19 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
         right: dict[str, list[bool]] = {"all": [], "things": [], "stuff": []}
         for scene in scenes:
             named = [(name, mask) for name, mask, crowd in scene.segments if not crowd]
-            for (name, _), probs in zip(named, model(scene.image, names, true_masks(m for _, m in named)).class_probs):
-                hit = names[int(probs.argmax())] == name
+            proposals = true_masks([mask for _, mask in named])
+            best = model(scene.image, names, proposals).class_probs.argmax(1).tolist()
+            for (name, _), answer in zip(named, best, strict=True):
+                hit = names[answer] == name
                 right["all"].append(hit)
                 right["stuff" if name in stuff() else "things"].append(hit)
         rows += [{"method": method, "group": group} | _percent(hits, "segments") for group, hits in right.items()]
     return rows
 
 
-def true_masks(masks: Iterable[np.ndarray]) -> Proposals:
+def true_masks(masks: Sequence[np.ndarray]) -> Proposals:
     """Masks as certain proposals."""
-    stacked = torch.from_numpy(np.stack(list(masks)))
+    stacked = torch.from_numpy(np.stack(masks))
     return Proposals(torch.where(stacked, CERTAIN, -CERTAIN), torch.ones(len(stacked)))
 
 

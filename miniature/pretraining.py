@@ -1,10 +1,5 @@
 """The miniature's stand-in for ImageNet and for days on COCO: a backbone with classes, proposal networks' starts, and
-the MaskCLIP that the `Segmenter` and the course begin with.
-
-The backbone sees all artists and styles, as ImageNet has photographs of every kind; the proposal networks begin with
-it and see pictures as the COCO mirror's only, with segments of COCO's base names and stuff (target things are there and
-not annotated).  No picture of the study's data sets is among them.
-"""
+the MaskCLIP that the `Segmenter` and the course begin with. No picture of the study's data sets is among theirs."""
 
 from __future__ import annotations
 
