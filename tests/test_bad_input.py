@@ -44,7 +44,8 @@ from maskclip.model.clip import Clip, load_clip, text_embeddings
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP, NamedMasks
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
-from maskclip.proposals.store import proposal_key
+from maskclip.proposals import Proposals
+from maskclip.proposals.store import encode, proposal_key
 from maskclip.segmenter.segmenter import MINIATURE
 from maskclip.segmenter.words import read_words
 from maskclip.training.mask_tokens import train_maskclip
@@ -221,6 +222,14 @@ def test_stores_of_two_folders_of_transformers_are_two(tmp_path: Path) -> None:
     assert len(keys) == 2
 
 
+@pytest.mark.parametrize("where", ["masks", "scores"])
+def test_proposals_of_a_network_that_diverged_are_not_stored(where: str) -> None:
+    masks, scores = torch.zeros(1, 3, 4), torch.ones(1)
+    {"masks": masks[0, 0], "scores": scores}[where][0] = float("nan")
+    with pytest.raises(ValueError, match="the proposals of image 7 are no numbers; the network has diverged"):
+        encode(7, Proposals(masks, scores))
+
+
 def test_image_ids_of_numpy_are_image_ids(tmp_path: Path) -> None:
     dataset = panoptic_set(tmp_path)
     chosen = dataset.subset(np.array(dataset.image_ids))
@@ -332,6 +341,8 @@ def test_results_that_pycocotools_would_take_for_worthless(tmp_path: Path) -> No
     assert average_precision(dataset, results)["AP"] == pytest.approx(50.495, abs=1e-3)
     with pytest.raises(ValueError, match=r"a result of image 1 has the score nan; the model has diverged"):
         average_precision(dataset, [results[0] | {"score": float("nan")}])
+    with pytest.raises(ValueError, match="a result of image 1 has no score"):
+        average_precision(dataset, [{key: value for key, value in results[0].items() if key != "score"}])
     larger = coco_results(1, np.ones((1, 24, 32), bool), [1], [0.9], dataset.categories)
     with pytest.raises(
         ValueError, match=r"a result of image 1 is \[24, 32\] .* the image \[12, 16\] in .*instances.json"

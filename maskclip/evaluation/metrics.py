@@ -204,6 +204,8 @@ def _check_results(results: list[dict], images: dict, source: Path) -> None:
     """Scores are numbers, and masks of their images' sizes; pycocotools would take others for worthless."""
     for result in results:
         image = images[result["image_id"]]
+        if lacking := sorted({"score", "category_id", "segmentation"} - result.keys()):
+            raise ValueError(f"a result of image {image['id']} has no {lacking[0]}; give COCO's result entries.")
         if not math.isfinite(result["score"]):
             raise ValueError(
                 f"a result of image {image['id']} has the score {result['score']}; the model has diverged."

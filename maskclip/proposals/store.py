@@ -46,6 +46,8 @@ def dequantize(steps: np.ndarray, levels: int = LEVELS[0]) -> np.ndarray:
 def encode(image_id: int | str, proposals: Proposals) -> Row:
     """One image's proposals, with the most levels that leave it within `BYTES_PER_MASK` a mask, or one."""
     logits = proposals.mask_logits.float().numpy()
+    if np.isnan(logits).any() or proposals.scores.isnan().any():
+        raise ValueError(f"the proposals of image {image_id} are no numbers; the network has diverged, train it again")
     for levels in LEVELS:
         masks = zlib.compress(quantize(logits, levels).tobytes(), 6)
         if len(masks) <= BYTES_PER_MASK * max(1, len(logits)):
