@@ -22,7 +22,6 @@ class Rule(NamedTuple):
 
 TEXT = Rule(lambda v: isinstance(v, str) and bool(v.strip()), "a text that is not blank")
 FLAG = Rule(lambda v: v in (0, 1), "0 or 1", optional=True)  # not "0", which would count as true
-LIST = Rule(lambda v: isinstance(v, list), "a list")
 CATEGORY_ID = Rule(lambda v: type(v) is int and 0 <= v <= LARGEST, f"a whole number from 0 to {LARGEST}")
 
 
@@ -43,12 +42,18 @@ def check(entries: list, rules: dict[str, Rule], where: Path | str, what: str, k
                 raise ValueError(f"{where}: {what} {label} has {got}, which must be {rule.wanted}; correct it.")
 
 
-def check_alike(entries: Sequence[dict], fields: Iterable[str], where: Path | str, what: str) -> None:
+def check_alike(entries: Iterable[dict], fields: Sequence[str], where: Path | str, what: str) -> None:
     """ValueError where an entry lacks one of the `fields` that others have: what it would say changes the metrics."""
+    having, lacking = set[str](), dict[str, dict]()
+    for entry in entries:
+        for field in fields:
+            if field in entry:
+                having.add(field)
+            else:
+                lacking.setdefault(field, entry)
     for field in fields:
-        lacking = [entry for entry in entries if field not in entry]
-        if 0 < len(lacking) < len(entries):
-            label = reprlib.repr(lacking[0].get("id", "without an id"))
+        if field in having and field in lacking:
+            label = reprlib.repr(lacking[field].get("id", "without an id"))
             raise ValueError(f"{where}: {what} {label} lacks the {field} that others have; take the owner's own file.")
 
 

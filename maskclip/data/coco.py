@@ -1,9 +1,10 @@
 """COCO's formats: panoptic (a JSON, and a PNG of segment ids per image) and instances (one JSON), which is LVIS's."""
 
 import math
+import pickle
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskclip.data.annotations import FLAG, LIST, TEXT, Rule, check, check_alike, index_by, listed, read_categories
+from maskclip.data.annotations import FLAG, TEXT, Rule, check, check_alike, index_by, listed, read_categories
 from maskclip.data.images import read_image, read_json, read_panoptic_ids
 from maskclip.data.types import Annotation, Category, Dataset, Segment
 
@@ -20,6 +21,8 @@ IMAGE_ID = Rule(  # a text becomes a file's name in predictions, and must not le
     lambda v: type(v) is int or (TEXT.fits(v) and not set(v) & set("/\\")), "a whole number or a text without slashes"
 )
 IMAGE = {"id": IMAGE_ID, "file_name": TEXT._replace(optional=True), "height": SIDE, "width": SIDE}
+SEGMENT = ("id", "category_id", "iscrowd", "area")  # what is read of it
+PACKED = Rule(lambda v: isinstance(v, bytes), "a list")
 SEGMENT_ID = Rule(lambda v: type(v) is int and 0 < v < 1 << 24, "a whole number from 1 (0 is void) to 16777215")
 AREA = Rule(lambda v: type(v) in (int, float) and 0 <= v < math.inf, "a number of pixels", optional=True)
 ANY_ID = Rule(lambda v: type(v) in (int, str), "a whole number or a text", optional=True)
@@ -37,18 +40,24 @@ def open_coco_panoptic(
     the JSON's categories. A segment of the JSON may be wholly hidden in the PNG, as ADE20K's stuff is under things.
     """
     json_path, masks, images = Path(json_path), Path(masks), Path(images)
-    content, categories, infos = _open(json_path)
+    content, categories, infos = _open(json_path, _packed)
     check(content["categories"], {"isthing": FLAG._replace(optional=False)}, json_path, "category")
-    rules = {"image_id": listed(infos), "file_name": TEXT, "segments_info": LIST}
+    rules = {"image_id": listed(infos), "file_name": TEXT, "segments_info": PACKED}
     check(content["annotations"], rules, json_path, "the annotation of image", "image_id")
     entries = index_by(content["annotations"], "image_id", json_path)
     index = {category.id: i for i, category in enumerate(categories)}
     rules = {"id": SEGMENT_ID, "category_id": listed(index), "iscrowd": FLAG, "area": AREA}
-    for image_id, entry in entries.items():
-        check(entry["segments_info"], rules, f"{json_path}, image {image_id}", "segment")
-        index_by(entry["segments_info"], "id", f"{json_path}, image {image_id}")
-    segments = [segment for entry in entries.values() for segment in entry["segments_info"]]
-    check_alike(segments, ("iscrowd", "area"), json_path, "segment")
+
+    def segments(image_id: int | str) -> list[dict]:
+        return pickle.loads(entries[image_id]["segments_info"])
+
+    def checked() -> Iterator[dict]:
+        for image_id in entries:
+            check(segments(image_id), rules, f"{json_path}, image {image_id}", "segment")
+            index_by(segments(image_id), "id", f"{json_path}, image {image_id}")
+            yield from segments(image_id)
+
+    check_alike(checked(), ("iscrowd", "area"), json_path, "segment")
 
     def files(image_id: int | str) -> list[Path]:
         info = infos[image_id]
@@ -61,7 +70,7 @@ def open_coco_panoptic(
         try:
             if ids.shape != (info["height"], info["width"]):
                 raise ValueError(f"height and width are {info['height'], info['width']}, but {ids.shape}")
-            return _segments(image_id, ids, entries[image_id]["segments_info"], categories, index)
+            return _segments(image_id, ids, segments(image_id), categories, index)
         except ValueError as error:
             raise ValueError(
                 f"{json_path}, image {image_id}: {error} in {mask_path}; take both files from the same release."
@@ -71,6 +80,16 @@ def open_coco_panoptic(
         name or json_path.stem, categories, list(entries), lambda i: read_image(files(i)[0]), annotation, files,
         json_path, images,
     )  # fmt: skip
+
+
+def _packed(entry: dict) -> dict:
+    """What is needed of an object in a panoptic JSON. Segments are packed: COCO's are more than a million, and as
+    dictionaries take a gigabyte in each process that reads them."""
+    segments = entry.get("segments_info")
+    if isinstance(segments, list):
+        lean = [{key: one[key] for key in SEGMENT if key in one} if isinstance(one, dict) else one for one in segments]
+        return entry | {"segments_info": pickle.dumps(lean)}
+    return {key: entry[key] for key in IMAGE if key in entry} if "height" in entry else entry
 
 
 def _segments(
@@ -225,9 +244,9 @@ def read_split(path: str | Path) -> dict[str, list[str]]:
     return split
 
 
-def _open(path: Path) -> tuple[dict, list[Category], dict]:
-    """A file's content, its categories, and its images by their ids."""
-    content = read_json(path)
+def _open(path: Path, keep: Callable[[dict], dict] | None = None) -> tuple[dict, list[Category], dict]:
+    """A file's content, its categories, and its images by their ids; of each object what `keep` keeps."""
+    content = read_json(path, keep)
     for part in ("categories", "images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise ValueError(f"{path} has no list {part!r}; it is not a COCO-style annotation file of this kind.")

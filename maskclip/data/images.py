@@ -67,13 +67,14 @@ def write_panoptic_ids(path: str | Path, ids: np.ndarray) -> None:
     write_atomically(path, lambda partial: Image.fromarray(rgb).save(partial, format="PNG"))
 
 
-def read_json(path: str | Path) -> Any:
-    """Parsed JSON; FileNotFoundError or ValueError, naming the file."""
+def read_json(path: str | Path, keep: Callable[[dict], object] | None = None) -> Any:
+    """Parsed JSON; FileNotFoundError or ValueError, naming the file. keep: what to keep of an object, once it is read,
+    so that a file of a million need not be held whole."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; check the data folder against docs/data.md.")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=keep)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no whole JSON file ({error}); fetch or write it again.") from error
 
