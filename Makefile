@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 # another, as is best where one fills the machine (the paper profile).
 LANES ?= 2
 
-.PHONY: study test rehearsal report slides lint install clean
+.PHONY: study test rehearsal released report slides lint install clean
 
 study: install
 	$(BIN)/python -m study.pipeline --lanes $(LANES) --profile mini --seeds 0
@@ -19,6 +19,11 @@ study: install
 report: install
 	$(BIN)/python -m study.pipeline --lanes $(LANES) --profile overnight --seeds 0 1 2 3 4
 	$(BIN)/python -m study.report
+
+# the authors' released weights on A-150, nothing trained; README.md says which files they need
+released: install
+	$(BIN)/python -m study.pipeline --profile released --seeds 0
+	@echo "Done: open runs/released/report/index.html"
 
 # the course's lessons, as they ran, for a projector
 slides: install

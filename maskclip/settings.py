@@ -141,6 +141,7 @@ class MaskClipTraining:
     workers: NonNegativeInt = 0  # processes that read pictures ahead
     zero_init_refinement: bool = False  # begin with residuals of zero, not the released random ones
     activation_checkpointing: bool = False
+    start: str | None = None  # weights to begin with: encoder.pt or its folder, or a file of `maskclip convert`
 
     def __post_init__(self) -> None:
         scale_layers(self.rma_layers, PAPER_DEPTH)
@@ -156,6 +157,7 @@ class Evaluation:
     top_k: PositiveInt
     objectness_power: NonNegativeFloat
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"  # in which MaskCLIP computes
+    as_published: bool = False  # with the errors of the released code that the published numbers have
 
 
 def from_mapping(section: type[Section], mapping: Any, where: str) -> Section:

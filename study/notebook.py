@@ -33,6 +33,8 @@ from pydantic import TypeAdapter
 from maskclip.files import write_atomically
 from study import end_with_parent, errors_as_sentences
 from study.methods import check_stages
+from study.params import load_params
+from study.pipeline import OF_PROFILES
 
 
 class ThisPython(AsyncKernelManager):
@@ -79,6 +81,24 @@ def time_file(executed: Path) -> Path | None:
     if top.name.isdigit():
         top, name = top.parent, f"{top.name}-{name}"
     return top / "times" / name if executed.parent.name == "notebooks" else None
+
+
+def check_profile(notebook: Path) -> None:
+    """ValueError for a stage of dvc.yaml under a profile that has a pipeline of its own, and the other way round."""
+    profile = load_params()[0]["profile"] if Path("params.yaml").is_file() else ""
+    own = {name: Path(pipeline).parent for name, pipeline in OF_PROFILES.items()}
+    if notebook.stem == "08_report":
+        return
+    if profile in own and notebook.parent != own[profile]:
+        raise ValueError(
+            f"params.yaml says profile: {profile}, which trains nothing and is no part of dvc.yaml; run "
+            "python -m study.pipeline, or write another profile"
+        )
+    if profile and notebook.parent in own.values() and notebook.parent != own.get(profile):
+        raise ValueError(
+            f"params.yaml says profile: {profile}; {notebook} is of profile: {notebook.parent}, which "
+            f"python -m study.pipeline --profile {notebook.parent} runs"
+        )
 
 
 def run_notebook(notebook: Path, executed: Path, parameters: dict[str, Any], times: Path | None = None) -> None:
@@ -145,6 +165,7 @@ def main() -> None:
             raise ValueError(f"there is no notebook {arguments.notebook}")
         if Path("dvc.yaml").is_file():
             check_stages()  # a method that the pipeline forgets must not show after days
+            check_profile(arguments.notebook)
         parameters = parse_parameters(arguments.notebook, arguments.parameter)
         try:
             run_notebook(arguments.notebook, arguments.executed, parameters, times)

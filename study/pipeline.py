@@ -28,6 +28,10 @@ from study import end_with_parent, errors_as_sentences
 from study.methods import check_stages
 from study.params import load_params
 
+OF_PROFILES = {
+    "released": "released/dvc.yaml"
+}  # profiles with a pipeline of their own: what they do not train is not run
+
 
 def let_former_run_end(rwlock: Path = Path(".dvc/tmp/rwlock"), seconds: float = 30) -> None:
     """Wait for the stages of a run that was just killed, and forget those that are dead.
@@ -113,13 +117,31 @@ def run(lanes: int, retrain: str | None = None) -> None:
         _stop(list(running.values()))
 
 
+def run_own(pipeline: str) -> None:
+    """Bring another pipeline than dvc.yaml up to date, stage after stage.
+
+    Raises:
+        RuntimeError: a stage failed.
+    """
+    let_former_run_end()
+    process = _repro(pipeline)
+    try:
+        if process.wait():
+            raise RuntimeError(f"a stage of {pipeline} failed (see above); run again, it goes on")
+    finally:
+        _stop([process] if process.poll() is None else [])
+
+
 def _start(stage: str, retrain: bool) -> subprocess.Popen:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     environment = os.environ | {"STUDY_RETRAIN": "1"} if retrain else None
+    return _repro("--single-item", stage, *["--force"] * retrain, environment=environment)
+
+
+def _repro(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
     return subprocess.Popen(
-        command + ["--force"] * retrain, env=environment, start_new_session=True,
-        preexec_fn=lambda: end_with_parent(signal.SIGTERM),
-    )  # fmt: skip
+        command, env=environment, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM)
+    )
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:
@@ -162,9 +184,12 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.lanes)))
     with errors_as_sentences(DvcException):
         set_params(profile=arguments.profile, seeds=arguments.seeds)
-        load_params()
+        profile = load_params()[0]["profile"]
         check_stages()
-        run(arguments.lanes, arguments.retrain)
+        if profile in OF_PROFILES and not arguments.retrain:
+            run_own(OF_PROFILES[profile])
+        else:
+            run(arguments.lanes, arguments.retrain)
 
 
 if __name__ == "__main__":

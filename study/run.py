@@ -36,9 +36,12 @@ from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, ground_truth_proposals, load_source
+from maskclip.proposals.backbone import check_fit
+from maskclip.proposals.load import converted_from
 from maskclip.proposals.store import StoredProposals, join_parts, part_of, proposal_key, store_proposals
-from maskclip.settings import scale_layers
-from maskclip.training.mask_tokens import load_trained_weights, train_maskclip
+from maskclip.segmenter.encoder import load_encoder
+from maskclip.settings import Evaluation, scale_layers
+from maskclip.training.mask_tokens import load_trained_weights, train_maskclip, trained_weights
 from maskclip.training.proposal_networks import train_proposals
 from study.methods import GROUND_TRUTH, METHODS, NETWORKS, SCORE_COLUMNS
 from study.params import load_params
@@ -85,6 +88,11 @@ class Run:
         """The profile's CLIP, frozen; what it makes of words is kept, for all stages."""
         clip = load_clip(self.study.clip.model, self.study.clip.pretrained, device=self.device)
         return replace(clip, words_folder=self.folder.parent / "words")
+
+    def evaluation(self, method: str) -> Evaluation:
+        """The profile's, with the released code's errors where the method is evaluated as published."""
+        profiles = self.study.evaluation
+        return replace(profiles, as_published=True) if METHODS[method].as_published else profiles
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -138,11 +146,27 @@ class Run:
         launch(_store_part, (self.seed, self.params_path, network, dataset.name), processes)
         return join_parts(dataset, path, key, processes)
 
+    def starts(self) -> dict[str, str]:
+        """The weights files that the main row begins with: of both settings the file, what it was converted from, and
+        the beginning of its SHA-256."""
+        study, said = self.study, {}
+        for setting, start in (
+            ("proposals.mask2former.start", study.proposals.mask2former.start),
+            ("maskclip.start", study.maskclip.start),
+        ):
+            if start and Path(start).is_file():
+                with Path(start).open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+                origin = converted_from(start)
+                said[setting] = f"{start}{f', converted from {origin}' if origin else ''}, sha256 {digest}"
+        return said
+
     def new_encoder(self, method: str) -> MaskCLIPVisualEncoder:
-        """The untrained visual encoder of a method of METHODS, its RMA layers scaled to this ViT's depth."""
+        """The untrained visual encoder of a method of METHODS, its RMA layers scaled to this ViT's depth; of a method
+        with RMA, with the weights of `maskclip.start`, if the profile has one."""
         training, kind = self.study.maskclip, METHODS[method]
         layers = training.rma_layers if kind.rma_layers is None else kind.rma_layers
-        return MaskCLIPVisualEncoder.from_open_clip(
+        encoder = MaskCLIPVisualEncoder.from_open_clip(
             self.clip.model,
             rma_layers=scale_layers(list(layers), len(self.clip.model.visual.transformer.resblocks)),
             refine_masks=kind.refine_masks,
@@ -150,6 +174,11 @@ class Run:
             zero_init_refinement=training.zero_init_refinement,
             generator=torch.Generator().manual_seed(self.seed),
         )
+        if training.start and encoder.rma_layers:
+            begun = trained_weights(load_encoder(training.start, self.clip))
+            check_fit(begun, trained_weights(encoder), training.start, of=f"another MaskCLIP than method {method!r}")
+            encoder.load_state_dict(begun, strict=False)
+        return encoder
 
     def train(self, method: str) -> pd.DataFrame:
         """Train a method of METHODS in `params.processes` processes, into its folder; the training's curve."""
@@ -207,7 +236,8 @@ class Run:
         scored = [self.dataset(entry.name) for one in pictures for entry in scored_on(one)]
         identity |= {"annotations": [(one.name, one.fingerprint(), one.split) for one in scored]}
         identity |= {"weights": file_digests(self.folder / kind.trained_as, ["encoder.pt"]) if kind.trained_as else {}}
-        identity |= {name: asdict(getattr(self.study, name)) for name in ("clip", "maskclip", "evaluation")}
+        identity |= {name: asdict(getattr(self.study, name)) for name in ("clip", "maskclip")}
+        identity["evaluation"] = asdict(self.evaluation(method))
         return Judgements(self.folder / "judged" / f"{method}-{network}-{pictures[0]}", identity)
 
     def judge(
@@ -218,7 +248,7 @@ class Run:
         dataset, found = self.dataset(pictures[0]), list(self.tasks(pictures, wanted).values())
         judgements, proposals = self.judgements(method, network, pictures, wanted), self.proposals(network, dataset)
         templates = tuple(self.study.clip.templates)
-        judge(self.model(method), dataset, proposals, found, self.study.evaluation, templates, judgements, share)
+        judge(self.model(method), dataset, proposals, found, self.evaluation(method), templates, judgements, share)
 
     def kept(self, name: str, compute: Callable[[], Kept], **identity: Any) -> Kept:
         """What takes long, a table or arrays by name: computed once for these settings, this very code and what else
@@ -266,15 +296,17 @@ class Run:
 
 def _train(seed: int, params: str | Path, method: str) -> None:
     run, kind = Run(seed, params), METHODS[method]
-    dataset, out = run.dataset(str(kind.training_set)), run.folder / method
-    encoder, proposals = run.new_encoder(method), run.proposals(kind.network, dataset)
+    steps, out, encoder = run.study.maskclip.steps, run.folder / method, run.new_encoder(method)
+    dataset = run.dataset(str(kind.training_set)) if steps else None  # with nothing to train it need not be there
+    proposals = run.proposals(kind.network, dataset) if dataset else {}
     train_maskclip(encoder, run.clip, dataset, proposals, run.study.maskclip, out, seed, retrain=RETRAIN)
 
 
 def _train_proposals(seed: int, params: str | Path, name: str) -> None:
     run, kind = Run(seed, params), NETWORKS[name]
     network = "mask_rcnn" if kind.settings == "mask_rcnn" else "mask2former"
-    config, dataset = getattr(run.study.proposals, kind.settings), run.dataset(kind.training_set)
+    config = getattr(run.study.proposals, kind.settings)
+    dataset = run.dataset(kind.training_set) if config.training.steps else None
     out, aware, device = run.folder / name, kind.class_aware, "cpu" if run.device == "cpu" else None
     train_proposals(network, dataset, config, out, seed, class_aware=aware, device=device, retrain=RETRAIN)
 

@@ -61,7 +61,7 @@ class SemanticTask:
         annotated = self.dataset.annotation(image_id).semantic
         if annotated is None:
             raise ValueError(f"{self.dataset.name} has no semantic annotation; mIoU takes a semantic set")
-        return self.iou.judge(name(self.names).semantic(), annotated)
+        return self.iou.judge(name(self.names).semantic(evaluation.as_published), annotated)
 
 
 class InstanceTask:
@@ -89,7 +89,7 @@ class InstanceTask:
         self.add = self.results.extend
 
     def judge(self, name: Name, image_id: int | str, evaluation: Evaluation) -> Any:
-        found, classes, scores = name(self.names).instances(self.kept, evaluation.top_k)
+        found, classes, scores = name(self.names).instances(self.kept, evaluation.top_k, evaluation.as_published)
         if found.shape[1:] != (size := self.sizes.get(image_id, found.shape[1:])):
             raise ValueError(
                 f"image {image_id}: the picture is {found.shape[1:]} (height, width), by {self.dataset.source} it is "

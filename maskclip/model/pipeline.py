@@ -42,17 +42,21 @@ class NamedMasks:
     mask_logits: Tensor  # [M, S, S]
     size: tuple[int, int]
 
-    def semantic(self) -> np.ndarray:
-        """Class index of every pixel, [H, W]."""
-        return merge.semantic_map(self.class_probs, self.mask_logits, self.size)
+    def semantic(self, as_published: bool = False) -> np.ndarray:
+        """Class index of every pixel, [H, W]; as published: the last class is never one of them."""
+        return merge.semantic_map(self.class_probs, self.mask_logits, self.size, no_object=as_published)
 
     def panoptic(self, isthing: Sequence[bool], **thresholds: Any) -> tuple[np.ndarray, list[dict]]:
         """Segment ids [H, W], 0 void, and one record per segment; see `merge.panoptic_map`."""
         return merge.panoptic_map(self.class_probs, self.mask_logits, self.size, isthing, **thresholds)
 
-    def instances(self, isthing: Sequence[bool], top_k: int = 100) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Things one by one: masks [n, H, W], class indices [n], scores [n]; see `merge`."""
-        return merge.instances(self.class_probs, self.mask_logits, self.size, isthing, top_k)
+    def instances(
+        self, isthing: Sequence[bool], top_k: int = 100, as_published: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Things one by one: masks [n, H, W], class indices [n], scores [n]; as published: with both of the released
+        code's errors, see `merge.instances`."""
+        errors = {"things_first": not as_published, "released_labels": as_published}
+        return merge.instances(self.class_probs, self.mask_logits, self.size, isthing, top_k, **errors)
 
 
 class MaskCLIP:

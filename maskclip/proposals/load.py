@@ -109,11 +109,23 @@ def build_network(config: Any, classes: int) -> nn.Module:
     kind = source_kind(names[0] if names else type(config).__name__)
     network = kind.build(config, classes)
     if start := getattr(config, "start", None):
+        if Path(start).suffix == ".safetensors" and not Path(start).is_file():
+            raise FileNotFoundError(
+                f"start is {start}, which is not there; train it, or maskclip convert RELEASED.pth {start}"
+            )
         state = read_weights(start) if Path(start).is_file() else _any_mask2former(start).state_dict()
         heads = {key: value for key, value in network.state_dict().items() if key.startswith(kind.class_heads)}
         alike = classes == 1 and all(key in state and state[key].shape == value.shape for key, value in heads.items())
         fill(network, state, start, ignored=(ENCODER,) if alike else (ENCODER, *kind.class_heads))
     return network
+
+
+def start_classes(config: Any) -> int:
+    """How many classes the head knows that `build_network` takes over from a config's `start`: 1, object or not; 0
+    where it takes no head: from the authors' network, which has none, or from one that knows classes."""
+    if not (start := getattr(config, "start", None)):
+        return 1
+    return int(Path(start).is_file() and _record_of(Path(start)).get("classes", 1) == 1)
 
 
 def _of_transformers(name: str, device: str | torch.device) -> ProposalSource:
@@ -131,12 +143,23 @@ def _any_mask2former(name: str) -> Any:
     return pretrained(Mask2FormerForUniversalSegmentation, name, "proposal network")
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """The record of a trained or converted network: `record.json` in its folder, or inside its safetensors file."""
+def _record_of(path: Path) -> dict[str, Any]:
+    """What `record.json` in a network's folder says, or its safetensors file; nothing where there is none."""
     record = written_record(path)
     if path.is_file():
         with contextlib.suppress(SafetensorError, ValueError), safe_open(path, "pt") as file:
             record = json.loads((file.metadata() or {}).get("record", "{}"))
+    return record
+
+
+def converted_from(path: str | Path) -> str:
+    """The name of the checkpoint that a file of `maskclip convert` was made of; empty: it says nothing of it."""
+    return str(_record_of(Path(path)).get("converted_from", ""))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The record of a trained or converted network: `record.json` in its folder, or inside its safetensors file."""
+    record = _record_of(path)
     if not record:
         raise ValueError(
             f"{path} has no record of what network it is, or is cut off or damaged; train or maskclip convert it again"

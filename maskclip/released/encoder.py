@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maskclip.files import load_checkpoint
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals.backbone import check_fit
+from maskclip.released.mask2former import read_detectron2
 
 RMA_LAYERS = (6, 12, 18, 24)  # hard-coded there
 
@@ -47,7 +47,7 @@ def load_released_encoder(
     them, are written into it. FileNotFoundError without a file, ValueError where it is not readable or
     keys are missing, surplus or misshapen.
     """
-    state: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else load_checkpoint(checkpoint)
+    state: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else read_detectron2(checkpoint)
     state = state.get("model", state)
     given = {key.split("visual.", 1)[1]: value for key, value in state.items() if ".visual." in f".{key}"}
     encoder = MaskCLIPVisualEncoder.from_open_clip(clip_model, rma_layers)

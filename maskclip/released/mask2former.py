@@ -67,6 +67,11 @@ PLAIN = {  # all that the model zoo's pickles need: dictionaries of arrays
     **{f"numpy.{core}.multiarray.scalar": multiarray.scalar for core in ("core", "_core")},
     "_codecs.encode": lambda text, *_: text.encode("latin1"),  # how Python 2's bytes were written
 }
+NUMBERS = [  # numpy's numbers, which training states carry beside the weights, as NumPy 1 and 2 name them
+    np.dtype,
+    *(getattr(np.dtypes, f"{kind}DType") for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
+    *((multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 
 
 @dataclass
@@ -98,8 +103,8 @@ def read_detectron2(path: str | Path) -> dict[str, Tensor]:
         except Exception as error:
             raise ValueError(f"{path} is not a readable checkpoint ({error}); delete it or fetch it again") from None
     else:
-        with torch.serialization.safe_globals([np.dtype, multiarray.scalar, np.dtypes.Float64DType]):
-            content = load_checkpoint(path)  # old training states carry numpy numbers beside the weights
+        with torch.serialization.safe_globals(NUMBERS):
+            content = load_checkpoint(path)
     state = content.get("model", content) if isinstance(content, dict) else None
     state = state if isinstance(state, dict) else {}
     tensors = {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in state.items()}

@@ -23,10 +23,10 @@ from maskclip.data.coco import decode
 from maskclip.data.images import read_image
 from maskclip.model.clip import Clip, load_clip, quickgelu_tags, text_embeddings, trained_with_quickgelu
 from maskclip.model.pipeline import MaskCLIP, ProposalSource, SeenImage, SegmentedImage
-from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, load_source
 from maskclip.proposals.mask_generator import mask_proposals
 from maskclip.segmenter.answer import Segmentation, rank
+from maskclip.segmenter.encoder import load_encoder
 from maskclip.segmenter.words import OTHERS, STUFF, Vocabulary, check_known, read_words, templates_of
 
 MODELS = Path(__file__).parent.parent / "models"  # the miniature's, which travel with the package
@@ -102,7 +102,7 @@ class Segmenter:
         if proposals is None:
             proposals = MODELS / "mini_proposals" / "mask2former.safetensors" if known else PROPOSALS
         source = proposals if callable(proposals) else load_source(proposals, device)
-        model = MaskCLIP(clip, _load_encoder(encoder, clip).to(device).eval(), source)
+        model = MaskCLIP(clip, load_encoder(encoder, clip).to(device).eval(), source)
         if not known:
             return cls(model, templates=templates)
         words = [*known["things"], *known["stuff"]]
@@ -290,27 +290,3 @@ def _load_clip(name: str, pretrained: str | None, device: str) -> Clip:
     if pretrained is not None and not name.endswith("-quickgelu") and trained_with_quickgelu(name, pretrained, quick):
         name += "-quickgelu"
     return load_clip(name, pretrained, device)
-
-
-def _load_encoder(weights: str | Path | None, clip: Clip) -> MaskCLIPVisualEncoder:
-    """The encoder that trained weights are for: which layers, which form of Eq. 3, is read off them."""
-    if weights is None:
-        return MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=())
-    path = Path(weights)
-    if path.is_dir():
-        path /= "encoder.pt"
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        from maskclip.released.encoder import load_released_encoder
-
-        return load_released_encoder(load_file(path), clip.model)
-    from maskclip.files import load_checkpoint
-    from maskclip.training.mask_tokens import load_trained_weights
-
-    keys = {name: value.ndim for name, value in load_checkpoint(path).items() if isinstance(value, Tensor)}
-    layers = sorted({int(part) for name in keys for part in name.split(".") if part.isdigit()})
-    linear = any(name.endswith("mask_query.weight") and ndim == 2 for name, ndim in keys.items())
-    refine = any("residual" in name for name in keys)
-    encoder = MaskCLIPVisualEncoder.from_open_clip(clip.model, layers, refine, "linear" if linear else "layernorm")
-    return load_trained_weights(encoder, path)

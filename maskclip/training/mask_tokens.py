@@ -32,8 +32,8 @@ from maskclip.training.losses import Batch, build_criterion, maskclip_losses, ma
 FILES = ("curve.csv", "encoder.pt")  # of a finished training, beside its record
 CURVE = ("step", "loss", "loss_ce", "loss_dice", "loss_bce")
 TARGET_SIZE_RATIO = 2  # ground truth is sampled on a grid this much finer than CLIP's input
-# What does not change the trained weights; the encoder knows its own RMA layers.
-UNRELATED = {"checkpoint_every", "workers", "activation_checkpointing", "rma_layers"}
+# What does not change the trained weights; the encoder knows its own RMA layers, and the weights it begins with.
+UNRELATED = {"checkpoint_every", "workers", "activation_checkpointing", "rma_layers", "start"}
 
 
 class Examples(torch.utils.data.Dataset):
@@ -134,23 +134,25 @@ def batch_losses(
 def training_record(
     encoder: MaskCLIPVisualEncoder,
     clip: Clip,
-    dataset: Dataset,
+    dataset: Dataset | None,
     proposals: Mapping[int | str, Proposals],
     training: MaskClipTraining,
     seed: int,
 ) -> dict[str, Any]:
     """What `record.json` says; its hash changes with all that changes the trained weights, code and versions aside."""
-    first = proposals[dataset.image_ids[0]].mask_logits  # stands for the proposal network's weights
     identity = {
         "settings": TypeAdapter(MaskClipTraining).dump_python(training, exclude=UNRELATED),
         "rma_layers": list(encoder.rma_layers),
         "trained": sorted(trained_weights(encoder)),
         "clip": _digest(clip.model.state_dict()),
-        "proposals": _digest({"first": first}),
-        "dataset": dataset.fingerprint(),
-        "names": [category.name for category in dataset.categories],
         "seed": seed,
     }
+    if training.start:
+        identity["begun_with"] = _digest(trained_weights(encoder))  # wherever they lay
+    if dataset is not None:
+        first = proposals[dataset.image_ids[0]].mask_logits  # stands for the proposal network's weights
+        identity |= {"proposals": _digest({"first": first}), "dataset": dataset.fingerprint()}
+        identity["names"] = [category.name for category in dataset.categories]
     return {"hash": settings_hash(identity), **identity}
 
 
@@ -164,7 +166,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def train_maskclip(
     encoder: MaskCLIPVisualEncoder,
     clip: Clip,
-    dataset: Dataset,
+    dataset: Dataset | None,
     proposals: Mapping[int | str, Proposals],
     training: MaskClipTraining,
     out: str | Path,
@@ -178,6 +180,8 @@ def train_maskclip(
     undisturbed; a finished one is kept, another one put beside (`maskclip.training.finished`).
 
     Args:
+        encoder: with fresh weights, or with those of `training.start`.
+        dataset: the training set; None, with 0 steps alone: the encoder's weights are the result as they are.
         proposals: stored proposals by image id.
         retrain: put a finished training beside, too, and train again.
 
@@ -185,12 +189,17 @@ def train_maskclip(
         The training curve, one row per step: step, loss, loss_ce, loss_dice, loss_bce (weighted).
 
     Raises:
-        ValueError: the encoder has nothing to train, or to train on, or a batch does not divide among the processes.
+        ValueError: the encoder has nothing to train, there is no data set to train on, or a batch does not divide
+            among the processes.
         FloatingPointError: the loss is no longer finite.
     """
     if not trained_weights(encoder):
         raise ValueError("this encoder has no RMA layers, so nothing to train; it is the w/o RMA baseline as it is")
-    if len(dataset) == 0:
+    if dataset is None and training.steps:
+        raise ValueError(
+            f"steps is {training.steps}, but there is no data set to train on; give one, or set steps to 0"
+        )
+    if dataset is not None and len(dataset) == 0:
         raise ValueError(f"the data set {dataset.name} has no images to train on")
     out, on_cpu = Path(out), clip.device.type == "cpu"
     join_processes("maskclip", training.batch, on_cpu)
@@ -199,7 +208,25 @@ def train_maskclip(
         load_trained_weights(encoder, out / "encoder.pt")
         return pd.read_csv(out / "curve.csv")
 
-    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=on_cpu)
+    steps = [] if dataset is None else _train(encoder, clip, dataset, proposals, training, out, record, seed)
+    curve = pd.DataFrame(steps, columns=CURVE)
+    weights = checkpoint_bytes(trained_weights(encoder))
+    finish(out, record, {"curve.csv": curve.to_csv(index=False).encode(), "encoder.pt": weights})
+    return curve
+
+
+def _train(
+    encoder: MaskCLIPVisualEncoder,
+    clip: Clip,
+    dataset: Dataset,
+    proposals: Mapping[int | str, Proposals],
+    training: MaskClipTraining,
+    out: Path,
+    record: Mapping[str, Any],
+    seed: int,
+) -> list[dict[str, float]]:
+    """The training itself, from its last checkpoint on: its steps' losses."""
+    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=clip.device.type == "cpu")
     device = accelerator.device
     encoder.to(device)
     encoder.checkpointing = training.activation_checkpointing
@@ -217,7 +244,4 @@ def train_maskclip(
         losses=lambda read: batch_losses(encoder, _to_batch(read, clip.image_size, device), text, criterion, training),
         random_seed=lambda step: seed * 1_000_003 + step,
     )
-    curve = pd.DataFrame(fit(stage, out / CHECKPOINT), columns=CURVE)
-    weights = checkpoint_bytes(trained_weights(encoder))
-    finish(out, record, {"curve.csv": curve.to_csv(index=False).encode(), "encoder.pt": weights})
-    return curve
+    return fit(stage, out / CHECKPOINT)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from maskclip.files import settings_hash
-from maskclip.proposals.load import NetworkConfig, build_network, source_kind
+from maskclip.proposals.load import NetworkConfig, build_network, source_kind, start_classes
 from maskclip.proposals.mask2former import normalize
 from maskclip.proposals.mask_rcnn import boxes_of_masks
 from maskclip.settings import Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
@@ -56,24 +56,35 @@ def train_proposals(
 
     Args:
         network: "mask2former" or "mask_rcnn".
-        dataset: a `maskclip.data` data set with segments.
+        dataset: a `maskclip.data` data set with segments; None, with 0 steps alone: the network stays as it begins.
         class_aware: supervise the class head by the data set's categories too (the paper does not).
         device: "cpu" forces the CPU; None takes what accelerate finds.
         retrain: put a finished training beside, too, and train again.
 
     Raises:
-        ValueError: an unknown network or another's config, no pictures, a batch that does not divide among processes.
+        ValueError: an unknown network or another's config, nothing to train on, a batch that does not divide among
+            processes.
         FloatingPointError: the loss is no longer finite.
     """
     if not isinstance(config, source_kind(network).settings or ()):
         raise ValueError(f"{network} cannot be trained with a {type(config).__name__}; give it its own config")
-    if len(dataset) == 0:
+    if dataset is None and config.training.steps:
+        raise ValueError(f"{network}.training.steps is {config.training.steps}, but there is no data set to train on")
+    if dataset is not None and len(dataset) == 0:
         raise ValueError(f"the data set {dataset.name} has no images to train on")
     out, on_cpu = Path(out_dir), device == "cpu"
     join_processes(f"{network}.training", config.training.batch, on_cpu)
-    record = training_record(network, dataset, config, seed, len(dataset.categories) if class_aware else 1)
+    classes = len(dataset.categories) if class_aware else 1
+    record = training_record(network, dataset, config, seed, start_classes(config) if dataset is None else classes)
     if holds_finished(out, record["hash"], FILES, retrain):
         tell(out, config=record["config"])
+        return out
+
+    if dataset is None:
+        torch.manual_seed(seed)
+        state = build_network(config, max(1, record["classes"])).state_dict()
+        whole = save({name: value.contiguous() for name, value in state.items()})
+        finish(out, record, {"network.safetensors": whole, "curves.csv": b"step,loss\n"})
         return out
 
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision, cpu=on_cpu)
@@ -185,8 +196,8 @@ def training_record(network: str, dataset: Any, config: NetworkConfig, seed: int
         "config": dump(exclude=UNRELATED[type(config)]),
         "classes": classes,
         "seed": seed,
-        "dataset": dataset.name,
-        "dataset_fingerprint": dataset.fingerprint(),
+        "dataset": None if dataset is None else dataset.name,
+        "dataset_fingerprint": None if dataset is None else dataset.fingerprint(),
         "begun_with": begun_with,
     }
     return {
@@ -194,6 +205,6 @@ def training_record(network: str, dataset: Any, config: NetworkConfig, seed: int
         "hash": settings_hash(identity),
         "config": dump(),
         "implementation": getattr(config, "implementation", "transformers"),
-        "trained_categories": [category.name for category in dataset.categories],
+        "trained_categories": [] if dataset is None else [category.name for category in dataset.categories],
         "versions": {package.name: package.version for package in distributions() if package.name in PACKAGES},
     }

@@ -23,7 +23,7 @@ from maskclip.files import write_atomically
 from study.methods import METHODS, NETWORKS, Method, ProposalNetwork
 from study.report.claims import Judgement
 from study.report.results import Picture, Results, interval
-from study.report.tables import TABLES, paper_number, study_mean, study_values, table_rows
+from study.report.tables import TABLES, is_shown, paper_number, study_mean, study_values, table_rows
 
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 _CHANCE = "#d55e00"
@@ -81,9 +81,9 @@ def _horizontal(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(visible=True, axis="x")
 
 
-def _methods(number: int) -> list[Method]:
+def _methods(results: Results, number: int) -> list[Method]:
     """The study's own rows of a table."""
-    return [method for method in table_rows(number).values() if method]
+    return [method for method in table_rows(number).values() if method and is_shown(results, number, method)]
 
 
 def _table_chart(
@@ -96,7 +96,7 @@ def _table_chart(
             (title, name, method.id, paper_number(number, method.id, column), value)
             for number, title, columns in panels
             for column, name in columns.items()
-            for method in _methods(number)
+            for method in _methods(results, number)
             for value in [*study_values(results, number, method.id, column)] or [np.nan]
         ],
         columns=["panel", "group", "row", "paper", "value"],
@@ -105,11 +105,11 @@ def _table_chart(
         return None
     figure, all_axes = _panels(len(panels), 4.3)
     for axes, (number, title, _) in zip(all_axes, panels):
-        _bars(axes, cells[cells.panel == title], {method.id: method.colour for method in _methods(number)})
+        _bars(axes, cells[cells.panel == title], {method.id: method.colour for method in _methods(results, number)})
         axes.set_title(title)
     means = {METHODS[m].label_in(numbers[0]): study_mean(results, numbers[0], m, column) for m in compared}
     said = ", ".join(f"{label} {mean:.1f}" for label, mean in means.items() if mean == mean) or "not measured"
-    n, methods = len(results.seeds), {method.id: method for number in numbers for method in _methods(number)}
+    n, methods = len(results.seeds), {method.id: method for number in numbers for method in _methods(results, number)}
     seeds = f"mean of {n} seeds, 95 % intervals, dots: single seeds" if n > 1 else "one seed"
     handles = [Patch(color=method.colour, label=method.label) for method in methods.values()]
     return _title(figure, shown, f"{column}: {said}; study ({results.profile} profile): {seeds}", handles)
@@ -119,7 +119,7 @@ def _efficiency(results: Results) -> Figure | None:
     """Table 6: FLOPs and time on a logarithmic scale."""
     if results.efficiency.empty:
         return None
-    methods, (figure, panels) = _methods(6), _panels(2, 3.8)
+    methods, (figure, panels) = _methods(results, 6), _panels(2, 3.8)
     for axes, column in zip(panels, ("TFLOPs", "seconds")):
         for y, method in enumerate(methods):
             value, printed = study_mean(results, 6, method.id, column), paper_number(6, method.id, column)
@@ -142,7 +142,7 @@ def _seed_spread(results: Results) -> Figure | None:
     """Every seed's PQ and mIoU, one line a seed: is the order of the methods the same each time?"""
     frames = []
     for number, column in ((3, "PQ"), (2, "A-150")):
-        values = {m.id: study_values(results, number, m.id, column) for m in _methods(number)}
+        values = {m.id: study_values(results, number, m.id, column) for m in _methods(results, number)}
         frames.append(pd.DataFrame(values).dropna(axis=1, how="all"))
     if len(results.seeds) < 2 or frames[0].empty:
         return None

@@ -48,6 +48,7 @@ class Results:
     attributes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["attributes"]))
     times: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COLUMNS["times"]))
     pictures: list[Picture] = field(default_factory=list)
+    weights: dict[str, str] = field(default_factory=dict)  # of others, evaluated as they are: setting -> file
 
     @property
     def seeds(self) -> list[int]:
@@ -62,7 +63,7 @@ class Results:
     def score(self, method: str, dataset: str, metric: str) -> pd.Series:
         """A method's values in percent, on its own proposals, by seed; empty if never measured."""
         table, entry = self.scores, METHODS[method]
-        of_method = (table.method == entry.trained_as) & (table.proposals == entry.network)
+        of_method = (table.method == entry.scored_as) & (table.proposals == entry.network)
         chosen = table[of_method & (table.dataset == dataset) & (table.metric == metric)]
         return chosen.set_index("seed")["value"].sort_index()
 
@@ -124,7 +125,9 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
     if "times" in tables:
         stages = tables["times"].groupby("stage", as_index=False)
         tables["times"] = stages.agg(seconds=("seconds", "mean"), peak_gb=("peak_gb", "max"))
-    return Results(**tables, pictures=[picture for folder in folders[:2] for picture in _pictures(folder / "figures")])
+    pictures = [picture for folder in folders[:2] for picture in _pictures(folder / "figures")]
+    weights = [json.loads(path.read_text()) for folder in folders if (path := folder / "weights.json").is_file()]
+    return Results(**tables, pictures=pictures, weights=weights[0] if weights else {})
 
 
 def _read_csv(path: Path, kind: str) -> pd.DataFrame:

@@ -91,6 +91,12 @@ def table_rows(number: int) -> dict[str, Method | None]:
     return {row: own.get(row) for row in (*printed, *own)}
 
 
+def is_shown(results: Results, number: int, method: Method) -> bool:
+    """Whether a method has a row for the study's numbers: one evaluated as published is of the released profile."""
+    columns = TABLES[number].columns
+    return not method.as_published or any(len(study_values(results, number, method.id, one)) for one in columns)
+
+
 def build_table(results: Results, number: int, found: str = "") -> Table:
     """Table `number` (2 to 9) with the paper's numbers and the study's; `found`: what people found out, for below."""
     spec, lines = TABLES[number], []
@@ -102,7 +108,7 @@ def build_table(results: Results, number: int, found: str = "") -> Table:
         printed = [Cell(PAPER_NUMBERS.get((number, row, column), DASH)) for column in columns]
         if any(cell.text != DASH for cell in printed):
             lines.append([row, note, "paper" if method and method.network else "paper (cited)", *printed])
-        if method:
+        if method and is_shown(results, number, method):
             cells = [_study_cell(values, spec, top) for values, top in zip(own[method.id], best)]
             lines.append([row, note, "study", *cells])
     frame = pd.DataFrame(lines, columns=["Method", "COCO training data", "Numbers", *columns])
