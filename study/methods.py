@@ -207,7 +207,7 @@ def check_stages(path: str | Path = "dvc.yaml") -> None:
 
     What is trained stands in a stage's matrix, and a method's stage depends on its network. A row with nothing to
     train stands in some stage's metrics: `baselines_<id>.json`, or `ground_truth_masks_<weights>.json`. One evaluated
-    as published is of another pipeline, released/dvc.yaml.
+    as published is of the profile `released`, which is no part of it.
     """
     stages = YAML(typ="safe").load(Path(path))["stages"]
     matrices = [(str(stage), stage.get("matrix", {})) for stage in stages.values()]

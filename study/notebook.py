@@ -33,8 +33,7 @@ from pydantic import TypeAdapter
 from maskclip.files import write_atomically
 from study import end_with_parent, errors_as_sentences
 from study.methods import check_stages
-from study.params import load_params
-from study.pipeline import OF_PROFILES
+from study.params import RELEASED, load_params
 
 
 class ThisPython(AsyncKernelManager):
@@ -84,20 +83,17 @@ def time_file(executed: Path) -> Path | None:
 
 
 def check_profile(notebook: Path) -> None:
-    """ValueError for a stage of dvc.yaml under a profile that has a pipeline of its own, and the other way round."""
-    profile = load_params()[0]["profile"] if Path("params.yaml").is_file() else ""
-    own = {name: Path(pipeline).parent for name, pipeline in OF_PROFILES.items()}
-    if notebook.stem == "08_report":
-        return
-    if profile in own and notebook.parent != own[profile]:
+    """ValueError for a stage of dvc.yaml under the profile `released`, or for its notebook under another profile."""
+    profile, of_released = load_params()[0]["profile"], RELEASED.stem
+    if notebook.name == RELEASED.name and profile != of_released:
         raise ValueError(
-            f"params.yaml says profile: {profile}, which trains nothing and is no part of dvc.yaml; run "
-            "python -m study.pipeline, or write another profile"
+            f"params.yaml says profile: {profile}; {notebook} is of profile: {of_released}, which "
+            f"python -m study.pipeline --profile {of_released} runs"
         )
-    if profile and notebook.parent in own.values() and notebook.parent != own.get(profile):
+    if profile == of_released and notebook.name not in (RELEASED.name, "08_report.ipynb"):
         raise ValueError(
-            f"params.yaml says profile: {profile}; {notebook} is of profile: {notebook.parent}, which "
-            f"python -m study.pipeline --profile {notebook.parent} runs"
+            f"params.yaml says profile: {of_released}, which trains nothing and is no part of dvc.yaml; "
+            "python -m study.pipeline runs it, or write another profile"
         )
 
 

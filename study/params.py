@@ -105,6 +105,7 @@ PAPER = {  # Sec. 4.2 and, where the text is silent, the released code
     ),
     "efficiency": Efficiency("ViT-L-14-336", 100),
 }  # fmt: skip
+RELEASED = Path("notebooks/weights/released.ipynb")  # runs the profile of its name, which is no part of dvc.yaml
 HARMLESS = {"checkpoint_every", "workers", "mixed_precision", "activation_checkpointing", "implementation"}
 
 

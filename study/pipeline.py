@@ -26,11 +26,7 @@ from ruamel.yaml import YAML
 from maskclip.files import write_atomically
 from study import end_with_parent, errors_as_sentences
 from study.methods import check_stages
-from study.params import load_params
-
-OF_PROFILES = {
-    "released": "released/dvc.yaml"
-}  # profiles with a pipeline of their own: what they do not train is not run
+from study.params import RELEASED, load_params
 
 
 def let_former_run_end(rwlock: Path = Path(".dvc/tmp/rwlock"), seconds: float = 30) -> None:
@@ -117,31 +113,37 @@ def run(lanes: int, retrain: str | None = None) -> None:
         _stop(list(running.values()))
 
 
-def run_own(pipeline: str) -> None:
-    """Bring another pipeline than dvc.yaml up to date, stage after stage.
+def run_released(seed: int) -> None:
+    """The released weights' row and its report, which are no part of dvc.yaml: what is done already is kept.
 
     Raises:
-        RuntimeError: a stage failed.
+        RuntimeError: a notebook failed.
     """
-    let_former_run_end()
-    process = _repro(pipeline)
-    try:
-        if process.wait():
-            raise RuntimeError(f"a stage of {pipeline} failed (see above); run again, it goes on")
-    finally:
-        _stop([process] if process.poll() is None else [])
+    report, folder = "08_report.ipynb", RELEASED.stem
+    arguments = (
+        [str(RELEASED), f"runs/{folder}/{seed}/notebooks/{RELEASED.name}", "-p", "seed", str(seed)],
+        ["--untimed", f"notebooks/{report}", f"runs/{folder}/notebooks/{report}", "-p", "out", f"runs/{folder}/report"],
+    )
+    for given in arguments:
+        process = _begin("study.notebook", *given)
+        try:
+            if process.wait():
+                raise RuntimeError("a notebook failed (see above); run again, it goes on")
+        finally:
+            _stop([process] if process.poll() is None else [])
 
 
 def _start(stage: str, retrain: bool) -> subprocess.Popen:
     environment = os.environ | {"STUDY_RETRAIN": "1"} if retrain else None
-    return _repro("--single-item", stage, *["--force"] * retrain, environment=environment)
+    options = ["--single-item", *["--force"] * retrain]
+    return _begin("dvc", "--wait-for-lock", "repro", *options, stage, environment=environment)
 
 
-def _repro(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
+def _begin(module: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
     return subprocess.Popen(
-        command, env=environment, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM)
-    )
+        [sys.executable, "-m", module, *arguments], env=environment, start_new_session=True,
+        preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+    )  # fmt: skip
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:
@@ -184,10 +186,10 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.lanes)))
     with errors_as_sentences(DvcException):
         set_params(profile=arguments.profile, seeds=arguments.seeds)
-        profile = load_params()[0]["profile"]
+        params, _ = load_params()
         check_stages()
-        if profile in OF_PROFILES and not arguments.retrain:
-            run_own(OF_PROFILES[profile])
+        if params["profile"] == RELEASED.stem and not arguments.retrain:
+            run_released(params["seeds"][0])
         else:
             run(arguments.lanes, arguments.retrain)
 
