@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,17 @@ def test_mask_logits_equal_the_original_modules(name, suffix, tmp_path):
     assert relative(output.masks_queries_logits, tensors["mask_logits"]) < 1e-5
     (proposals,) = source([np.zeros((70, 50, 3), np.uint8)])
     assert len(proposals) == 7 and ((proposals.scores >= 0) & (proposals.scores <= 1)).all()
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_numbers_of_numpy_1_and_2_beside_the_weights_are_read(core, tmp_path):
+    """A training's end holds them in its optimizer; NumPy 1, the authors', has another name for what makes them."""
+    numbers = [np.float64(1e-4), np.float32(0.05), np.int64(9), np.int32(9), np.bool_(True)]
+    torch.save({"model": {"a": torch.ones(2)}, "optimizer": {"param_groups": [{"lr": numbers}]}}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"numpy._core", f"numpy.{core}".encode()))
+    assert torch.equal(read_detectron2(tmp_path / "old.pth")["a"], torch.ones(2))
 
 
 def test_a_class_head_can_stay_for_objectness(tmp_path):

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from maskclip.model import merge
 from maskclip.model.merge import instances, panoptic_map, row_bands, semantic_map
+from maskclip.model.pipeline import NamedMasks
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "merge" / "released.npz")
 THINGS = [i in GOLDEN["things"] for i in range(GOLDEN["class_logits"].shape[1])]
@@ -65,6 +66,19 @@ def test_released_instance_inference(suffix):
         )
     }
     assert {(round(float(s), 4), int(c), m.tobytes()) for m, c, s in zip(*got, strict=True)} == want
+
+
+def test_named_masks_can_be_merged_as_published():
+    """`as_published` is both recorded behaviours; without it both errors are mended."""
+    probs, masks, size = golden()
+    named = NamedMasks(probs, masks, size)
+    np.testing.assert_array_equal(named.semantic(as_published=True), GOLDEN["semantic"])
+    released = instances(probs, masks, size, THINGS, top_k=20, things_first=False, released_labels=True)
+    mended = instances(probs, masks, size, THINGS, top_k=20)
+    for as_published, wanted in ((True, released), (False, mended)):
+        for got, want in zip(named.instances(THINGS, 20, as_published), wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
+    assert not np.array_equal(released[1], mended[1])
 
 
 def test_instances_of_things_are_chosen_before_the_cut():
