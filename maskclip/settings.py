@@ -157,7 +157,7 @@ class Evaluation:
     top_k: PositiveInt
     objectness_power: NonNegativeFloat
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"  # in which MaskCLIP computes
-    as_published: bool = False  # with the errors of the released code that the published numbers have
+    as_published: bool = False  # as the released code does it, with its errors, which the published numbers have
 
 
 def from_mapping(section: type[Section], mapping: Any, where: str) -> Section:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from torchvision.transforms.functional import InterpolationMode, resize
 
 from maskclip.model.clip import Clip, load_clip, preprocess, text_embeddings
 from maskclip.model.clip_baseline import MaskedImages
-from maskclip.model.pipeline import MaskCLIP
-from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
+from maskclip.model.pipeline import MaskCLIP, NamedMasks
+from maskclip.model.visual_encoder import MaskCLIPVisualEncoder, MaskEncoding
 from maskclip.proposals import Proposals
 from miniature.__main__ import HERE
 from miniature.clip_training import Muon
@@ -256,3 +257,35 @@ def test_words_are_encoded_once_for_all(clip: Clip, tmp_path: Path, monkeypatch:
     for words in (["grass"], ["sky"], ["grass"], ["sky"]):
         model.words(words)
     assert len(asked) == 7, "vocabularies in turn are encoded once each"
+
+
+def test_as_published_clip_sees_what_the_proposal_network_sees():
+    """Padded with ImageNet's mean colour to multiples of 32, brought to CLIP's size without antialiasing."""
+    given = {}
+
+    def encoder(pixels: torch.Tensor, logits: torch.Tensor) -> MaskEncoding:
+        given.update(pixels=pixels, logits=logits)
+        return MaskEncoding(torch.zeros(1, logits.shape[1], 4), [logits], logits)
+
+    clip = load_clip(MINI)
+    side, random = clip.image_size, np.random.default_rng(0)
+    image = random.integers(0, 256, (100, 72, 3), dtype=np.uint8)
+    logits = torch.full((2, 25, 18), -6.0)  # of a network that saw 100 x 72, padded to 128 x 96
+    logits[0, :, :9], logits[1, 12:] = 6.0, 6.0
+    masks = MaskCLIP(clip, encoder).embed(image, Proposals(logits, torch.ones(2)), as_published=True)
+
+    mean = np.array([123.675, 116.28, 103.53])
+    padded = np.broadcast_to(mean, (128, 96, 3)).copy()
+    padded[:100, :72] = image
+    wanted = resize(
+        torch.from_numpy(padded).permute(2, 0, 1).float() / 255,
+        [side, side],
+        InterpolationMode.BICUBIC,
+        antialias=False,
+    )
+    torch.testing.assert_close(given["pixels"][0] * clip.std + clip.mean, wanted, rtol=0, atol=1e-4)
+    assert given["logits"].shape == (1, 2, side, side)
+    assert (given["logits"][0, :, :, side * 3 // 4 + 2 :] < 0).all(), "no mask on the padding"
+    assert masks.mask_logits.shape == (2, 100, 72)
+    semantic = NamedMasks(torch.eye(2), masks.mask_logits, (100, 72)).semantic()
+    assert (semantic[:40, :30] == 0).all() and (semantic[60:, 45:] == 1).all(), "masks stay where they were"

@@ -94,8 +94,6 @@ def test_both_rows_stand_in_tables_2_to_4(released: Path) -> None:
     scores = pd.read_csv(released / "results/released/0/released.csv")
     assert set(scores.method) == {"maskclip", "maskclip_published"}
     assert set(scores.dataset) == {"a150", "a150_semantic", "a150_instances"}
-    pq = scores[scores.metric == "PQ"].set_index("method")["value"]
-    assert pq["maskclip"] == pq["maskclip_published"], "panoptic merging has no error to mend"
     for number, column in ((2, "A-150"), (3, "PQ"), (4, "ADE20K AP")):
         table = pd.read_csv(released / f"runs/released/report/tables/table{number}.csv").set_index("method")
         study = table[table.numbers == "study"]

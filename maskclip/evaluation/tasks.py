@@ -208,7 +208,8 @@ def judge(
         with pictures.numbered(place):
             picture = pictures.picture(image_id)
         with computing_in(evaluation.precision, model.clip.device.type):
-            masks = model.embed(picture, proposals[image_id])
+            options = {"as_published": True} if evaluation.as_published else {}
+            masks = model.embed(picture, proposals[image_id], **options)
         name = partial(model.name, masks, templates=templates, objectness_power=evaluation.objectness_power)
         own = [ids.get(image_id) for ids in ids_of_tasks]
         judged = [None if i is None else task.judge(name, i, evaluation) for task, i in zip(tasks, own)]

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from maskclip.model import merge
 from maskclip.model.clip import Clip, classify, preprocess, text_embeddings
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.visual_encoder import ImageFeatures, MaskCLIPVisualEncoder, MaskEncoding
 from maskclip.proposals import Proposals, ProposalSource
+from maskclip.proposals.base import MULTIPLE, PIXEL_MEAN, resize_image
+
+OUTSIDE = -8.0  # a mask's logit where there is no picture
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class SegmentedImage:
     """One image's masks in CLIP's space; words come later, and may change at no cost."""
 
     embeddings: Tensor  # [M, C], not normalized
-    mask_logits: Tensor  # [M, S, S], refined
+    mask_logits: Tensor  # [M, S, S], refined; as published of another size
     objectness: Tensor  # [M], 0 to 1
     size: tuple[int, int]
 
@@ -96,13 +99,18 @@ class MaskCLIP:
         return self._segmented(self.encoder.encode, seen.features, proposals, seen.size)
 
     @torch.inference_mode()
-    def embed(self, image: np.ndarray, proposals: Proposals | None = None) -> SegmentedImage:
+    def embed(
+        self, image: np.ndarray, proposals: Proposals | None = None, as_published: bool = False
+    ) -> SegmentedImage:
         """`encode(see(image), proposals)`, without keeping CLIP's pass longer than a layer.
 
-        Without `proposals` the model's own source proposes; a ValueError says if there is none.
+        Without `proposals` the model's own source proposes; a ValueError says if there is none. As published, CLIP sees
+        the picture as Mask2Former does, which the `proposals` are then of.
         """
-        pixels = preprocess(self.clip, image)[None]
         masks = self.propose(image) if proposals is None else proposals
+        if as_published:
+            return self._embed_as_published(image, masks)
+        pixels = preprocess(self.clip, image)[None]
         return self._segmented(self.encoder, pixels, masks, (image.shape[0], image.shape[1]))
 
     def propose(self, image: np.ndarray) -> Proposals:
@@ -111,6 +119,25 @@ class MaskCLIP:
             raise ValueError("no masks to name: give MaskCLIP a proposal source, or embed(...) proposals")
         (proposals,) = self.proposals([image])
         return proposals
+
+    def _embed_as_published(self, image: np.ndarray, proposals: Proposals) -> SegmentedImage:
+        """The released code's way: the picture at the proposal network's size, padded, then to S without antialiasing.
+
+        Mask logits come back at the proposal network's size. Its logits on the padding are not stored; having learned
+        on padded crops it finds nothing there.
+        """
+        mean, side = torch.tensor(PIXEL_MEAN, device=self.clip.device)[:, None, None], self.clip.image_size
+        logits = proposals.mask_logits.to(self.clip.mean)[:, None]
+        height, width = (4 * length for length in logits.shape[-2:])  # Mask2Former's stride
+        below, right = -height % MULTIPLE, -width % MULTIPLE
+        padded = pad(resize_image(image, (height, width), self.clip.device) - mean, (0, right, 0, below)) + mean
+        pixels = interpolate(padded[None] / 255, (side, side), mode="bicubic", align_corners=False)
+        logits = pad(logits, (0, right // 4, 0, below // 4), value=OUTSIDE)
+        logits = interpolate(logits, (side, side), mode="bilinear", align_corners=False).transpose(0, 1)
+        encoding = self.encoder((pixels - self.clip.mean) / self.clip.std, logits)
+        whole = interpolate(encoding.masks[0][:, None], padded.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+        size = image.shape[0], image.shape[1]
+        return SegmentedImage(encoding.embeddings[0], whole[:, :height, :width], proposals.scores, size)
 
     def _segmented(
         self, encode: Callable[..., MaskEncoding], image: Any, proposals: Proposals, size: tuple[int, int]
