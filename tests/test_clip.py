@@ -277,12 +277,8 @@ def test_as_published_clip_sees_what_the_proposal_network_sees():
     mean = np.array([123.675, 116.28, 103.53])
     padded = np.broadcast_to(mean, (128, 96, 3)).copy()
     padded[:100, :72] = image
-    wanted = resize(
-        torch.from_numpy(padded).permute(2, 0, 1).float() / 255,
-        [side, side],
-        InterpolationMode.BICUBIC,
-        antialias=False,
-    )
+    pixels = torch.from_numpy(padded).permute(2, 0, 1).float() / 255
+    wanted = resize(pixels, [side, side], InterpolationMode.BICUBIC, antialias=False)
     torch.testing.assert_close(given["pixels"][0] * clip.std + clip.mean, wanted, rtol=0, atol=1e-4)
     assert given["logits"].shape == (1, 2, side, side)
     assert (given["logits"][0, :, :, side * 3 // 4 + 2 :] < 0).all(), "no mask on the padding"

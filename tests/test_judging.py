@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,13 +16,12 @@ from maskclip.model.clip import load_clip
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import ground_truth_proposals
+from maskclip.settings import Evaluation
 from miniature.datasets import write_world
 from study.run import launch
 
 TOP = Path(__file__).parent.parent
-SETTINGS: Any = SimpleNamespace(
-    object_mask_threshold=0.3, overlap_threshold=0.5, top_k=100, objectness_power=0.0, limit=None, precision="float32"
-)
+SETTINGS = Evaluation(limit=None, object_mask_threshold=0.3, overlap_threshold=0.5, top_k=100, objectness_power=0.0)
 
 
 def parts(root: Path) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The authors' row, by the commands a researcher gives: random weights of the released layout through `released`."""
+"""The authors' row, by the command a researcher gives: random weights of the released layout through `released`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from study_copy import copy_study, run
 from test_rehearsal import write_random_clip
 
+from maskclip.data.prepare import PREPARATIONS
 from maskclip.files import load_checkpoint
 from maskclip.model.clip import load_clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.released.encoder import released_state_dict
-from maskclip.released.mask2former import read_config
-from study.params import load_study
+from maskclip.released.mask2former import convert, read_config
+from study.params import RELEASED, load_study
 
 GOLDEN = Path(__file__).parent / "golden" / "authors_proposal_network.safetensors"
 LAYERS = (2, 3, 5, 6)  # the paper's, in a CLIP of six layers
@@ -68,9 +69,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_as_detectron2(state, folder / "proposals.pth")
     save_as_detectron2(state | released_state_dict(encoder), folder / "model_final.pth")
     made_up.ade20k(folder / "archives")
-    run(folder, "maskclip.cli", "prepare", "ade20k", "--from", "archives", "--to", "data/paper", "--workers", "1")
+    PREPARATIONS["ade20k"](folder / "archives", folder / "data/paper", workers=1)
     for name, part in (("proposals.pth", "proposals"), ("model_final.pth", "maskclip")):
-        run(folder, "maskclip.cli", "convert", name, f"data/released/{part}.safetensors")
+        assert convert(folder / name, folder / f"data/released/{part}.safetensors").unmapped == []
     run(folder, "study.pipeline", "--profile", "released")
     return folder
 
@@ -113,7 +114,8 @@ def test_a_second_run_keeps_all_that_takes_long(released: Path) -> None:
     kept = [*(released / "runs/released/0").glob("*/encoder.pt"), *(released / "runs/released").rglob("*.proposals")]
     times = {path: path.stat().st_mtime_ns for path in kept}
     scores = (released / "results/released/0/released.csv").read_text()
-    assert "holds this training, finished" in run(released, "study.pipeline") and len(kept) == 2
+    said = run(released, "study.notebook", str(RELEASED), f"runs/released/0/notebooks/{RELEASED.name}")
+    assert said.count("holds this training, finished") == 2 and len(kept) == 2
     assert times == {path: path.stat().st_mtime_ns for path in kept}
     assert scores == (released / "results/released/0/released.csv").read_text()
 

@@ -124,7 +124,7 @@ class MaskCLIP:
         """The released code's way: the picture at the proposal network's size, padded, then to S without antialiasing.
 
         Mask logits come back at the proposal network's size. Its logits on the padding are not stored; having learned
-        on padded crops it finds nothing there.
+        on padded crops, it should find nothing there.
         """
         mean, side = torch.tensor(PIXEL_MEAN, device=self.clip.device)[:, None, None], self.clip.image_size
         logits = proposals.mask_logits.to(self.clip.mean)[:, None]
