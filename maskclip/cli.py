@@ -204,13 +204,23 @@ def score(
 
 @command
 def cost(
-    model: Model = "ViT-L-14-336", masks: Masks = 100, resolution: Resolution = None, rows: Rows = "", csv: Csv = None
+    model: Model = "ViT-L-14-336",
+    masks: Masks = 100,
+    resolution: Resolution = None,
+    rows: Rows = "",
+    csv: Csv = None,
+    gpu: Annotated[str, typer.Option(help="Predict its seconds: A5000, H100 ..., or here  [default: none]")] = "",
 ) -> None:
     """Count one picture's TFLOPs (Table 6).
 
-    The model is not run at its size.
+    The model is not run at its size. Hours, memory and disk of the whole study: python -m study.cost.
     """
-    benchmark(model, masks, resolution, device="cpu", rows=rows, metrics="tflops", csv=csv)
+    from maskclip import cost as costs
+    from maskclip.roofline import find_gpu
+
+    options: dict[str, Any] = dict(metrics=["tflops"], gpu=find_gpu(gpu) if gpu else None)
+    frame = costs.benchmark(model, masks, resolution, rows=_list(rows) or list(costs.ROWS), **options)
+    _tell(frame, csv)
 
 
 @command
@@ -235,7 +245,6 @@ def benchmark(
     import torch
 
     from maskclip import cost
-    from maskclip.files import write_atomically
 
     if threads:
         torch.set_num_threads(threads)
@@ -243,7 +252,15 @@ def benchmark(
     picture: dict[str, Any] = dict(model=model, masks=masks, resolution=resolution, matched=matched, seed=seed)
     way: dict[str, Any] = dict(device=device, dtype=dtype, repeats=repeats)
     frame = cost.benchmark(rows=_list(rows) or list(cost.ROWS), metrics=_list(metrics), **picture, **way)
-    typer.echo(cost.as_table(frame))
+    _tell(frame, csv)
+
+
+def _tell(frame: Any, csv: Path | None) -> None:
+    """A table of costs, as text and as a file."""
+    from maskclip.cost import as_table
+    from maskclip.files import write_atomically
+
+    typer.echo(as_table(frame))
     if csv:
         write_atomically(csv, lambda temporary: frame.to_csv(temporary, index=False))
 

@@ -30,11 +30,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from maskclip.model.clip import Clip, load_clip
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.visual_encoder import ImageFeatures, MaskCLIPVisualEncoder
+from maskclip.roofline import Gpu, count
 
 COLUMNS = ["method", "metric", "masks", "model", "resolution", "value"]
 METRICS = ("time_s", "tflops", "peak_gb")
@@ -76,6 +76,7 @@ def benchmark(
     repeats: int = 3,
     matched: int = 15,
     seed: int = 0,
+    gpu: Gpu | None = None,
 ) -> pd.DataFrame:
     """Measure `rows` on one image with `masks` random masks, each over about half of the patches.
 
@@ -90,6 +91,7 @@ def benchmark(
         model: an open_clip name (random weights), a folder, or an open_clip model.
         resolution: S in pixels; None: the model's own.
         metrics: of `METRICS`. "tflops" alone needs no large model: all layers share one's weights.
+        gpu: predict its "time_s" from what is counted for "tflops", in float32.
         matched: masks in the training step's loss. The step is: see the image, encode all masks
             without a graph (to match them), the matched ones with, go backward; no matcher, no loss.
     Returns:
@@ -110,7 +112,7 @@ def benchmark(
     run = [row for row in rows if row not in _COUNTED]
     apart = ["peak_gb"] if named and device == "cpu" else []
     here = [metric for metric in metrics if metric not in apart]
-    values = _flops(bench, rows) if "tflops" in here else []
+    values = _counts(bench, rows, gpu) if "tflops" in here else []
     if run and set(here) & {"time_s", "peak_gb"}:
         found = _times_and_peaks(bench, run, device, repeats if "time_s" in here else 0)
         values += [value for value in found if value[1] in here]
@@ -191,32 +193,20 @@ def _load(model: str | Path | nn.Module, device: str, dtype: str, hollow: bool =
     return Clip.of(clip.to(**place).eval().requires_grad_(False))
 
 
-def _flops(bench: _Bench, rows: Sequence[str]) -> Values:
-    """TFLOPs of each row. Passes of CLIP all cost the same, so one is counted, once."""
-    one_pass, values = _count(bench.steps["clip"]), []
-    for row in rows:
-        if row == "clip":
-            values.append((row, "tflops", 0, one_pass))
-        elif row in _COUNTED or row == "clip_baseline":
-            values.append((row, "tflops", bench.masks, one_pass * bench.masks))
-        else:
-            values.append((row, "tflops", bench.masks, _count(bench.steps[row])))
-        if row == "clip_baseline":
-            values.append((row, "tflops", 1, one_pass))
-    return values
-
-
 @torch.no_grad()
-def _count(step: Callable[[], object]) -> float:
-    """TFLOPs of one step, without torch's fused attention for inference: its counter sees none."""
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with FlopCounterMode(display=False) as counter:
-            step()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was)
-    return counter.get_total_flops() / 1e12
+def _counts(bench: _Bench, rows: Sequence[str], gpu: Gpu | None) -> Values:
+    """TFLOPs of each row, and with a GPU the seconds that it would take. Passes of CLIP all cost the same, so one is
+    counted, once."""
+    one_pass, values = count(bench.steps["clip"]), []
+    for row in rows:
+        masks, passes = (0, 1) if row == "clip" else (bench.masks, bench.masks)
+        several = row in (*_COUNTED, "clip", "clip_baseline")
+        works = {masks: passes * one_pass if several else count(bench.steps[row])}
+        if row == "clip_baseline":
+            works[1] = one_pass
+        values += [(row, "tflops", number, work.tflops) for number, work in works.items()]
+        values += [(row, "time_s", number, gpu.seconds(work)) for number, work in works.items() if gpu]
+    return values
 
 
 def _times_and_peaks(bench: _Bench, rows: list[str], device: str, repeats: int) -> Values:

@@ -23,7 +23,7 @@ from study.run import Run
 ROOT = Path(__file__).parent.parent
 # Bottom up; a room of the library knows those below its floor, and none on it or above.
 FLOORS = [
-    {"settings", "files", "hub"},
+    {"settings", "files", "hub", "roofline"},
     {"data"},
     {"proposals"},
     {"model"},
