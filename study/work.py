@@ -245,20 +245,23 @@ def _stage_two(clip: ClipSize, settings: str) -> tuple[tuple[Work, Work, float],
     return counted(1, 1), counted(2, 1), counted(2, 2)
 
 
-@cache
 def maskclip_picture(clip: ClipSize, rma_layers: int) -> Step:
     """Embeddings and refined masks of a picture's 100 masks; without RMA layers, MaskCLIP w/o RMA."""
+    one, deeper, rma = _picture(clip)
+    work = several(one, deeper, clip.layers) + rma_layers * (rma - one)
+    memory = rma.memory if rma_layers else one.memory  # a layer's features are gone when the next begins
+    return Step(replace(work, memory=memory), clip.weights)
+
+
+@cache
+def _picture(clip: ClipSize) -> tuple[Work, Work, Work]:
+    """The work of a CLIP of one layer, of two, and of one with RMA."""
 
     def counted(layers: int, rma: int) -> Work:
         encoder, shallow = _encoder(clip, layers, rma)
         return _embedded(MaskCLIP(shallow, encoder), MASKS)
 
-    if rma_layers:
-        one, deeper, both = counted(1, 1), counted(2, 1), counted(2, 2)
-        work = several(one, deeper, clip.layers) + (rma_layers - 1) * (both - deeper)
-    else:
-        work = several(one := counted(1, 0), counted(2, 0), clip.layers)
-    return Step(replace(work, memory=one.memory), clip.weights)  # a layer's features are gone when the next begins
+    return counted(1, 0), counted(2, 0), counted(1, 1)
 
 
 @cache
