@@ -34,7 +34,7 @@ from maskclip.training.proposal_networks import network_losses
 
 SIDES = 64, 128  # pixels, of the pictures that networks are counted on
 SEGMENTS = 12  # of an annotated picture: COCO has 11, ADE20K a few more
-SAMPLES = 64  # boxes of a picture that Mask R-CNN is counted on
+FEWER = 8  # times fewer boxes, or points, are counted
 STATES = {"adamw": 2, "sgd": 1}  # numbers that an optimizer keeps for each weight
 MASKS, CLASSES = 100, 133  # of a picture's proposals; COCO's
 AT_ONCE = 16  # passes of the CLIP Baseline
@@ -92,7 +92,7 @@ def _without_weights(config: NetworkConfig) -> NetworkConfig:
 @cache
 def _training(config: NetworkConfig) -> tuple[Work, Work, Work, Step]:
     """Loss and gradients of one picture and of two without pixels, of a pixel, and what no picture changes."""
-    settings, few = config.training, _with_samples(config)
+    settings, few = config.training, _with_fewer(config)
     network: Any = build_network(few, 1).train()
     if isinstance(config, MaskRCNNConfig):
         body = network.backbone.body
@@ -110,10 +110,12 @@ def _training(config: NetworkConfig) -> tuple[Work, Work, Work, Step]:
     small, large = SIDES
     one, two, larger = losses(1, small), losses(2, small), losses(1, large)
     of_pixels = replace(1 / (large**2 - small**2) * (larger - one), kernels=0)
-    of_samples = Work()
     if isinstance(config, MaskRCNNConfig):  # its heads see so many boxes, whatever the pixels
-        network.roi_heads.fg_bg_sampler.batch_size_per_image = SAMPLES // 2
-        of_samples = (config.box_samples / SAMPLES - 1) * 2 * replace(one - losses(1, small), kernels=0)
+        network.roi_heads.fg_bg_sampler.batch_size_per_image //= 2
+    else:  # masks are compared at so many points
+        network.criterion.num_points //= 2
+        network.criterion.matcher.num_points //= 2
+    of_samples = (FEWER - 1) * 2 * replace(one - losses(1, small), kernels=0)
     one, two = one + of_samples - small**2 * of_pixels, two + 2 * of_samples - 2 * small**2 * of_pixels
 
     update, size = _update(network, settings.optimizer, settings.weight_decay)
@@ -132,7 +134,7 @@ def _update(network: torch.nn.Module, optimizer: str, weight_decay: float) -> tu
 @cache
 def _proposing(config: NetworkConfig) -> tuple[Work, Work, Step]:
     """Proposing for a picture without pixels, for a pixel, and the network."""
-    network: Any = build_network(_with_samples(config), 1).eval()
+    network: Any = build_network(_with_fewer(config), 1).eval()
 
     def propose(side: int) -> Work:
         picture = torch.rand(1, 3, side, side)
@@ -145,19 +147,19 @@ def _proposing(config: NetworkConfig) -> tuple[Work, Work, Step]:
         heads = Work()
         if isinstance(config, MaskRCNNConfig):  # they see boxes, not pixels
             roi, width = network.roi_heads, config.fpn_dim
-            boxes, masks = torch.rand(SAMPLES, width, 7, 7), torch.rand(8, width, 14, 14)
-            heads = config.rpn_proposals / SAMPLES * count(lambda: roi.box_predictor(roi.box_head(boxes)))
+            boxes, masks = torch.rand(64, width, 7, 7), torch.rand(8, width, 14, 14)
+            heads = config.rpn_proposals / 64 * count(lambda: roi.box_predictor(roi.box_head(boxes)))
             heads += config.detections / 8 * count(lambda: roi.mask_predictor(roi.mask_head(masks)))
     of_pixels = replace(1 / (SIDES[1] ** 2 - SIDES[0] ** 2) * (large - small), kernels=0)
     constant = small - SIDES[0] ** 2 * of_pixels + heads
     return constant, of_pixels, Step(Work(), _size(network))
 
 
-def _with_samples(config: NetworkConfig) -> NetworkConfig:
-    """With so few boxes that pictures of any size have them, on torchvision, which costs as detectron2 does."""
+def _with_fewer(config: NetworkConfig) -> NetworkConfig:
+    """With an eighth of the boxes, which small pictures have, too, or points; on torchvision, detectron2's equal."""
     if isinstance(config, MaskRCNNConfig):
-        return replace(config, box_samples=SAMPLES, implementation="torchvision")
-    return config
+        return replace(config, box_samples=config.box_samples // FEWER, implementation="torchvision")
+    return replace(config, points=config.points // FEWER)
 
 
 def _size(network: torch.nn.Module) -> int:
