@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import open_clip
@@ -39,6 +39,19 @@ STATES = {"adamw": 2, "sgd": 1}  # numbers that an optimizer keeps for each weig
 MASKS, CLASSES = 100, 133  # of a picture's proposals; COCO's
 AT_ONCE = 16  # passes of the CLIP Baseline
 LOGITS = 200, 272  # height and width of stored mask logits
+Found = TypeVar("Found")
+
+
+def _once(function: Callable[..., Found]) -> Callable[..., Found]:
+    """Count once; chance, which decides what is matched, begins anew, so that the order of counting does not matter."""
+
+    @wraps(function)
+    def seeded(*arguments: Any) -> Found:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return function(*arguments)
+
+    return cache(seeded)
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def _without_weights(config: NetworkConfig) -> NetworkConfig:
     return replace(config, training=training, backbone=replace(config.backbone, weights=None), start=None)
 
 
-@cache
+@_once
 def _training(config: NetworkConfig) -> tuple[Work, Work, Work, Step]:
     """Loss and gradients of one picture and of two without pixels, of a pixel, and what no picture changes."""
     settings, few = config.training, _with_fewer(config)
@@ -131,7 +144,7 @@ def _update(network: torch.nn.Module, optimizer: str, weight_decay: float) -> tu
     return replace(work, memory=0), sum(value.nbytes for value in trained)
 
 
-@cache
+@_once
 def _proposing(config: NetworkConfig) -> tuple[Work, Work, Step]:
     """Proposing for a picture without pixels, for a pixel, and the network."""
     network: Any = build_network(_with_fewer(config), 1).eval()
@@ -228,7 +241,7 @@ def maskclip_step(clip: ClipSize, training: MaskClipTraining, rma_layers: int, b
     return Step(work + several(update, larger, rma_layers), clip.weights + trained, trained, STATES["adamw"])
 
 
-@cache
+@_once
 def _stage_two(clip: ClipSize, settings: str) -> tuple[tuple[Work, Work, float], ...]:
     """A picture's step, the optimizer's, and bytes that are trained, of one layer, of two, and of two with RMA."""
     training = MaskClipTraining(**json.loads(settings))
@@ -255,7 +268,7 @@ def maskclip_picture(clip: ClipSize, rma_layers: int) -> Step:
     return Step(replace(work, memory=memory), clip.weights)
 
 
-@cache
+@_once
 def _picture(clip: ClipSize) -> tuple[Work, Work, Work]:
     """The work of a CLIP of one layer, of two, and of one with RMA."""
 
@@ -266,7 +279,7 @@ def _picture(clip: ClipSize) -> tuple[Work, Work, Work]:
     return counted(1, 0), counted(2, 0), counted(1, 1)
 
 
-@cache
+@_once
 def baseline_mask(clip: ClipSize) -> Step:
     """One mask's pass of CLIP, of 16 that the CLIP Baseline makes at once."""
 
@@ -279,7 +292,7 @@ def baseline_mask(clip: ClipSize) -> Step:
     return Step(replace(work, memory=shallow.memory), clip.weights)
 
 
-@cache
+@_once
 def naming(classes: int, task: str, size: tuple[int, int], side: int) -> Work:
     """Merging of a picture's named masks [100, side, side] at its own size, for a task of `maskclip.data.datasets`."""
     small = size[0] // 4, size[1] // 4  # a sixteenth of the pixels, of masks as well
