@@ -8,6 +8,7 @@ the CPU wherever masks are matched. What the CPU does besides (reading pictures,
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -105,7 +106,9 @@ def measure(device: torch.device, seconds: float = 0.2) -> Gpu:
     halved = matrix.to(half)
     product, convolution = 2 * side**3 / 1e12, 2 * 9 * 256 * 256 * picture[0, 0].numel() / 1e12
     return Gpu(
-        memory=torch.cuda.get_device_properties(device).total_memory / 1e9 if on_gpu else _ram() / 1e9,
+        memory=torch.cuda.get_device_properties(device).total_memory / 1e9
+        if on_gpu
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         float32=product / _time(lambda: matrix @ matrix, device, seconds),
         tf32=convolution / _time(lambda: torch.conv2d(picture, kernel, padding=1), device, seconds),
         fp16=product / _time(lambda: halved @ halved, device, seconds),
@@ -113,12 +116,6 @@ def measure(device: torch.device, seconds: float = 0.2) -> Gpu:
         utilisation=1.0,
         launch=_time(lambda: short + 1, device, seconds),
     )
-
-
-def _ram() -> int:
-    import psutil
-
-    return psutil.virtual_memory().total
 
 
 def _time(step: Callable[[], object], device: torch.device, seconds: float) -> float:

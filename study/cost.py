@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -80,22 +79,24 @@ def predict(study: Study, gpu: Gpu, gpus: int = 1, data: float = 1.0, stages: st
         gpus: among which batches and pictures are divided: less memory, and `gpu_hours / gpus` by the clock.
         data: how many times COCO's training pictures there are, seen as often as COCO's.
     Raises:
-        ValueError: a CLIP that is no ViT, or a batch that does not divide among the GPUs.
+        ValueError: a CLIP that is no ViT, a batch that does not divide among the GPUs, or none of GPUs or data.
     """
+    if gpus < 1 or not data > 0:
+        raise ValueError(f"{gpus} GPUs and {data:g} times the data; there must be at least one GPU, and some data")
     return pd.DataFrame([part.row(gpu) for part in parts(study, gpus, data, stages)], columns=COLUMNS)
 
 
 def parts(study: Study, gpus: int, data: float, stages: str | Path) -> Iterator[Part]:
     """What dvc.yaml's stages do on a GPU, in its order."""
     clip, stage_two = ClipSize.of(study.clip.model), study.maskclip
-    step_of = cache(lambda layers: maskclip_step(clip, stage_two, layers, _share(stage_two, gpus)))
     for name, stage in YAML(typ="safe").load(Path(stages))["stages"].items():
         matrix = stage.get("matrix", {})
         seed = "@0" if "seed" in matrix else ""
         for network in (NETWORKS[one] for one in matrix.get("network", ())):
             yield from _proposals(study, network, f"{name}{seed}-{network.id}", gpus, data)
         for method in (METHODS[one] for one in matrix.get("method", ())):
-            step, where = step_of(_layers(study, method)), f"{name}{seed}-{method.id}"
+            where = f"{name}{seed}-{method.id}"
+            step = maskclip_step(clip, stage_two, _layers(study, method), _share(stage_two, gpus))
             yield _training(where, stage_two, step, gpus, data)
             for pictures in method.tests:
                 yield _evaluation(study, clip, method, pictures, where)

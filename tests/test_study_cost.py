@@ -146,6 +146,8 @@ def test_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     for wrong, sentence in (
         (("--gpu", "V1000"), "error: no datasheet of the GPU 'V1000'"),
         (("--gpus", "3"), "error: a batch of 4 does not divide among 3 GPUs"),
+        (("--gpus", "0"), "error: 0 GPUs and 1 times the data"),
+        (("--data", "-1"), "error: 1 GPUs and -1 times the data"),
         (("--clip", "RN50"), "error: RN50 is no ViT"),
     ):
         with pytest.raises(SystemExit, match=sentence):
