@@ -59,7 +59,8 @@ def _is_running(pid: int) -> bool:
 def read_stages() -> tuple[dict[str, set[str]], dict[str, float], set[str]]:
     """From DVC: what each stage waits for, its seconds in a former run, and which stages are not up to date."""
     with Repo(_wait_for_lock=True) as repo:
-        stages, graph, changed = repo.index.stages, repo.index.graph, set(repo.status())
+        stages = [stage for stage in repo.index.stages if stage.path_in_repo == "dvc.yaml"]  # the miniature has its own
+        graph, changed = repo.index.graph, set(repo.status("dvc.yaml"))
         waits = {stage.addressing: {before.addressing for before in graph[stage]} for stage in stages}
         files = {Path(out.fs_path): stage.addressing for stage in stages for out in stage.outs}
     times = [(files[file], file) for file in files if file.parent.name == "times" and file.is_file()]
