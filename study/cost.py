@@ -1,6 +1,7 @@
 """What a study will cost before it is paid for: GPU hours, memory and disk of every stage.
 
 python -m study.cost --profile paper --gpu A5000 --gpus 8
+python -m study.cost --profile released --gpu A100            # the authors' row: nothing trains
 python -m study.cost --gpu here                               # this machine, measured
 python -m study.cost --gpu H100 --clip ViT-bigG-14 --data 10  # a larger CLIP, ten times the training pictures
 
@@ -50,6 +51,7 @@ BESIDE = {  # methods of stages that train nothing
     "baselines": ("clip_baseline", "wo_rma"),
     "ground_truth_masks": ("clip_baseline", "wo_rma", "maskclip"),
 }
+OF_RELEASED = "maskclip", "maskclip_published"  # rows of the profile that trains nothing
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ def predict(study: Study, gpu: Gpu, gpus: int = 1, data: float = 1.0, stages: st
 def parts(study: Study, gpus: int, data: float, stages: str | Path) -> Iterator[Part]:
     """What dvc.yaml's stages do on a GPU, in its order."""
     clip, stage_two = ClipSize.of(study.clip.model), study.maskclip
+    if not stage_two.steps:  # the profile `released`, which is no part of dvc.yaml
+        yield _store(study, NETWORKS["mask2former"], "a150", "released")
+        yield from (_evaluation(study, clip, METHODS[one], "a150", "released") for one in OF_RELEASED)
+        return
     for name, stage in YAML(typ="safe").load(Path(stages))["stages"].items():
         matrix = stage.get("matrix", {})
         seed = "@0" if "seed" in matrix else ""
@@ -111,11 +117,15 @@ def parts(study: Study, gpus: int, data: float, stages: str | Path) -> Iterator[
 def _proposals(study: Study, network: ProposalNetwork, stage: str, gpus: int, data: float) -> Iterator[Part]:
     config = getattr(study.proposals, network.settings)
     yield _training(stage, config.training, network_step(config, _share(config.training, gpus)), gpus, data)
-    masks = getattr(config, "queries", 0) or config.detections
     for name in network.pictures:
-        pictures = number_of_pictures(study, name, data)
-        step, disk = network_picture(config, _size(study, name)), pictures * masks * BYTES_PER_MASK / 1e9
-        yield Part(stage, f"store {name}", pictures, step, disk=disk)
+        yield _store(study, network, name, stage, data)
+
+
+def _store(study: Study, network: ProposalNetwork, name: str, stage: str, data: float = 1.0) -> Part:
+    config, pictures = getattr(study.proposals, network.settings), number_of_pictures(study, name, data)
+    masks = getattr(config, "queries", 0) or config.detections
+    step, disk = network_picture(config, _size(study, name)), pictures * masks * BYTES_PER_MASK / 1e9
+    return Part(stage, f"store {name}", pictures, step, disk=disk)
 
 
 def _share(training: TrainingConfig | MaskClipTraining, gpus: int) -> int:
@@ -233,7 +243,7 @@ def told(frame: pd.DataFrame, gpu: Gpu, gpus: int) -> str:
     """The sum in words, and where it does not fit."""
     hours, memory, disk = frame.gpu_hours.sum(), frame.memory_gb.max(), frame.disk_gb.sum()
     lines = [
-        f"{hours:,.0f} GPU hours a seed, {hours / gpus / 24:,.1f} days on {gpus}; "
+        f"{hours:,.{1 if hours < 10 else 0}f} GPU hours a seed, {hours / gpus / 24:,.1f} days on {gpus}; "
         f"{memory:,.0f} GB of each GPU's {gpu.memory:,.0f}; {disk:,.0f} GB on disk"
     ]
     if tight := sorted(set(frame.stage[frame.memory_gb > gpu.memory])):

@@ -154,6 +154,13 @@ def test_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             run(*wrong)
 
 
+def test_the_authors_row_is_stored_once_and_named_twice() -> None:
+    frame = predict(load_study("released"), GPUS["A100"])
+    assert frame.part.tolist() == ["store a150", "maskclip on a150", "maskclip_published on a150"]
+    assert frame.times.eq(2000).all() and frame.stage.eq("released").all()
+    assert 0 < frame.gpu_hours.sum() < 2, "an hour or two on one GPU is promised"
+
+
 def test_what_does_not_fit_is_said(predicted: pd.DataFrame) -> None:
     assert "does not fit" not in told(predicted, A100, 1)
     tiny = replace(A100, memory=predicted.memory_gb.max() - 0.001)
