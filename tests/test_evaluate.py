@@ -247,7 +247,7 @@ def test_every_file_is_opened_once_a_stage(tmp_path: Path, monkeypatch: pytest.M
         return call
 
     monkeypatch.setattr(PIL.Image, "open", counted(PIL.Image.open))
-    monkeypatch.setattr(Path, "read_bytes", counted(Path.read_bytes))
+    monkeypatch.setattr(Path, "read_text", counted(Path.read_text))
     for pictures in ("a150", "p59", "lvis", "coco_val"):
         scores = scores_of(pictures, tmp_path)
         assert all(np.isfinite(value) for values in scores.values() for value in list(values.values())[:1])

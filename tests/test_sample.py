@@ -15,6 +15,7 @@ from maskclip.model.clip import Clip
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals
+from maskclip.settings import Evaluation
 from study import sample
 
 TEXT = {"context_length": 4, "vocab_size": 40, "width": 8, "heads": 1, "layers": 1}
@@ -66,7 +67,7 @@ def tiny_run(tmp_path, monkeypatch):
         ]
 
     monkeypatch.setattr(sample, "proposal_source", lambda run, network: random_proposals)
-    evaluation = SimpleNamespace(object_mask_threshold=0.0, overlap_threshold=0.2, top_k=20)
+    evaluation = Evaluation(None, 0.0, 0.2, 20, 0.0)
     study = SimpleNamespace(evaluation=evaluation, clip=SimpleNamespace(model="models/mini_clip"))
     thresholds = {"score_threshold": 0.0, "overlap_threshold": 0.2}
     return SimpleNamespace(

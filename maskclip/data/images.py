@@ -53,10 +53,12 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, int]:
 def read_panoptic_ids(path: str | Path) -> np.ndarray:
     """A COCO panoptic PNG as int32 [H, W] of segment ids, R + 256 G + 65536 B; 0 is void."""
 
-    def four_bytes(image: Image.Image) -> np.ndarray:
-        return np.asarray(_checked(image, "RGB RGBA", "R + 256 G + 65536 B for ids").convert("RGBA"))
+    def ids(image: Image.Image) -> np.ndarray:
+        _checked(image, "RGB RGBA", "R + 256 G + 65536 B for ids")
+        four = image.tobytes("raw", "RGBA" if image.mode == "RGBA" else "RGBX")  # as Pillow keeps pixels: no copy more
+        return np.frombuffer(four, "<i4").reshape(image.size[::-1]) & 0xFFFFFF
 
-    return _read(path, "panoptic mask", four_bytes).view("<i4")[..., 0] & 0xFFFFFF
+    return _read(path, "panoptic mask", ids)
 
 
 def write_panoptic_ids(path: str | Path, ids: np.ndarray) -> None:
