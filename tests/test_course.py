@@ -20,6 +20,7 @@ from study.executed import copy_of, executed_stage, sources, stripped
 ROOT = Path(__file__).parent.parent
 COURSE = sorted((ROOT / "notebooks" / "course").rglob("*.ipynb"))
 SHOWN = sorted((ROOT / "notebooks").glob("*.ipynb")) + [path for path in COURSE if path.parent.name == "course"]
+SMOKE: dict[str, dict[str, int]] = {"costs": {}, "mini_clip": {"scenes": 4}, "mini_proposals": {"pictures": 6}}
 
 
 @pytest.mark.parametrize("path", COURSE, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -27,6 +28,12 @@ def test_a_lesson_runs_quickly(path: Path, tmp_path: Path) -> None:
     papermill.execute_notebook(path, tmp_path / path.name, {"quick": True}, cwd=path.parent, progress_bar=False)
     cells = nbformat.read(tmp_path / path.name, as_version=4).cells
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize("name", SMOKE)
+def test_a_notebook_that_is_no_stage_runs(name: str, tmp_path: Path) -> None:
+    path = ROOT / "notebooks" / f"00_{name}.ipynb"
+    papermill.execute_notebook(path, tmp_path / path.name, SMOKE[name], cwd=path.parent, progress_bar=False)
 
 
 @pytest.mark.parametrize("path", [p for p in COURSE if p.parent.name == "course"], ids=lambda path: path.stem)
