@@ -91,15 +91,20 @@ def draw_masks(
 class Shown(Figure):
     """A Figure that notebooks show though pyplot, and with it a screen or a backend, never comes in."""
 
+    _drawn = b""
+
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=100)
-        return buffer.getvalue()
+        """As a PNG; drawn once, and again after a change."""
+        if self.stale or not self._drawn:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=100)
+            self._drawn, self.stale = buffer.getvalue(), False
+        return self._drawn
 
 
 def comparison(
     rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], *, width: float = 15, row_labels: Sequence[str] = ()
-) -> Figure:
+) -> Shown:
     """Rows of pictures under column titles, as Fig. 4: image | CLIP Baseline | w/o RMA | MaskCLIP | ground truth.
     Pictures of a row share their height."""
     if not rows or any(len(row) != len(titles) for row in rows):

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -43,6 +42,7 @@ from maskclip.segmenter.encoder import load_encoder
 from maskclip.settings import Evaluation, scale_layers
 from maskclip.training.mask_tokens import load_trained_weights, train_maskclip, trained_weights
 from maskclip.training.proposal_networks import train_proposals
+from maskclip.visualize import Shown
 from study.methods import GROUND_TRUTH, METHODS, NETWORKS, SCORE_COLUMNS
 from study.params import load_params
 
@@ -286,11 +286,11 @@ class Run:
         text = json.dumps(content, indent=2).replace("NaN", "null")
         write_atomically(self.results / name, text + "\n")
 
-    def write_pictures(self, pictures: Mapping[str, tuple[Figure | np.ndarray, str, str]]) -> None:
+    def write_pictures(self, pictures: Mapping[str, tuple[Shown | np.ndarray, str, str]]) -> None:
         """Pictures for the report, in its order: file name -> (figure or uint8 [H, W, 3], caption, what one sees)."""
         for name, (picture, *_) in pictures.items():
-            save = picture.savefig if isinstance(picture, Figure) else Image.fromarray(picture).save
-            write_atomically(self.results / "figures" / name, save)
+            shown = picture._repr_png_() if isinstance(picture, Shown) else Image.fromarray(picture).save
+            write_atomically(self.results / "figures" / name, shown)
         self.write_json("figures/captions.json", {name: said for name, (_, *said) in pictures.items()})
 
 

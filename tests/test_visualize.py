@@ -110,3 +110,11 @@ def test_comparison_needs_no_screen(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="every row needs 3 pictures"):
         comparison([pictures], ["a", "b", "c"])
+
+
+def test_a_figure_is_drawn_again_after_a_change_only():
+    figure = comparison([[np.full((20, 30, 3), 90, np.uint8)] * 2], ["a", "b"])
+    first = figure._repr_png_()
+    assert figure._repr_png_() is first
+    figure.axes[1].set_title("another")
+    assert figure._repr_png_() != first
