@@ -63,7 +63,7 @@ def _small(png: str) -> dict[str, str]:
     few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     few.save(small := io.BytesIO(), "PNG", optimize=True)
     if small.tell() > LARGE:
-        picture.save(small := io.BytesIO(), "JPEG", quality=75, optimize=True)
+        picture.save(small := io.BytesIO(), "JPEG", quality=70, optimize=True)
         return {"image/jpeg": base64.b64encode(small.getvalue()).decode()}
     return {"image/png": base64.b64encode(small.getvalue()).decode()}
 
