@@ -27,7 +27,7 @@ from study.params import load_params
 NOTEBOOKS, COPIES = Path("notebooks"), Path("reports")
 WIDTH = 1000  # pixels of a picture in a copy, at most
 COLOURS = 128  # a third of the size, and no difference to the eye
-LARGE = 150_000  # bytes; a picture that stays larger is kept as JPEG
+LARGE = 100_000  # bytes; a picture that stays larger is kept as JPEG
 
 
 def copy_of(notebook: Path) -> Path:
