@@ -148,7 +148,8 @@ def test_a_killed_training_resumes_to_the_undisturbed_runs_numbers(rehearsed: Pa
 def test_dvc_shows_dag_metrics_and_plots(rehearsed: Path) -> None:
     dag = run(rehearsed, "dvc", "dag")
     assert "proposals@0-mask2former" in dag and "report" in dag
-    assert "miniature" not in dag, "the miniature's hours of training are none of the study's stages"
+    waits_for = run(rehearsed, "dvc", "dag", "report")
+    assert "data" in waits_for and "miniature" not in waits_for, "nothing waits for the miniature's hours of training"
     assert "networks@mask2former" in run(rehearsed, "dvc", "dag", "miniature/dvc.yaml")
     metrics = run(rehearsed, "dvc", "metrics", "show")
     assert "results/rehearsal/0/maskclip.json" in metrics.replace("\\", "/") and "a150.PQ" in metrics

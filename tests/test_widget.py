@@ -122,10 +122,13 @@ def test_it_lives_in_jupyterlab_in_a_real_browser(lab: str, tmp_path: Path) -> N
         return wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, selector), selector, seconds)[0]
 
     def run_the_cell() -> bool:
-        """JupyterLab draws the cell anew while it opens, and a key pressed then is lost: tried until it shows."""
+        """JupyterLab draws the cell anew while it opens, and a key pressed then is lost, or asks for the kernel that it
+        starts: tried until it shows."""
         if browser.find_elements(By.CSS_SELECTOR, ".maskclip input"):
             return True
         try:
+            for button in browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog .jp-mod-accept"):
+                button.click()
             find(".jp-Notebook .cm-content").click()
             ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
             find(".maskclip input", 30)
