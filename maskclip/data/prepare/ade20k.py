@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import find_objects
 
-from maskclip.data.coco import encode
+from maskclip.data.coco import encode, runs
 from maskclip.data.prepare.archives import Archive, File, Source, need_all, need_size, size_of
 from maskclip.data.prepare.filling import Placing, filling, names_of, place, put, put_image, put_json, run
 
@@ -118,7 +118,8 @@ def prepare_scene(scene: Scene) -> tuple[dict, list[dict], list[dict]]:
 
 def _thing_categories(instance: np.ndarray, file: File) -> dict[int, int]:
     """{instance: semantic index} of a PNG [H, W, 3]: R category from 1, G instance, 0 none."""
-    pairs = np.flatnonzero(np.bincount(np.ascontiguousarray(instance[..., :2]).view("<u2").ravel()))  # R + 256 G
+    flat = np.ascontiguousarray(instance[..., :2]).view("<u2").ravel()  # R + 256 G
+    pairs = np.unique(flat[runs(flat)[0]])
     categories: dict[int, int] = {}
     for pair in pairs[pairs >= 256].tolist():
         number, category = divmod(pair, 256)
@@ -147,14 +148,18 @@ def panoptic_segments(
     segments: list[dict] = []
     ids = np.zeros((2, 256), np.int32)
     for pixels, numbers in ((stuff, ids[0]), (things, ids[1])):
-        areas = np.bincount(pixels.ravel(), minlength=256)
+        starts, lengths = runs(pixels)
+        areas = np.bincount(pixels.reshape(-1)[starts], lengths, 256)
         for value, box in enumerate(find_objects(pixels), 1):
             if box is not None:
                 category = value - 1 if pixels is stuff else categories[value]
                 numbers[value] = len(segments) + 1
                 segment = {"id": len(segments) + 1, "category_id": category, "area": int(areas[value])}
                 segments.append({**segment, "bbox": _xywh(box), "iscrowd": 0})
-    return np.where(things > 0, ids[1][things], ids[0][stuff]), segments
+    starts, lengths = runs(stuff, things)
+    over, under = things.reshape(-1)[starts], stuff.reshape(-1)[starts]
+    ids_of_runs = np.where(over > 0, ids[1][over], ids[0][under])
+    return np.repeat(ids_of_runs, lengths).reshape(things.shape), segments
 
 
 def instances_of(things: np.ndarray, segments: dict[int, dict], image_id: str) -> list[dict]:
