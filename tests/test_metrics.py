@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def test_predictions_of_other_pictures_or_categories_are_not_scored(tmp_path):
         (tmp_path / f"{len(why)}.json").write_text(json.dumps(content | changed))
         with pytest.raises(ValueError, match=why):
             score_panoptic_files(folder / "gt.json", tmp_path / f"{len(why)}.json")
+
+
+def test_a_prediction_lists_what_its_png_shows(tmp_path):
+    content = json.loads((GOLDEN / "panoptic" / "pred.json").read_text())
+    segments = content["annotations"][0]["segments_info"]
+    segments.append(segments[0] | {"id": 1 + max(one["id"] for one in segments)})
+    shutil.copytree(GOLDEN / "panoptic" / "pred", tmp_path / "pred")
+    (tmp_path / "pred.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"pred.json, image .*: its PNG shows no pixel of 1 segments"):
+        score_panoptic_files(GOLDEN / "panoptic" / "gt.json", tmp_path / "pred.json")
 
 
 def test_written_panoptic_files_come_back(tmp_path):
