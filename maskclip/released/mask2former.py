@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 import re
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from numpy._core import multiarray  # where pickles of arrays point
 from safetensors.torch import save
 from torch import Tensor
 
-from maskclip.files import load_checkpoint, write_atomically
+from maskclip.files import PlainUnpickler, load_checkpoint, write_atomically
 from maskclip.proposals.backbone import check_fit
 from maskclip.proposals.load import ENCODER
 from maskclip.proposals.mask2former import build_mask2former
@@ -59,14 +57,6 @@ RENAMED = {  # parts of released names -> ours, one after the other; `#` stands 
     ".linear#.": ".fc#.",
 }
 NO_WEIGHTS = ("criterion.empty_weight", "pixel_mean", "pixel_std")  # constants of the loss and of normalization
-PLAIN = {  # all that the model zoo's pickles need: dictionaries of arrays
-    "collections.OrderedDict": OrderedDict,
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    **{f"numpy.{core}.multiarray._reconstruct": multiarray._reconstruct for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": multiarray.scalar for core in ("core", "_core")},
-    "_codecs.encode": lambda text, *_: text.encode("latin1"),  # how Python 2's bytes were written
-}
 NUMBERS = [  # numpy's numbers, which training states carry beside the weights, as NumPy 1 and 2 name them
     np.dtype,
     *(getattr(np.dtypes, f"{kind}DType") for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
@@ -84,13 +74,6 @@ class Converted:
     unmapped: list[str]
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" in PLAIN:
-            return PLAIN[f"{module}.{name}"]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is code and not data")
-
-
 def read_detectron2(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a detectron2 checkpoint, `.pth` or the model zoo's `.pkl`, read without running code in it.
 
@@ -99,7 +82,7 @@ def read_detectron2(path: str | Path) -> dict[str, Tensor]:
     if Path(path).suffix == ".pkl":
         try:
             with open(path, "rb") as file:
-                content = _PlainUnpickler(file, encoding="latin1").load()
+                content = PlainUnpickler(file).load()
         except Exception as error:
             raise ValueError(f"{path} is not a readable checkpoint ({error}); delete it or fetch it again") from None
     else:
@@ -194,5 +177,5 @@ def convert(released: str | Path, out: str | Path, keep_class_head: bool = False
     converted = convert_state(read_detectron2(released), keep_class_head)
     converted.record["converted_from"] = Path(released).name
     tensors = {key: value.contiguous().clone() for key, value in converted.state.items()}
-    write_atomically(out, lambda path: path.write_bytes(save(tensors, {"record": json.dumps(converted.record)})))
+    write_atomically(out, save(tensors, {"record": json.dumps(converted.record)}))
     return converted
