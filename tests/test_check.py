@@ -23,6 +23,14 @@ from maskclip.data.prepare import PREPARATIONS
 from study.params import Data, deviations, load_study
 
 
+@pytest.fixture(autouse=True)
+def the_papers_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without those of one's own, for which nobody made archives up."""
+    for name in [*DATASETS]:
+        if name not in PUBLISHED or PUBLISHED[name].prepare not in PREPARATIONS:
+            monkeypatch.delitem(DATASETS, name)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("check")
@@ -49,7 +57,7 @@ def call(*arguments: str) -> tuple[int, str]:
 
 def test_what_was_prepared_is_right_but_for_its_number(data: Path) -> None:
     assert not faults(data) and not faults(data, thorough=True)
-    assert set(PUBLISHED) == set(DATASETS)
+    assert set(PUBLISHED) >= set(DATASETS)
     found = faults(data, published=True)
     assert found["coco_val"] == ["coco_val has 3 pictures, published are 5,000; see cocodataset.org"]
     assert "published are 5,104 or 5,105" in found["p59"][0]

@@ -22,7 +22,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from maskclip.data import DATASETS, open_dataset
+from maskclip.data import open_dataset
 from maskclip.data.prepare import PREPARATIONS, prepare_ade20k, prepare_coco, prepare_lvis, prepare_pascal_context
 from maskclip.data.prepare.ade20k_full import resize_linear, resize_nearest
 from maskclip.data.prepare.filling import names_of
@@ -140,16 +140,15 @@ def changed_json(archive: Path, name: str, change) -> None:
 
 
 def test_every_set_opens_as_the_study_reads_it(prepared):
-    sizes = {}
-    for name in DATASETS:
-        dataset = open_dataset(name, prepared)
-        sizes[name] = len(dataset), len(dataset.categories)
-        assert all(sample.image.ndim == 3 for sample in dataset)
-    assert sizes == {
+    sizes = {
         "coco_train": (4, 133), "coco_val": (3, 133), "coco_split_train": (4, 48), "coco_split_val": (3, 65),
         "a150": (3, 150), "a150_semantic": (3, 150), "a150_instances": (3, 100), "a847": (3, 847), "p59": (3, 59),
         "p459": (3, 459), "lvis": (4, 1203),
     }  # fmt: skip
+    for name, size in sizes.items():
+        dataset = open_dataset(name, prepared)
+        assert (len(dataset), len(dataset.categories)) == size
+        assert all(sample.image.ndim == 3 for sample in dataset)
 
 
 @pytest.mark.parametrize("folder", ["ADEChallengeData2016", "ADE20K_2021_17_01", "pascal_ctx_d2"])

@@ -26,7 +26,7 @@ class Published:
     pictures: tuple[int, ...]  # one of these
     things: int
     stuff: int
-    prepare: str  # the set's name for `maskclip prepare`
+    prepare: str  # the set's name for `maskclip prepare`; empty: it makes none
     where: str
     licence: str
 
@@ -84,7 +84,8 @@ def _check(
     finding.faults = [sentence for places in entry.places(root) if (sentence := _missing(places, root))]
     if finding.faults:
         if wanted:
-            finding.faults[-1] += f"; {wanted.where} publishes it, maskclip prepare {wanted.prepare} makes it"
+            makes = f", maskclip prepare {wanted.prepare} makes it" if wanted.prepare else ""
+            finding.faults[-1] += f"; {wanted.where} publishes it{makes}"
         return finding
     try:
         dataset, left_out = open_dataset(entry.name, root, whole=True), read_left_out(root)
@@ -145,9 +146,10 @@ def _counts(dataset: Dataset, wanted: Published) -> list[str]:
     kinds = (things, len(dataset.categories) - things)
     semantic_only = dataset.instances is None and wanted.stuff == 0  # names without a word on things
     if (sum(kinds) if semantic_only else kinds) != (wanted.things if semantic_only else (wanted.things, wanted.stuff)):
+        cure = f"maskclip prepare {wanted.prepare}" if wanted.prepare else f"see {wanted.where}"
         faults.append(
             f"{dataset.source} has {kinds[0]} things and {kinds[1]} stuff, {dataset.name} has {wanted.things} and "
-            f"{wanted.stuff}; it is of another release or another set: maskclip prepare {wanted.prepare}"
+            f"{wanted.stuff}; it is of another release or another set: {cure}"
         )
     if wanted.pictures and len(dataset) not in wanted.pictures:
         said = " or ".join(f"{count:,}" for count in wanted.pictures)

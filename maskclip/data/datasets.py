@@ -12,7 +12,15 @@ from maskclip.data.images import read_json
 from maskclip.data.semantic import open_semantic_folder
 from maskclip.data.types import Dataset, content_mark
 
-TASKS = ("panoptic", "semantic", "instances", "split")
+METRICS = {  # of each task
+    "panoptic": [f"{metric}{of}" for metric in ("PQ", "SQ", "RQ") for of in ("", "th", "st")],
+    "semantic": ["mIoU", "mIoU_old"],
+    "instances": ["AP", "AP50", "AP75"],
+    "split": [
+        *("AP50_constrained_base", "AP50_constrained_target"),
+        *("AP50_generalized_base", "AP50_generalized_target", "AP50_generalized_all"),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -20,10 +28,10 @@ class DatasetEntry:
     """All that is said of a data set; an entry that lacks something is a ValueError with its name."""
 
     name: str  # for `open_dataset`, settings and results
-    reader: Callable[..., Dataset]
-    folder: str  # under the root of all data; docs/data.md shows the tree
-    files: tuple[str, ...]  # in the order of the reader's parameters; of several places ("a | b") the first that is
-    task: str = ""  # what tests score: PQ, mIoU, AP, AP50 of base and target categories; empty: nothing
+    reader: Callable[..., Dataset] = None  # type: ignore[assignment]  # which is refused
+    folder: str = ""  # under the root of all data; docs/data.md shows the tree
+    files: tuple[str, ...] = ()  # in the order of the reader's parameters; of several places, "a | b", the first there
+    task: str = ""  # of METRICS: what tests score; empty: nothing
     pictures: str = ""  # the data set whose pictures it annotates; empty: its own
     words: str = ""  # the data set whose categories, of the same ids, name its own; empty: they keep their names
     results: str = ""  # its name in results; empty: the same
@@ -31,16 +39,21 @@ class DatasetEntry:
     options: dict[str, Any] = field(default_factory=dict)  # the reader's other parameters
 
     def __post_init__(self) -> None:
+        if not self.name or not callable(self.reader) or self.task not in ("", *METRICS):
+            raise ValueError(f"data set {self.name!r} needs a name, a reader, a task of {', '.join(METRICS)} or none")
+        if not isinstance(self.files, tuple) or not all(isinstance(one, str) and one for one in self.files):
+            raise ValueError(f"data set {self.name!r}: files must be a tuple of places, not {self.files!r}")
         try:
             inspect.signature(self.reader).bind(*self.files, **self.options, name=self.name)
         except TypeError as error:
             raise ValueError(
                 f"data set {self.name!r}: {error} for {self.reader.__name__}; its files are the reader's in their order"
             ) from None
-        if not isinstance(self.files, tuple):
-            raise ValueError(f"data set {self.name!r}: files must be a tuple, such as ({self.files!r},)")
-        if not self.name or not all(self.files) or self.task not in ("", *TASKS):
-            raise ValueError(f"data set {self.name!r} needs a name, files, and a task of {', '.join(TASKS)} or none")
+
+    @property
+    def in_tables(self) -> str:
+        """Its name in tables: a set that annotates another's pictures, with its words, is that set."""
+        return self.words if self.words and self.words == self.pictures else self.results or self.name
 
     def places(self, root: str | Path) -> list[list[Path]]:
         """Where each of its files may lie under the root of all data."""
