@@ -155,7 +155,9 @@ def segment(
     json: Annotated[bool, typer.Option("--json", help="Write COCO's JSON and ids beside them, too")] = False,
     model: Annotated[str, typer.Option(help="An open_clip name or a folder  [default: the drawn miniature's]")] = "",
     pretrained: Annotated[str, typer.Option(help="open_clip's tag or a weights file  [default: the first tag]")] = "",
-    proposals: Annotated[str, typer.Option(help="A file, folder or hub name of a Mask2Former or SAM")] = "",
+    proposals: Annotated[
+        str, typer.Option(help="A file, folder, hub name (Mask2Former, SAM) or own source's name")
+    ] = "",
     encoder: Annotated[str, typer.Option(help="Trained or converted MaskCLIP weights  [default: training-free]")] = "",
     templates: Annotated[str, typer.Option(help="none, 14 or 80")] = "none",
     all_named: Annotated[bool, typer.Option("--all-named", help="Name every mask, fitting or not")] = False,

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("out", help="where predictions, metrics.csv and comparison.png go")
     parser.add_argument("--params", default="params.yaml", help="the study's parameters (its CLIP, thresholds)")
     parser.add_argument("--seed", type=int, default=0, help="which run's trained networks to use")
-    parser.add_argument("--network", help="a proposal network: a folder of ours, or a Mask2Former of transformers")
+    parser.add_argument("--network", help="proposals of another source, as `load_source` takes it")
     options = parser.parse_args()
     with errors_as_sentences():
         table = run_sample(options.folder, options.out, Run(options.seed, options.params), options.network)

@@ -23,6 +23,7 @@ from maskclip.data import read_image
 from maskclip.evaluation.proposal_quality import ProposalQuality, match_greedily
 from maskclip.proposals import Proposals, ground_truth_proposals, load, load_source
 from maskclip.proposals.backbone import FrozenBatchNorm2d
+from maskclip.proposals.base import as_seen
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
 from maskclip.proposals.mask_rcnn import MaskRCNNSource, boxes_of_masks, build_mask_rcnn, paste_masks
 from maskclip.settings import BackboneConfig, Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
@@ -371,7 +372,7 @@ def test_a_new_source_is_one_entry(monkeypatch):
         logits = 10 * torch.eye(4).view(4, 2, 2) - 5
         return [Proposals(logits, torch.ones(4)) for _ in images]
 
-    monkeypatch.setitem(load.SOURCES, "quarters", load.SourceKind(lambda device: quarters))
+    monkeypatch.setitem(load.SOURCES, "quarters", load.SourceKind("quarters", lambda device: quarters))
     (proposals,) = load_source("quarters")([ToyScenes()[0].image])
     assert proposals.masks((2, 2)).sum((1, 2)).tolist() == [1, 1, 1, 1]
 
@@ -394,7 +395,8 @@ def test_a_new_network_is_one_entry(tmp_path, monkeypatch):
     def build(config, classes):
         return torch.nn.Conv2d(3, config.masks, 1)
 
-    monkeypatch.setitem(load.SOURCES, "grid", load.SourceKind(source, GridConfig, build))
+    monkeypatch.setitem(load.SOURCES, "grid", load.SourceKind("grid", source, GridConfig, build))
+    assert load.network_of(GridConfig()) == "grid"
     network = load.build_network(GridConfig(5), 1)
     record = {"network": "grid", "classes": 1, "config": dataclasses.asdict(GridConfig(5))}
     save_file(network.state_dict(), tmp_path / "grid.safetensors", {"record": json.dumps(record)})
@@ -404,7 +406,7 @@ def test_a_new_network_is_one_entry(tmp_path, monkeypatch):
     assert torch.equal(begun.weight, network.weight)
 
 
-def test_unknown_and_half_filled_sources_are_named(tmp_path, monkeypatch):
+def test_unknown_sources_are_named(tmp_path):
     record = {"network": "sam", "classes": 1, "config": {}}
     save_file({"a": torch.ones(1)}, tmp_path / "sam.safetensors", {"record": json.dumps(record)})
     with pytest.raises(
@@ -415,10 +417,41 @@ def test_unknown_and_half_filled_sources_are_named(tmp_path, monkeypatch):
         load.build_network(TRAINING, 1)
     with pytest.raises(FileNotFoundError, match="mask_rcnn has to be trained; give the folder or file"):
         load_source("mask_rcnn")
-    monkeypatch.setitem(load.SOURCES, "sam", load.SourceKind(len, settings=TrainingConfig))
-    for way in (lambda: load_source(tmp_path / "sam.safetensors"), lambda: load.build_network(TRAINING, 1)):
-        with pytest.raises(ValueError, match=r"the entry 'sam' of maskclip\.proposals\.load\.SOURCES lacks build"):
-            way()
+
+
+@pytest.mark.parametrize(("parts", "sentence"), [
+    (("grid",), "proposal source 'grid' needs a name and a function: SourceKind"),
+    (("grid", "propose"), "proposal source 'grid' needs a name and a function"),
+    ((len,), "proposal source .*len.* needs a name and a function"),
+    (("grid", len, TrainingConfig), "proposal source 'grid' lacks build"),
+    (("grid", len, None, len), "proposal source 'grid' lacks settings"),
+])  # fmt: skip
+def test_half_filled_sources_are_named(parts, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load.SourceKind(*parts)
+
+
+def test_sources_have_names_and_settings_of_their_own():
+    grid, other = load.SourceKind("grid", len), load.SOURCES["mask_rcnn"]
+    assert load.by_name(grid, other) == {"grid": grid, "mask_rcnn": other}
+    with pytest.raises(ValueError, match=r"has 'grid' and 'grid'; each needs its own name"):
+        load.by_name(grid, other, load.SourceKind("grid", max))
+    with pytest.raises(ValueError, match=r"has 'mask_rcnn' and 'mine'; each needs its own name, settings"):
+        load.by_name(other, load.SourceKind("mine", len, MaskRCNNConfig, max))
+    with pytest.raises(ValueError, match=r"built-in function len> of .*load.py is no entry; write SourceKind"):
+        load.by_name(len)
+
+
+@pytest.mark.parametrize(("function", "wrong"), [
+    (lambda images: [len(image) for image in images], r"gives a list"),
+    (lambda images: [image.shape for image in images], r"fails \('str' object has no attribute 'shape'\)"),
+    (lambda images: [as_seen(image, MASK2FORMER, 4, "cpu") for image in images], r"fails \(a proposal source takes"),
+    (lambda device: None, "gives a NoneType"),
+])  # fmt: skip
+def test_what_is_no_source_is_named_when_it_is_loaded(function, wrong, monkeypatch):
+    monkeypatch.setitem(load.SOURCES, "grid", load.SourceKind("grid", function))
+    with pytest.raises(ValueError, match=rf"'grid' {wrong}.*; it takes a device .*SourceKind\('grid', lambda device"):
+        load_source("grid")
 
 
 def test_ground_truth_leaves_out_crowds_and_void():

@@ -27,36 +27,58 @@ ENCODER = "maskclip.visual."  # a released file may hold MaskCLIP's encoder too,
 
 @dataclass(frozen=True)
 class SourceKind:
-    """All that the library has to know of a kind of proposal source; only a trained network has more than `source`."""
+    """All that the library has to know of a kind of proposal source; only a trained network has more than `source`.
+    An entry that lacks something is a ValueError with its name."""
 
-    source: Callable[..., ProposalSource]  # of (device), or (network, settings, classes; 0 without a class head)
+    name: str  # for `load_source` and records
+    source: Callable[..., ProposalSource] | None = None  # of (device), or (network, settings, classes: 0 without head)
     settings: type | None = None  # the class of them
     build: Callable[[Any, int], nn.Module] | None = None  # of (settings, classes): with fresh weights
     class_heads: tuple[str, ...] = ()  # how the names of weights that know classes begin
 
+    def __post_init__(self) -> None:
+        if not self.name or not isinstance(self.name, str) or not callable(self.source):
+            raise ValueError(f"proposal source {self.name!r} needs a name and a function: SourceKind(NAME, FUNCTION)")
+        if (self.settings is None) != (self.build is None):
+            lacking = "build" if self.build is None else "settings"
+            raise ValueError(f"proposal source {self.name!r} lacks {lacking}, which a trained network has")
 
-SOURCES = {  # a new source is one entry here
-    "mask2former": SourceKind(
-        Mask2FormerSource, Mask2FormerConfig, build_mask2former, ("class_predictor.", "criterion.")
+
+def by_name(*kinds: SourceKind) -> dict[str, SourceKind]:
+    """Kinds by their names; ValueError: one is no `SourceKind`, or two have one name or one class of settings."""
+    found: dict[str, SourceKind] = {}
+    for kind in kinds:
+        if not isinstance(kind, SourceKind):
+            raise ValueError(f"{kind!r} of {__file__} is no entry; write SourceKind(NAME, FUNCTION)")
+        for other in found.values():
+            if kind.name == other.name or (kind.settings and kind.settings is other.settings):
+                raise ValueError(f"{__file__} has {other.name!r} and {kind.name!r}; each needs its own name, settings")
+        found[kind.name] = kind
+    return found
+
+
+SOURCES = by_name(  # a new source is one entry here
+    SourceKind(
+        "mask2former", Mask2FormerSource, Mask2FormerConfig, build_mask2former, ("class_predictor.", "criterion.")
     ),
-    "mask_rcnn": SourceKind(
-        MaskRCNNSource,
-        MaskRCNNConfig,
-        build_mask_rcnn,
+    SourceKind(
+        "mask_rcnn", MaskRCNNSource, MaskRCNNConfig, build_mask_rcnn,
         ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
     ),
-}
+)  # fmt: skip
 
 
 def source_kind(name: str, of: str | Path = "") -> Any:
-    """The entry `name` of `SOURCES`, which `of` needs; ValueError where there is none, or it is half filled."""
+    """The entry `name` of `SOURCES`, which `of` needs; ValueError where there is none."""
     if (kind := SOURCES.get(name)) is None:
         whose = f"{of} is of the" if of else "there is no"
         raise ValueError(f"{whose} proposal network {name!r}; known are {', '.join(SOURCES)}")
-    if (kind.settings is None) != (kind.build is None):
-        lacking = "build" if kind.build is None else "settings"
-        raise ValueError(f"the entry {name!r} of maskclip.proposals.load.SOURCES lacks {lacking}")
     return kind
+
+
+def network_of(config: Any) -> str:
+    """The name among `SOURCES` of the network with these settings; of their class alone, where there is none."""
+    return next((name for name, kind in SOURCES.items() if kind.settings is type(config)), type(config).__name__)
 
 
 def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") -> ProposalSource:
@@ -72,12 +94,24 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
     if name in SOURCES:
         if (kind := source_kind(name)).build:
             raise FileNotFoundError(f"{name} has to be trained; give the folder or file of a trained one")
-        return kind.source(device)
+        return _untrained(kind, device)
     if "/" not in name and not path.exists():  # the hub's names are OWNER/NAME
         raise FileNotFoundError(
             f"there is no source {name!r}: no folder or file, none of {', '.join(SOURCES)}, no hub name OWNER/NAME"
         )
     return _of_transformers(name, device)
+
+
+def _untrained(kind: Any, device: str | torch.device) -> ProposalSource:
+    """What the function of an entry makes; one that takes pictures at once, not a device first, is told what to be."""
+    cure = f"it takes a device and returns the source: SourceKind({kind.name!r}, lambda device: propose)"
+    try:
+        source = kind.source(device)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ValueError(f"the function of proposal source {kind.name!r} fails ({error}); {cure}") from error
+    if not callable(source):
+        raise ValueError(f"the function of proposal source {kind.name!r} gives a {type(source).__name__}; {cure}")
+    return source
 
 
 def _trained(path: Path, device: str | torch.device) -> ProposalSource:
@@ -105,8 +139,7 @@ def build_network(config: Any, classes: int) -> nn.Module:
     Of a `start`, heads that know classes are taken over only from object / no object to the same.
     FileNotFoundError or ValueError where the weights to begin with are missing or do not fit.
     """
-    names = [name for name, kind in SOURCES.items() if kind.settings is type(config)]
-    kind = source_kind(names[0] if names else type(config).__name__)
+    kind = source_kind(network_of(config))
     network = kind.build(config, classes)
     if start := getattr(config, "start", None):
         if Path(start).suffix == ".safetensors" and not Path(start).is_file():
