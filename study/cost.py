@@ -13,18 +13,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 from ruamel.yaml import YAML
 
-from maskclip.data.check import PUBLISHED
-from maskclip.data.datasets import DATASETS, scored_on
+from maskclip.data.check import PUBLISHED, Published
+from maskclip.data.datasets import DATASETS, open_dataset, scored_on
 from maskclip.proposals.store import BYTES_PER_MASK
 from maskclip.roofline import GPUS, Gpu, find_gpu
 from maskclip.settings import MaskClipTraining, TrainingConfig
 from study import errors_as_sentences
-from study.methods import METHODS, NETWORKS, Method, ProposalNetwork
+from study.methods import METHODS, NETWORKS, Method, ProposalNetwork, baselines, on_ground_truth
 from study.params import Study, load_study
 from study.work import (
     MASKS,
@@ -47,10 +48,7 @@ PRODUCTS = {"no": "float32", "bf16": "fp16"}  # what a GPU calls a precision, if
 # A training step of the released code takes 15 times as long as a pass of CLIP, ours 2.1 times, on one and the same
 # CPU (docs/paper_and_released_code.md).
 RELEASED = 15 / 2.1
-BESIDE = {  # methods of stages that train nothing
-    "baselines": ("clip_baseline", "wo_rma"),
-    "ground_truth_masks": ("clip_baseline", "wo_rma", "maskclip"),
-}
+BESIDE = {"baselines": baselines, "ground_truth_masks": on_ground_truth}  # methods of stages that train nothing
 OF_RELEASED = "maskclip", "maskclip_published"  # rows of the profile that trains nothing
 
 
@@ -106,7 +104,7 @@ def parts(study: Study, gpus: int, data: float, stages: str | Path) -> Iterator[
             yield _training(where, stage_two, step, gpus, data)
             for pictures in method.tests:
                 yield _evaluation(study, clip, method, pictures, where)
-        beside = [METHODS[one] for one in BESIDE.get(name, ())]
+        beside = BESIDE.get(name, list[Method])()
         for method in beside:
             for pictures in ("a150",) if name == "ground_truth_masks" else method.tests:
                 yield _evaluation(study, clip, method, pictures, f"{name}{seed}", name == "ground_truth_masks")
@@ -156,7 +154,7 @@ def _evaluation(
     work = step.work if method.mask_tokens else (SEGMENTS if on_truth else MASKS) * step.work
     memory = step.work.memory
     for entry in scored_on(pictures):
-        words = PUBLISHED[entry.words or entry.name]
+        words = _published(entry.words or entry.name, study.data.root)
         merging = naming(words.things + words.stuff, entry.task, size, clip.side)
         work, memory = work + merging, max(memory, merging.memory)
     step = replace(step, work=replace(work, memory=memory))
@@ -166,15 +164,29 @@ def _evaluation(
 
 
 def number_of_pictures(study: Study, name: str, data: float = 1.0) -> int:
-    """How many pictures a set has, as published or drawn, within the study's limits; training sets `data` times."""
-    training, world = DATASETS[name].training, study.data.world
-    if world:
-        kind = {"coco_split_train": "coco_train", "a150": "ade", "a847": "ade", "p59": "pascal"}.get(name, name)
-        there = getattr(world, kind)
-    else:  # how many of COCO's pictures have base categories is not published: all, at most
-        there = PUBLISHED["coco_train" if training else name].pictures[0]
+    """How many pictures a set has, as drawn, published or counted where it lies, within the study's limits; training
+    sets `data` times. ValueError: nobody knows."""
+    training = DATASETS[name].training
+    name = {"coco_split_train": "coco_train"}.get(name, name)  # of how many has base categories, none is published
+    drawn = {"a150": "ade", "a847": "ade", "p59": "pascal"}.get(name, name)
+    there = getattr(study.data.world, drawn, None) or _published(name, study.data.root).pictures[0]
     limit = study.data.training_limit if training else study.evaluation.limit
     return round(min(there, limit or there) * (data if training else 1))
+
+
+@cache
+def _published(name: str, root: str) -> Published:
+    """What is published of a set; of one of your own, what lies there."""
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    try:
+        dataset = open_dataset(name, root)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"how large {name} is, nobody knows: {error}; lay it there, or add its counts to PUBLISHED of "
+            "maskclip/data/check.py"
+        ) from None
+    return Published((len(dataset),), len(dataset.categories), 0, "", "", "")
 
 
 def _size(study: Study, name: str) -> tuple[int, int]:

@@ -13,12 +13,14 @@ from typing import TypeVar
 
 from ruamel.yaml import YAML
 
-from maskclip.settings import scale_layers
+from maskclip.data.datasets import DATASETS, METRICS, find_entry
+from maskclip.settings import PAPER_DEPTH, scale_layers
 from study.params import Proposals
 
-TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # `maskclip.data.DATASETS` knows their tasks
+TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # the table of data sets knows their tasks
 TRAINING_PICTURES = ("coco_train", "coco_split_train")
-TABLES = range(2, 10)  # of the paper
+TABLES = range(2, 10)  # of the paper; report/tables.yaml has their columns
+COSTS = ("tflops", "time_s", "peak_gb")  # columns of the data set `efficiency`
 SCORE_COLUMNS = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]  # of a stage's results
 GROUND_TRUTH = "ground_truth"  # in place of a network: the annotated segments themselves (Table 7)
 
@@ -65,20 +67,23 @@ class Method:
     def __post_init__(self) -> None:
         costs_only = self.tables == (6,)
         _require(self, "label", "colour", "tables", *(() if costs_only else ("network", "tests")))
-        _known(self, "tables", (*self.tables, *self.labels), TABLES)
+        _known(self, "tables", self.tables, TABLES)
+        _known(self, "tables it is a row of", self.labels, self.tables)
         if costs_only:
             return
         _known(self, "networks", [self.network], (*NETWORKS, GROUND_TRUTH))
         _known(self, "training sets", filter(None, [self.training_set]), TRAINING_PICTURES)
         try:
-            scale_layers(list(self.rma_layers or ()), 24)
-        except (TypeError, ValueError) as error:
+            scale_layers(self.rma_layers or (), PAPER_DEPTH)
+        except ValueError as error:
             raise ValueError(f"{self} of study/methods.py: {error}") from None
         if self.network != GROUND_TRUTH:
             pictures = filter(None, (self.training_set, *self.tests))
             _known(self, f"pictures with {self.network}'s proposals", pictures, NETWORKS[self.network].pictures)
         if self.mask_tokens and self.rma_layers != () and not (self.training_set or self.weights):
             raise ValueError(f"{self} of study/methods.py has layers to train: give it a training_set")
+        if self.weights and not (self.as_published or self.network == GROUND_TRUTH):
+            raise ValueError(f"{self} of study/methods.py has another's weights, so its network must be {GROUND_TRUTH}")
 
     def __str__(self) -> str:
         return f"method {self.id!r}"
@@ -125,15 +130,17 @@ class _Named(dict[str, Entry]):
         raise ValueError(f"the study has no {name!r}; it has {', '.join(self)}")
 
 
+_TUPLES = {"tables": (2, 3), "tests": ("a150",), "pictures": ("coco_val",), "rma_layers": (6, 12, 18, 24)}
+
+
 def _require(entry: ProposalNetwork | Method, *names: str) -> None:
     if lacking := [name for name in names if not getattr(entry, name)]:
         raise ValueError(f"{entry} of study/methods.py lacks its {', '.join(lacking)}")
-    for name in ("tables", "tests", "pictures"):
-        if not isinstance(getattr(entry, name, ()), tuple):
-            raise ValueError(
-                f"{entry} of study/methods.py: {name} must be a tuple, such as ({getattr(entry, name)!r},)"
-            )
-    if not re.fullmatch(r"\w+", entry.id) or not re.fullmatch("#[0-9a-f]{6}", entry.colour):
+    for name, such in _TUPLES.items():
+        given = getattr(entry, name, None)
+        if given is not None and not (isinstance(given, tuple) and all(type(one) is type(such[0]) for one in given)):
+            raise ValueError(f"{entry} of study/methods.py: {name} must be a tuple such as {such}, not {given!r}")
+    if not re.fullmatch(r"\w+", entry.id) or not re.fullmatch("#[0-9a-f]{6}", str(entry.colour)):
         raise ValueError(f"{entry} of study/methods.py needs an id of letters, digits and _, a colour #rrggbb")
 
 
@@ -194,12 +201,35 @@ METHODS: dict[str, Method] = _Named(
 
 
 def rows_of(table: int) -> dict[str, Method]:
-    """The methods that are rows of one of the paper's tables, by their labels there; ValueError if two share one."""
-    methods = [method for method in METHODS.values() if table in method.tables]
-    rows = {method.label_in(table): method for method in methods}
-    if hidden := [method.id for method in methods if method not in rows.values()]:
-        raise ValueError(f"method {hidden[0]!r} of study/methods.py has another one's label in Table {table}")
+    """The methods that are rows of one of the paper's tables, by their labels there.
+
+    ValueError: two share one, or their colour. Those of which only the cost is measured are grey, all of them.
+    """
+    rows: dict[str, Method] = {}
+    for method in (method for method in METHODS.values() if table in method.tables):
+        own = method.label_in(table)
+        for label, other in rows.items():
+            if label == own or (method.network and method.colour == other.colour):
+                what = "label" if label == own else "colour"
+                raise ValueError(f"{method} of study/methods.py has the {what} of {other} in Table {table}; change it")
+        rows[own] = method
     return rows
+
+
+def data_sets() -> list[str]:
+    """The data sets that the study reads: its collections of pictures, and all that annotates these."""
+    used = TEST_PICTURES + TRAINING_PICTURES
+    return [name for name, entry in DATASETS.items() if (entry.pictures or name) in used]
+
+
+def baselines() -> list[Method]:
+    """The methods that name a network's masks and have nothing to train."""
+    return [m for m in METHODS.values() if m.network in NETWORKS and not (m.training_set or m.weights)]
+
+
+def on_ground_truth() -> list[Method]:
+    """The methods that name annotated masks: baselines, and those whose weights the rows of such masks have."""
+    return baselines() + [METHODS[m.trained_as] for m in METHODS.values() if m.network == GROUND_TRUTH]
 
 
 def check_stages(path: str | Path = "dvc.yaml") -> None:
@@ -207,8 +237,13 @@ def check_stages(path: str | Path = "dvc.yaml") -> None:
 
     What is trained stands in a stage's matrix, and a method's stage depends on its network. A row with nothing to
     train stands in some stage's metrics: `baselines_<id>.json`, or `ground_truth_masks_<weights>.json`. One evaluated
-    as published is of the profile `released`, which is no part of it.
+    as published is of the profile `released`, which is no part of it. The tables of data sets and of the report's
+    columns are checked as well.
     """
+    _check_pictures()
+    _check_columns()
+    for table in TABLES:
+        rows_of(table)
     stages = YAML(typ="safe").load(Path(path))["stages"]
     matrices = [(str(stage), stage.get("matrix", {})) for stage in stages.values()]
     of = {name: text for text, m in matrices for name in (*m.get("network", ()), *m.get("method", ()))}
@@ -220,10 +255,38 @@ def check_stages(path: str | Path = "dvc.yaml") -> None:
         file = f"{'ground_truth_masks' if method.network == GROUND_TRUTH else 'baselines'}_{method.trained_as}.json"
         if method.weights and method.weights not in METHODS:
             raise ValueError(f"{method} of study/methods.py: there is no method {method.weights!r} with weights")
-        if method.training_set and not re.search(rf"[/']{method.network}'", of[method.id]):
+        if not method.network or method.as_published:
+            continue
+        stage = of[method.id] if method.training_set else next((text for text, _ in matrices if file in text), "")
+        if not stage:
+            raise ValueError(f"{path}: no stage has the metrics {file} of {method.id!r}")
+        if method.network in NETWORKS and not re.search(rf"[/']{method.network}'", stage):
             raise ValueError(
                 f"{path}: the stage of {method.id!r} lacks the folder of {method.network} among its deps; move it to "
                 "the stage that has it"
             )
-        if method.network and not (method.training_set or method.as_published) and file not in str(stages):
-            raise ValueError(f"{path}: no stage has the metrics {file} of {method.id!r}")
+
+
+def _check_pictures() -> None:
+    entries = [find_entry(name) for name in DATASETS]
+    tests = [entry.pictures or entry.name for entry in entries if entry.task]
+    for what, names, known in (
+        ("TEST_PICTURES", TEST_PICTURES, tests),
+        ("TRAINING_PICTURES", TRAINING_PICTURES, [entry.name for entry in entries if entry.training]),
+    ):
+        if lost := [name for name in names if name not in known]:
+            there = ", ".join(dict.fromkeys(known))
+            raise ValueError(f"{what} of study/methods.py has {lost[0]!r}; maskclip/data/datasets.py has {there}")
+
+
+def _check_columns() -> None:
+    known = [[entry.in_tables, metric] for entry in DATASETS.values() for metric in METRICS.get(entry.task, ())]
+    known += [["efficiency", metric] for metric in COSTS]
+    for number, table in YAML(typ="safe").load(Path(__file__).parent / "report/tables.yaml").items():
+        for label, column in table["columns"].items():
+            if column not in known:
+                there = [metric for name, metric in known if [name] == column[:1]] or [name for name, _ in known]
+                raise ValueError(
+                    f"study/report/tables.yaml: column {label!r} of Table {number} is {column}; it must be a data set "
+                    f"and a metric of it, here one of {', '.join(dict.fromkeys(there))}"
+                )

@@ -36,7 +36,7 @@ from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, ground_truth_proposals, load_source
 from maskclip.proposals.backbone import check_fit
-from maskclip.proposals.load import converted_from
+from maskclip.proposals.load import converted_from, network_of
 from maskclip.proposals.store import StoredProposals, join_parts, part_of, proposal_key, store_proposals
 from maskclip.segmenter.encoder import load_encoder
 from maskclip.settings import Evaluation, scale_layers
@@ -101,10 +101,10 @@ class Run:
         return {"score_threshold": settings.object_mask_threshold, "overlap_threshold": settings.overlap_threshold}
 
     def faults_ahead(self, names: Iterable[str]) -> list[str]:
-        """What stages to come would stop at, a sentence each: weights that cannot be had, or names of these data sets
-        that are longer than CLIP reads."""
+        """What stages to come would stop at, a sentence each: weights that cannot be had, names of these data sets
+        that are longer than CLIP reads, methods that are one and the same training in this CLIP."""
         found: list[str] = []
-        for settings in (self.study.proposals.mask2former, self.study.proposals.mask_rcnn, self.study.proposals.twins):
+        for settings in vars(self.study.proposals).values():
             found += check_weights("", None, settings.backbone.weights).values()
         found = [said for said in dict.fromkeys(found) if said not in ("here", "to be fetched")]
         for name in names:
@@ -113,8 +113,32 @@ class Run:
             except (ValueError, OSError) as error:
                 found.append(f"{name}: {error}")
                 if "clip" not in vars(self):
-                    break  # there is none to ask for the others
+                    return found  # there is none to ask for the others
+        return found + self._trained_twice()
+
+    def _trained_twice(self) -> list[str]:
+        """A sentence for each method whose training is another's, since few layers make their RMA layers the same."""
+        found, trained = list[str](), dict[tuple[Any, ...], str]()
+        for name, method in METHODS.items():
+            if method.training_set and self.study.maskclip.steps:
+                layers = self.rma_layers(name)
+                same = method.network, method.training_set, method.refine_masks, layers
+                if (other := trained.setdefault(same, name)) != name:
+                    found.append(
+                        f"methods {other!r} and {name!r} are one training: this CLIP's {self.depth} layers scale both "
+                        f"to RMA in {layers}; give one other rma_layers, or run it with a deeper CLIP"
+                    )
         return found
+
+    @property
+    def depth(self) -> int:
+        """How many layers this ViT has."""
+        return len(self.clip.model.visual.transformer.resblocks)
+
+    def rma_layers(self, method: str) -> tuple[int, ...]:
+        """A method's layers with RMA, scaled to this ViT's depth."""
+        own = METHODS[method].rma_layers
+        return scale_layers(list(self.study.maskclip.rma_layers if own is None else own), self.depth)
 
     @cache  # noqa: B019 - a notebook has one run
     def dataset(self, name: str) -> Dataset:
@@ -164,12 +188,11 @@ class Run:
     def new_encoder(self, method: str) -> MaskCLIPVisualEncoder:
         """The untrained visual encoder of a method of METHODS, its RMA layers scaled to this ViT's depth; of a method
         with RMA, with the weights of `maskclip.start`, if the profile has one."""
-        training, kind = self.study.maskclip, METHODS[method]
-        layers = training.rma_layers if kind.rma_layers is None else kind.rma_layers
+        training = self.study.maskclip
         encoder = MaskCLIPVisualEncoder.from_open_clip(
             self.clip.model,
-            rma_layers=scale_layers(list(layers), len(self.clip.model.visual.transformer.resblocks)),
-            refine_masks=kind.refine_masks,
+            rma_layers=self.rma_layers(method),
+            refine_masks=METHODS[method].refine_masks,
             query_form="linear" if training.linear_query else "layernorm",
             zero_init_refinement=training.zero_init_refinement,
             generator=torch.Generator().manual_seed(self.seed),
@@ -304,11 +327,10 @@ def _train(seed: int, params: str | Path, method: str) -> None:
 
 def _train_proposals(seed: int, params: str | Path, name: str) -> None:
     run, kind = Run(seed, params), NETWORKS[name]
-    network = "mask_rcnn" if kind.settings == "mask_rcnn" else "mask2former"
     config = getattr(run.study.proposals, kind.settings)
     dataset = run.dataset(kind.training_set) if config.training.steps else None
     out, aware, device = run.folder / name, kind.class_aware, "cpu" if run.device == "cpu" else None
-    train_proposals(network, dataset, config, out, seed, class_aware=aware, device=device, retrain=RETRAIN)
+    train_proposals(network_of(config), dataset, config, out, seed, class_aware=aware, device=device, retrain=RETRAIN)
 
 
 def _store_part(seed: int, params: str | Path, network: str, name: str) -> None:

@@ -49,6 +49,7 @@ from maskclip.proposals.store import encode, proposal_key
 from maskclip.segmenter.segmenter import MINIATURE
 from maskclip.segmenter.words import read_words
 from maskclip.training.mask_tokens import train_maskclip
+from study.methods import METHODS
 from study.params import load_study
 from study.run import Run
 
@@ -407,7 +408,8 @@ def test_what_later_stages_would_stop_at_is_told_first(clip: Clip, monkeypatch: 
         run = object.__new__(Run)
         network = SimpleNamespace(backbone=SimpleNamespace(weights=weights))
         networks = SimpleNamespace(mask2former=network, mask_rcnn=network, twins=network)
-        run.study = SimpleNamespace(proposals=networks, clip=SimpleNamespace(templates=["a {}"]))
+        trained = load_study("mini").maskclip
+        run.study = SimpleNamespace(proposals=networks, clip=SimpleNamespace(templates=["a {}"]), maskclip=trained)
         run.dataset = lambda name: SimpleNamespace(names=["sky", name])  # type: ignore[method-assign]
         return run
 
@@ -417,6 +419,13 @@ def test_what_later_stages_would_stop_at_is_told_first(clip: Clip, monkeypatch: 
     run.clip = clip
     (said,) = run.faults_ahead(["cow", "cow " * 40])
     assert said.startswith("cow cow") and "'a cow cow cow" in said and "than the 32 tokens that CLIP mini_clip" in said
+    layers = replace(METHODS["layers_3_9_15_21"], id="ours", rma_layers=(2, 8, 14, 20))
+    monkeypatch.setitem(METHODS, "ours", layers)
+    assert run.rma_layers("ours") == run.rma_layers("layers_3_9_15_21") == (1, 2, 4, 5)
+    (said,) = run.faults_ahead(["cow"])
+    assert "'layers_3_9_15_21' and 'ours' are one training: this CLIP's 6 layers" in said and "give one other" in said
+    monkeypatch.setitem(METHODS, "ours", replace(layers, refine_masks=False))
+    assert not run.faults_ahead(["cow"])
     run = run_with("somebody/elses")
     monkeypatch.setattr(Run, "clip", property(lambda self: load_clip("models/nowhere")))
     weights, no_clip = run.faults_ahead(["cow", "sky"])

@@ -112,6 +112,23 @@ def test_profiles_share_no_folder(tmp_path: Path) -> None:
     assert not set(places["mini"]) & set(places["paper"])
 
 
+def test_a_network_is_trained_as_its_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    trained: dict[str, tuple[str, str]] = {}
+    monkeypatch.setattr(Run, "dataset", lambda self, name: name)
+    monkeypatch.setattr(
+        study.run, "train_proposals",
+        lambda kind, dataset, config, out, *_, **__: trained.update({out.name: (kind, dataset)}),
+    )  # fmt: skip
+    for name in ("mask_rcnn", "mask2former_base", "class_aware"):
+        study.run._train_proposals(0, "params.yaml", name)
+    assert trained == {
+        "mask_rcnn": ("mask_rcnn", "coco_train"),
+        "mask2former_base": ("mask2former", "coco_split_train"),
+        "class_aware": ("mask2former", "coco_train"),
+    }
+
+
 def test_a_table_that_takes_long_is_computed_once_for_each_identity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,15 +10,18 @@ import pandas as pd
 import pytest
 import torch
 from ruamel.yaml import YAML
+from test_evaluate import toy_set
 
+from maskclip.data import DATASETS, Category, Dataset, DatasetEntry
 from maskclip.model.clip import load_clip
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals.load import build_network
 from maskclip.roofline import GPUS, count
 from maskclip.training.proposal_networks import network_losses
-from study import work
-from study.cost import by_stage, check_points, main, predict, told
+from study import methods, work
+from study.cost import by_stage, check_points, main, number_of_pictures, predict, told
+from study.methods import METHODS, NETWORKS
 from study.params import Study, load_study
 
 ROOT = Path(__file__).parent.parent
@@ -97,12 +100,35 @@ def test_every_stage_has_its_row_and_stages_add_up(predicted: pd.DataFrame) -> N
 def test_ten_times_the_data_cost_ten_times_what_sees_them(mini: Study, predicted: pd.DataFrame) -> None:
     more = predict(mini, A100, data=10)
     sees = predicted.part.isin(["train", "store coco_train", "store coco_split_train"])
-    assert sees.sum() == 5 + 7 + 3  # trainings of networks and of MaskCLIPs; two of the networks store no training set
+    trained = len(NETWORKS) + sum(method.training_set is not None for method in METHODS.values())
+    assert sees.sum() == trained + sum(network.training_set in network.pictures for network in NETWORKS.values())
     pd.testing.assert_series_equal(more.gpu_hours[sees], 10 * predicted.gpu_hours[sees])
     pd.testing.assert_series_equal(more.gpu_hours[~sees], predicted.gpu_hours[~sees])
     stores = predicted.part.str.startswith("store coco_") & sees
     pd.testing.assert_series_equal(more.disk_gb[stores], 10 * predicted.disk_gb[stores])
     pd.testing.assert_series_equal(more.memory_gb, predicted.memory_gb)
+
+
+def test_a_set_of_ones_own_is_counted_where_it_lies(
+    mini: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(folder: Path, name: str) -> Dataset:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no {folder}")
+        return toy_set([Category(0, "cow", True)], (1, 2, 3))
+
+    (tmp_path / "own").mkdir()
+    monkeypatch.setitem(DATASETS, "own", DatasetEntry("own", read, "", ("own",), task="panoptic"))
+    monkeypatch.setattr(methods, "TEST_PICTURES", (*methods.TEST_PICTURES, "own"))
+    monkeypatch.setitem(NETWORKS, "mask2former", replace(NETWORKS["mask2former"], pictures=("coco_train", "own")))
+    monkeypatch.setitem(METHODS, "wo_rma", replace(METHODS["wo_rma"], tests=("own",)))
+    for study in (load_study("paper"), mini):
+        nowhere, here = (replace(study, data=replace(study.data, root=str(tmp_path / at))) for at in ("nowhere", ""))
+        with pytest.raises(ValueError, match=r"how large own is, nobody knows: .*; lay it there, or add its counts"):
+            number_of_pictures(nowhere, "own")
+        assert number_of_pictures(here, "own") == number_of_pictures(here, "own", data=10) == 3
+    frame = predict(here, A100)
+    assert frame.times[frame.part.isin(["store own", "wo_rma on own"])].tolist() == [3, 3]
 
 
 def test_more_gpus_share_a_batch(mini: Study, predicted: pd.DataFrame) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from maskclip.data.datasets import DATASETS
 from study.methods import METHODS, NETWORKS, SCORE_COLUMNS
 
 # Other results, by the beginning of their files' names, which is also their field in Results.
@@ -25,7 +26,7 @@ _COLUMNS = {
 _NAMES = {"scores": "method", "curves": "method", "proposal_quality": "source"}  # of methods, networks
 _TEXT = {"method", "dataset", "metric", "profile"}  # columns without empty cells
 # One data set read in several ways is one data set in the paper's tables.
-_SAME_DATASET = {"a150_semantic": "a150", "a150_instances": "a150"}
+_SAME_DATASET = {entry.results or name: entry.in_tables for name, entry in DATASETS.items()}
 
 
 @dataclass(frozen=True)
