@@ -26,6 +26,7 @@ from maskclip.data import (
     same_pictures,
     scored_on,
 )
+from maskclip.data.check import check_data
 from maskclip.data.datasets import METRICS
 from maskclip.evaluation.judgements import Judgements
 from maskclip.evaluation.tasks import (
@@ -190,6 +191,22 @@ def test_a_new_data_set_is_one_entry(moon: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="moon_labels annotates none of the pictures of moon"):
         scores_of("moon", moon)  # cam1/0001.png and 0001.png are not the same
     assert [entry.name for entry in scored_on("moon")] == ["moon", "moon_labels"]
+
+
+def test_the_set_of_the_docs_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = (Path(__file__).parent.parent / "docs/data.md").read_text(encoding="utf-8")
+    content, entry = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("json", "python"))
+    for kind in ("masks", "pictures"):
+        (tmp_path / "streets" / kind).mkdir(parents=True)
+    (tmp_path / "streets/set.json").write_text(content)
+    ids = np.zeros((480, 640, 3), np.uint8)
+    ids[:200], ids[200:400] = (1, 0, 0), (2, 1, 0)
+    Image.fromarray(ids).save(tmp_path / "streets/masks/a.png")
+    Image.fromarray(ids).save(tmp_path / "streets/pictures/a.png")
+    monkeypatch.setitem(DATASETS, "streets", eval(entry))
+    assert scores_of("streets", tmp_path)["streets"]["PQ"] == 100
+    (found,) = check_data(tmp_path, ["streets"], thorough=True)
+    assert not found.faults and found.categories == 2
 
 
 @pytest.mark.parametrize(

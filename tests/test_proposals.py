@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -375,6 +376,14 @@ def test_a_new_source_is_one_entry(monkeypatch):
     monkeypatch.setitem(load.SOURCES, "quarters", load.SourceKind("quarters", lambda device: quarters))
     (proposals,) = load_source("quarters")([ToyScenes()[0].image])
     assert proposals.masks((2, 2)).sum((1, 2)).tolist() == [1, 1, 1, 1]
+
+
+def test_the_source_of_the_docs_is_one(monkeypatch):
+    text = (Path(__file__).parent.parent / "docs/proposals.md").read_text(encoding="utf-8")
+    exec(textwrap.dedent(text.split("```python\n")[1].split("```")[0]), found := {})
+    monkeypatch.setitem(load.SOURCES, "grid", load.SourceKind("grid", found["grid"]))
+    (proposals,) = load_source("grid")([ToyScenes()[0].image])
+    assert proposals.masks((64, 64)).sum((1, 2)).min() > 0 and len(proposals) == 16
 
 
 def test_a_new_network_is_one_entry(tmp_path, monkeypatch):
