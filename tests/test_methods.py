@@ -219,7 +219,7 @@ def test_a_column_that_nothing_fills_is_named(
 
 def test_a_baseline_is_scored_wherever_baselines_are(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [method.id for method in methods.on_ground_truth()]
-    assert names[:2] == ["clip_baseline", "wo_rma"] and names[-1] == "maskclip"
+    assert names[:2] == ["clip_baseline", "wo_rma"] and "maskclip" in names[2:]
     entry = Method("cropped", "Cropped", "#123456", (2,), "mask_rcnn", tests=("a150",), mask_tokens=False)
     monkeypatch.setitem(METHODS, "cropped", entry)
     assert methods.baselines()[-1] == entry and entry in methods.on_ground_truth()
