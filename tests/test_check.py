@@ -73,6 +73,13 @@ def test_nothing_there_is_told_of_every_set_at_once(tmp_path: Path) -> None:
     assert "lvisdataset.org publishes it" in said
 
 
+def test_of_a_set_that_no_command_makes_the_place_is_told(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PUBLISHED, "p59", replace(PUBLISHED["p59"], prepare="", where="example.org", things=1))
+    assert "it is of another release or another set: see example.org" in faults(data, published=True)["p59"][0]
+    shutil.rmtree(data / "pascal_ctx_d2")
+    assert faults(data)["p59"][-1].endswith(" is missing; example.org publishes it")
+
+
 def test_a_file_is_no_data_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, said = call(str(tmp_path / "file"))
