@@ -19,7 +19,16 @@ from maskclip.files import load_checkpoint, save_checkpoint
 from maskclip.training.fit import keep_freed_memory
 from miniature.captions import caption, columns, speak, targets_of, training_scenes
 from miniature.drawings import sprites
-from miniature.mini_clip import PATCH, begin, build, encode_crop, encode_text, save_weights, write_model_folder
+from miniature.mini_clip import (
+    PATCH,
+    begin,
+    build,
+    encode_crop,
+    encode_text,
+    grow,
+    save_weights,
+    write_model_folder,
+)
 from miniature.painting import paint
 from miniature.scenes import COLOURS, Scene
 from miniature.schedule import Schedule
@@ -131,7 +140,7 @@ class Learner:
     def __init__(self, folder: Path, schedule: Schedule, device: str) -> None:
         torch.manual_seed(schedule.seed)
         write_model_folder(folder, schedule)
-        self.model, self.tokenizer = build(folder)
+        self.model, self.tokenizer = build(folder, schedule.image_size)
         self.schedule, self.device = schedule, device
         self.vectors = nn.Parameter(begin(self.model).to(device))
         self.model.to(device)
@@ -153,6 +162,7 @@ class Learner:
     def resume(self, file: Path) -> None:
         """Go on from a checkpoint."""
         state = load_checkpoint(file)
+        self._fit(int((len(state["model"]["visual.positional_embedding"]) - 1) ** 0.5) * PATCH)
         self.model.load_state_dict(state["model"])
         self.vectors.data.copy_(state["vectors"])
         self.adamw.load_state_dict(state["adamw"])
@@ -167,6 +177,9 @@ class Learner:
         if since_free == 0:
             rng_of_words = np.random.default_rng([self.schedule.seed, 1300])
             learn_to_say(self.model, self.tokenizer, self.vectors, rng_of_words, self.schedule.text_steps // 2)
+        if stage.seen:
+            self._fit(stage.seen)
+            pictures = F.interpolate(pictures, (stage.seen, stage.seen), mode="bilinear", antialias=True)
         words = self.vectors if tokens is None else encode_text(self.model, tokens)
         with torch.set_grad_enabled(not 0 <= since_free < self.schedule.text_steps):  # the text tower learns alone
             image = _embed_somewhere(self.model.visual, pictures.to(self.device), stage.roam, rng)
@@ -186,6 +199,12 @@ class Learner:
         self.muon.step(rate)
         self.recent.append(torch.stack([loss.detach(), right]))
         self.step += 1
+
+    def _fit(self, size: int) -> None:
+        """Make the model's input as large, if it is smaller; positions begin with no momentum then."""
+        if size > self.model.visual.image_size[0]:
+            grow(self.model.visual, size)
+            self.adamw.state.pop(self.model.visual.positional_embedding, None)
 
     def note(self) -> dict:
         """A line of the log: means since the last one."""

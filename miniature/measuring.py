@@ -22,6 +22,9 @@ from miniature.textures import texture_bank
 from miniature.words import ARTISTS, drawn_by, stuff, things
 
 SIDE = 128  # of the pictures that are measured
+THING_SIZES = {
+    "things under 16 pixels": (0, 16), "things of 16 to 32": (16, 32), "things from 32 on": (32, np.inf),
+}  # fmt: skip
 ALL_ELSE = "words for all else"
 ALONE = "only the surest names, as many right as with words for all else"
 
@@ -89,7 +92,8 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
     """Top-1 over all names given true masks, without any training: mask class tokens against masked images.
 
     Returns:
-        Rows of method, group (all, things, stuff), accuracy in percent and segments.  Crowds are left out.
+        Rows of method, group (all, stuff, things, and things by the root of their area in a picture of 128 pixels
+        squared), accuracy in percent and segments.  Crowds are left out.
     """
     names = [*things(), *stuff()]
     methods: dict[str, MaskCLIPVisualEncoder | MaskedImages] = {
@@ -99,15 +103,16 @@ def name_true_masks(clip: Clip, scenes: Sequence[Annotated]) -> list[dict]:
     rows = []
     for method, encoder in methods.items():
         model = MaskCLIP(clip, encoder)
-        right: dict[str, list[bool]] = {"all": [], "things": [], "stuff": []}
+        right: dict[str, list[bool]] = {"all": [], "things": [], "stuff": [], **{group: [] for group in THING_SIZES}}
         for scene in scenes:
             named = [(name, mask) for name, mask, crowd in scene.segments if not crowd]
             proposals = true_masks([mask for _, mask in named])
             best = model(scene.image, names, proposals).class_probs.argmax(1).tolist()
-            for (name, _), answer in zip(named, best, strict=True):
-                hit = names[answer] == name
-                right["all"].append(hit)
-                right["stuff" if name in stuff() else "things"].append(hit)
+            for (name, mask), answer in zip(named, best, strict=True):
+                across = SIDE * mask.mean() ** 0.5
+                groups = [group for group, (low, high) in THING_SIZES.items() if low <= across < high]
+                for group in ("all", "stuff") if name in stuff() else ("all", "things", *groups):
+                    right[group].append(names[answer] == name)
         rows += [{"method": method, "group": group} | _percent(hits, "segments") for group, hits in right.items()]
     return rows
 

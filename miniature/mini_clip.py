@@ -55,7 +55,7 @@ def write_model_folder(folder: Path, schedule: Schedule) -> None:
     text = "#version: miniature\n" + "\n".join(" ".join(pair) for pair in merges_for(spoken_words())) + "\n"
     with open(folder / "merges.txt.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
         packed.write(text.encode())
-    vision = {"image_size": schedule.image_size, "patch_size": PATCH, "width": schedule.width}
+    vision = {"image_size": schedule.last_size, "patch_size": PATCH, "width": schedule.width}
     vision |= {"layers": schedule.layers, "head_width": 32}
     tower = {"context_length": 32, "vocab_size": open_clip.SimpleTokenizer(str(folder / "merges.txt.gz")).vocab_size}
     tower |= {"width": 64, "heads": 4, "layers": 3, "tokenizer_kwargs": {"bpe_path": "merges.txt.gz"}}
@@ -69,9 +69,10 @@ def write_model_folder(folder: Path, schedule: Schedule) -> None:
     (folder / "words.json").write_text(json.dumps(known, indent=1) + "\n")
 
 
-def build(folder: Path) -> tuple[Any, Any]:
-    """The model that a folder describes, with random weights, and its tokenizer."""
+def build(folder: Path, image_size: int) -> tuple[Any, Any]:
+    """The model that a folder describes, with random weights and an input of `image_size` pixels, and its tokenizer."""
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    config["vision_cfg"]["image_size"] = image_size
     model: Any = open_clip.model.CLIP(**config)
     length = config["text_cfg"]["context_length"]
     return model, open_clip.SimpleTokenizer(str(folder / "merges.txt.gz"), context_length=length)
@@ -85,6 +86,15 @@ def begin(model: Any) -> nn.Parameter:
     waves = [wave(place.flatten()[:, None] * rates) for place in (y, x) for wave in (torch.sin, torch.cos)]
     model.visual.positional_embedding.data[1:] = 0.2 * torch.cat(waves, 1)
     return nn.Parameter(0.5 * torch.randn(len(columns()), model.visual.output_dim) / model.visual.output_dim**0.5)
+
+
+def grow(visual: Any, image_size: int) -> None:
+    """Give a ViT an input of `image_size` pixels; positions are interpolated, as CLIP's were from 224 to 336."""
+    grid, old = image_size // PATCH, visual.positional_embedding
+    picture = old.data[1:].T.view(1, -1, *visual.grid_size)
+    picture = F.interpolate(picture, (grid, grid), mode="bicubic", antialias=True)
+    old.data = torch.cat([old.data[:1], picture[0].flatten(1).T])
+    visual.image_size, visual.grid_size = (image_size,) * 2, (grid,) * 2
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:

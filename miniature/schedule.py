@@ -28,11 +28,14 @@ class Stage:
     roam: bool = True  # small pictures lie anywhere in the large one, or at its middle
     colours: float = 0.0  # weight of telling captions apart that differ in a colour
     free: bool = False  # words are free vectors still, which the text tower learns to say when the free stages end
+    seen: int | None = None  # pixels to which a picture is brought; more than before, and CLIP's input grows
+    lr: float | None = None  # a fine-tuning's own rate, which falls to zero at its end
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run: warm-up, constant rate, linear decay over the last `decay` steps; Muon takes `lr`, AdamW `lr * adamw`."""
+    """A run: warm-up, constant rate, linear decay over the last `decay` steps before fine-tuning, which comes last;
+    Muon takes `lr`, AdamW `lr * adamw`."""
 
     seed: int
     lr: float
@@ -41,7 +44,7 @@ class Schedule:
     weight_decay: float
     adamw: float
     textures: int
-    image_size: int
+    image_size: int  # to begin with
     width: int
     layers: int
     text_steps: int  # after the free stages, in which the text tower learns alone what they found
@@ -66,9 +69,19 @@ class Schedule:
         """Steps of the free stages, which come first."""
         return sum(stage.steps for stage in self.stages if stage.free)
 
+    @property
+    def last_size(self) -> int:
+        """Pixels a side of the input of the CLIP that comes out."""
+        return max(self.image_size, *(stage.seen or 0 for stage in self.stages))
+
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
-        return self.lr * min(1.0, (step + 1) / self.warmup, (self.steps - step) / self.decay)
+        stage = self.stage(step)
+        if stage.lr:
+            first = sum(one.steps for one in self.stages[: self.stages.index(stage)])
+            return stage.lr * min(1.0, (step - first + 1) / self.warmup, (first + stage.steps - step) / stage.steps)
+        steps = sum(one.steps for one in self.stages if not one.lr)
+        return self.lr * min(1.0, (step + 1) / self.warmup, (steps - step) / self.decay)
 
 
 def read_schedule(path: Path) -> Schedule:

@@ -24,7 +24,7 @@ from miniature.clip_training import train_clip
 from miniature.datasets import BANK_SIZE, annotated_scene, recipe
 from miniature.drawings import sprites
 from miniature.measuring import _shares, single_scenes
-from miniature.mini_clip import merges_for
+from miniature.mini_clip import grow, merges_for
 from miniature.pretraining import backbone_stage, base_pictures, train_backbone
 from miniature.questions import ask, question_scene, questions
 from miniature.scenes import STYLES, Scene
@@ -33,7 +33,8 @@ from miniature.textures import texture_bank
 
 PLAIN = Stage(3, 4, 32, ("nora",), ("sticker",), plain=1.0)
 FULL = Stage(3, 4, 48, words.ARTISTS, ("sticker", "print", "chalk"), plain=0.2, single=0.3, most=4, colours=0.25)
-TINY = Schedule(3, 1e-3, 2, 2, 0.02, 0.3, 1, 64, 64, 2, 2, 2, (PLAIN, FULL))
+TUNED = replace(FULL, seen=96, lr=5e-4)
+TINY = Schedule(3, 1e-3, 2, 2, 0.02, 0.3, 1, 64, 64, 2, 2, 2, (PLAIN, FULL, TUNED))
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +94,30 @@ def test_a_killed_training_ends_as_an_undisturbed_one(straight: tuple[Path, list
     def kill(row: dict) -> None:
         raise Killed
 
-    with pytest.raises(Killed):  # at the first line of the log, which is the last step: checkpoints are there
+    with pytest.raises(Killed):  # at the first line of the log, which is the last step: after one of fine-tuning's
         train_clip(tmp_path / "m", tmp_path / "w", TINY, kill)
     assert_the_same(tmp_path / "m", train_clip(tmp_path / "m", tmp_path / "w", TINY), straight)
+
+
+def test_fine_tuning_comes_last_at_its_own_rate_on_a_larger_input(straight: tuple[Path, list[dict]]) -> None:
+    assert [TINY.rate(step) for step in range(9)] == pytest.approx(
+        [5e-4, *[1e-3] * 4, 5e-4, 2.5e-4, 1e-3 / 3, 5e-4 / 3]
+    )
+    visual = load_clip(straight[0]).model.visual
+    assert visual.image_size == (96, 96) and len(visual.positional_embedding) == 1 + 12 * 12
+
+
+def test_positions_grow_as_a_picture_does() -> None:
+    visual = torch.nn.Module()
+    corner = torch.arange(16.0).view(4, 4)  # a slope down and across
+    visual.positional_embedding = torch.nn.Parameter(torch.cat([torch.tensor([7.0]), corner.flatten()])[:, None])
+    visual.image_size, visual.grid_size = (32, 32), (4, 4)
+    grow(visual, 64)
+    positions = visual.positional_embedding.detach()[:, 0]
+    grown = positions[1:].view(8, 8)
+    assert positions[0].item() == 7 and visual.grid_size == (8, 8) and visual.image_size == (64, 64)
+    assert (grown.diff(dim=0) > 0).all() and (grown.diff(dim=1) > 0).all()
+    assert grown.mean().item() == pytest.approx(corner.mean().item(), abs=1e-4)
 
 
 def test_it_does_not_matter_who_paints(straight: tuple[Path, list[dict]], tmp_path: Path) -> None:
