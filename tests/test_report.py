@@ -368,6 +368,7 @@ def test_the_report_opens_with_one_scene_and_the_methods_answers(tmp_path: Path)
     build_report(made_up, tmp_path / "reports", also=["svg"])
     for name in ("index.html", "README.md"):
         text = (tmp_path / "reports" / name).read_text(encoding="utf-8")
+        assert ("](#pictures)" in text) == (name == "README.md")  # the page has made a link of it
         scene, finding = text.index("A scene, as maskclip sees it."), text.index("claims agree here")
         assert scene < finding < text.index("The paper's claims" if name == "README.md" else "<h2>The paper's claims")
         assert text.index("How it works") < text.index("Maps of attention, side by side.")
