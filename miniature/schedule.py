@@ -72,7 +72,7 @@ class Schedule:
     @property
     def last_size(self) -> int:
         """Pixels a side of the input of the CLIP that comes out."""
-        return max(self.image_size, *(stage.seen or 0 for stage in self.stages))
+        return max([self.image_size, *(stage.seen or 0 for stage in self.stages)])
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
