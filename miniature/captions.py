@@ -46,6 +46,11 @@ def single(rng: np.random.Generator, stage: Stage, ground: bool) -> Scene:
     return Scene(str(rng.choice(stage.styles)), there, (s,), int(rng.integers(2**31)))
 
 
+def _other(colour: str, rng: np.random.Generator) -> str:
+    """A colour to draw with on this one."""
+    return str(rng.choice([c for c in COLOURS if c != colour]))
+
+
 def training_scenes(rng: np.random.Generator, stage: Stage) -> list[Scene]:
     """A batch of a stage: first plain, then single, then full scenes."""
     recipe = Recipe(stage.artists, stage.styles, tuple(things()), count=(1, stage.most), scale=1.15, fitting=0.6)
@@ -59,6 +64,8 @@ def training_scenes(rng: np.random.Generator, stage: Stage) -> list[Scene]:
             scene = replace(scene, things=scene.things[: len(scene.things) - scene.crowd], crowd=0)
         if stage.bare and rng.random() < stage.bare:
             scene = replace(scene, things=tuple(replace(thing, bare=True) for thing in scene.things))
+        if stage.flat and rng.random() < stage.flat:
+            scene = replace(scene, things=tuple(replace(t, ink=_other(t.colour, rng)) for t in scene.things))
         out.append(scene)
     return out
 

@@ -151,12 +151,13 @@ class Learner:
         self.adamw = torch.optim.AdamW(groups, schedule.lr, (0.9, 0.98), weight_decay=0.01)
         self.log: list[dict] = []
         self.recent: list[Tensor] = []  # losses and shares right that are not in the log yet
+        self.before: dict[str, Tensor] = {}  # the weights before the last stage, of which `keep` is kept
         self.step, self.seconds = 0, 0.0
 
     def save(self, file: Path) -> None:
         """Write a checkpoint."""
         state = {"model": self.model.state_dict(), "vectors": self.vectors.data, "adamw": self.adamw.state_dict()}
-        state |= {"muon": self.muon.momenta, "log": self.log, "recent": self.recent}
+        state |= {"muon": self.muon.momenta, "log": self.log, "recent": self.recent, "before": self.before}
         save_checkpoint(file, state | {"step": self.step, "seconds": self.seconds})
 
     def resume(self, file: Path) -> None:
@@ -169,6 +170,7 @@ class Learner:
         for momentum, saved in zip(self.muon.momenta, state["muon"], strict=True):
             momentum.copy_(saved)
         self.recent = [row.to(self.device) for row in state["recent"]]
+        self.before = {name: weight.to(self.device) for name, weight in state["before"].items()}
         self.log, self.step, self.seconds = state["log"], state["step"], state["seconds"]
 
     def learn(self, scenes: list[Scene], pictures: Tensor, tokens: Tensor | None, rng: np.random.Generator) -> None:
@@ -180,6 +182,8 @@ class Learner:
         if stage.seen:
             self._fit(stage.seen)
             pictures = F.interpolate(pictures, (stage.seen, stage.seen), mode="bilinear", antialias=True)
+        if self.schedule.keep and stage is self.schedule.stages[-1] and not self.before:
+            self.before = {name: weight.clone() for name, weight in self.model.state_dict().items()}
         words = self.vectors if tokens is None else encode_text(self.model, tokens)
         with torch.set_grad_enabled(not 0 <= since_free < self.schedule.text_steps):  # the text tower learns alone
             image = _embed_somewhere(self.model.visual, pictures.to(self.device), stage.roam, rng)
@@ -205,6 +209,11 @@ class Learner:
         if size > self.model.visual.image_size[0]:
             grow(self.model.visual, size)
             self.adamw.state.pop(self.model.visual.positional_embedding, None)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What comes out: the weights, in part those before the last stage."""
+        keep = self.schedule.keep
+        return {n: w.lerp(self.before[n], keep) if keep else w for n, w in self.model.state_dict().items()}
 
     def note(self) -> dict:
         """A line of the log: means since the last one."""
@@ -255,5 +264,5 @@ def train_clip(
             progress(learner.note())
         if learner.step % schedule.checkpoint_every == 0 or last:
             learner.save(checkpoint)
-    save_weights(learner.model, folder)
+    save_weights(learner.weights(), folder)
     return learner.log

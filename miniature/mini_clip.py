@@ -118,9 +118,9 @@ def encode_crop(visual: Any, pictures: Tensor, top: int, left: int) -> Tensor:
     return F.normalize(visual.ln_post(x[:, 0]) @ visual.proj, dim=-1)
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
+def save_weights(weights: dict[str, Tensor], folder: Path) -> None:
     """The weights under the name open_clip's `local-dir:` looks for."""
-    save_half(folder / "open_clip_model.safetensors", model.state_dict())
+    save_half(folder / "open_clip_model.safetensors", weights)
 
 
 def save_half(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

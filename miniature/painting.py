@@ -24,7 +24,7 @@ def _inks(things: Sequence[Sticker], styles: Sequence[str]) -> Tensor:
     """Colours of rim, body and ink for each sticker: [n, 3, 3].
 
     *Sticker* has a white rim, bright colours and dark ink; *print* a dark rim and muted colours; *chalk* bright lines
-    around and in dark colours.
+    around and in dark colours.  A flat one has its colour and its ink's, whatever the style.
     """
     base = np.array([COLOURS[t.colour] for t in things], np.float32)
     shade = np.array([t.shade for t in things], np.float32)[:, None]
@@ -37,6 +37,9 @@ def _inks(things: Sequence[Sticker], styles: Sequence[str]) -> Tensor:
     of_styles = ((white, base, dark_ink), (0.20, muted, grey_ink), (bright, dark, bright))
     colours = np.stack([[np.broadcast_to(part, base.shape) for part in parts] for parts in of_styles])
     chosen = colours[[STYLES.index(style) for style in styles], :, np.arange(len(things))]
+    for i, t in enumerate(things):
+        if t.ink:
+            chosen[i] = *[COLOURS[t.colour]] * 2, COLOURS[t.colour if t.bare else t.ink]
     return torch.from_numpy(chosen.astype(np.float32))
 
 
@@ -132,12 +135,13 @@ def _lay(scenes: Sequence[Scene], picture: Tensor, owner: Tensor) -> None:
     things = [t for scene in scenes for t in scene.things]
     colours = _inks(things, [scenes[int(b)].style for b in scene_of])[..., None, None]
     cover = _coverage(things, height, width)
+    cover[torch.tensor([t.ink is not None for t in things]), 0] = 0.0
     bare = torch.tensor([t.bare for t in things])
     if bare.any():
         solid = sprites().solid[[t.row for t in things]][bare, None, None]
         _, body, ink = cover[bare].unbind(1)
         cover[bare, :2], cover[bare, 2] = 0.0, torch.where(solid, body * (1 - ink), ink)
-        colours[bare, 2] = colours[bare].amax(1)  # of body and ink the brighter, which chalk's lines are
+        colours[bare, 2] = colours[bare].amax(1)  # the brightest: of a sticker's the rim's, of chalk the lines'
     near = max(1, round(min(height, width) / 50))
     for layer in range(int(layer_of.max()) + 1):
         index = (layer_of == layer).nonzero()[:, 0]

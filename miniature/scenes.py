@@ -27,7 +27,8 @@ SIZES = (0.0, 0.17, 0.23, 0.31, 0.40, 0.50)  # of kinds 1 to 5, in units of the 
 class Sticker:
     """One thing by one artist: centre (x, y) and size in units of the picture's shorter side, angle in degrees, colour
     by name; `row` is its drawing's in `Sprites`, `shade` in [0, 1) makes its colour lighter or darker; a `bare` one is
-    the glyph alone in one colour, as anyone would type it."""
+    the glyph alone in one colour, as anyone would type it; one with an `ink` of its own is flat, without rim and
+    shadow, in whatever style."""
 
     name: str
     row: int
@@ -40,6 +41,7 @@ class Sticker:
     shade: float = 0.5
     mirrored: bool = False
     bare: bool = False
+    ink: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class Stage:
     single: float = 0.0
     most: int = 1
     bare: float = 0.0  # of the pictures, whose things are glyphs without rim and body
+    flat: float = 0.0  # of the pictures, whose things have no rim and any ink, as other people draw
     spread: float = 1.0  # of poses
     roam: bool = True  # small pictures lie anywhere in the large one, or at its middle
     colours: float = 0.0  # weight of telling captions apart that differ in a colour
@@ -50,6 +51,7 @@ class Schedule:
     text_steps: int  # after the free stages, in which the text tower learns alone what they found
     checkpoint_every: int
     stages: tuple[Stage, ...]
+    keep: float = 0.0  # what comes out is the last stage's weights, but so much of those before it (WiSE-FT)
 
     @property
     def steps(self) -> int:

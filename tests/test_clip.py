@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["model_cfg"]["text_cfg"]["layers"] = 2
     (path / "open_clip_config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    save_weights(open_clip.model.CLIP(**config["model_cfg"]), path)
+    save_weights(open_clip.model.CLIP(**config["model_cfg"]).state_dict(), path)
     return path
 
 

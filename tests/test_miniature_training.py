@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,16 +26,17 @@ from miniature.datasets import BANK_SIZE, annotated_scene, recipe
 from miniature.drawings import sprites
 from miniature.measuring import _shares, single_scenes
 from miniature.mini_clip import grow, merges_for
+from miniature.painting import paint
 from miniature.pretraining import backbone_stage, base_pictures, train_backbone
 from miniature.questions import ask, question_scene, questions
-from miniature.scenes import STYLES, Scene
+from miniature.scenes import COLOURS, STYLES, Scene
 from miniature.schedule import Schedule, Stage, read_schedule
 from miniature.textures import texture_bank
 
 PLAIN = Stage(3, 4, 32, ("nora",), ("sticker",), plain=1.0)
 FULL = Stage(3, 4, 48, words.ARTISTS, ("sticker", "print", "chalk"), plain=0.2, single=0.3, most=4, colours=0.25)
 TUNED = replace(FULL, seen=96, lr=5e-4)
-TINY = Schedule(3, 1e-3, 2, 2, 0.02, 0.3, 1, 64, 64, 2, 2, 2, (PLAIN, FULL, TUNED))
+TINY = Schedule(3, 1e-3, 2, 2, 0.02, 0.3, 1, 64, 64, 2, 2, 2, (PLAIN, FULL, TUNED), keep=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,36 @@ def test_fine_tuning_comes_last_at_its_own_rate_on_a_larger_input(straight: tupl
     )
     visual = load_clip(straight[0]).model.visual
     assert visual.image_size == (96, 96) and len(visual.positional_embedding) == 1 + 12 * 12
+
+
+def test_what_comes_out_keeps_some_of_the_weights_before_the_last_stage(
+    straight: tuple[Path, list[dict]], tmp_path: Path
+) -> None:
+    shutil.copytree(straight[0].parent / "w", tmp_path / "w")
+    before, after = tmp_path / "before", tmp_path / "after"
+    train_clip(before, tmp_path / "w", replace(TINY, keep=1.0))
+    train_clip(after, tmp_path / "w", replace(TINY, keep=0.0))
+    first, last, out = (load_file(f / "open_clip_model.safetensors") for f in (before, after, straight[0]))
+    assert not torch.equal(first["visual.conv1.weight"], last["visual.conv1.weight"])
+    for name, weight in out.items():
+        mean = last[name].float().lerp(first[name].float(), 0.25)
+        torch.testing.assert_close(weight.float(), mean, rtol=0, atol=1e-3)
+
+
+def test_flat_drawings_have_no_rim_and_ink_of_any_colour() -> None:
+    stage = replace(FULL, batch=60, plain=1.0, single=0.0, side=64, flat=0.5)
+    scenes = training_scenes(np.random.default_rng(6), stage)
+    flat = [scene for scene in scenes if scene.things[0].ink]
+    assert 15 < len(flat) < 45 and all(s.things[0].ink in set(COLOURS) - {s.things[0].colour} for s in flat)
+    round_ = [replace(scene, things=(replace(scene.things[0], ink=None),)) for scene in flat]
+    bank = texture_bank(5, 2, 96)
+    owners, wider = (paint(some, bank, 64, 64)[1] for some in (flat, round_))
+    assert (owners >= 0).sum() < (wider >= 0).sum()
+    scene = replace(flat[0], style="sticker", things=(replace(flat[0].things[0], colour="red", ink="blue"),))
+    picture, owner = (part[0] for part in paint([scene], bank, 64, 64)[:2])
+    colours = picture[:, owner == 0].T
+    red, blue = ((colours - torch.tensor(COLOURS[c])).norm(dim=1) < 0.1 for c in ("red", "blue"))
+    assert (red | blue).float().mean() > 0.5 and red.any() and blue.any()
 
 
 def test_positions_grow_as_a_picture_does() -> None:
