@@ -37,9 +37,11 @@ def _inks(things: Sequence[Sticker], styles: Sequence[str]) -> Tensor:
     of_styles = ((white, base, dark_ink), (0.20, muted, grey_ink), (bright, dark, bright))
     colours = np.stack([[np.broadcast_to(part, base.shape) for part in parts] for parts in of_styles])
     chosen = colours[[STYLES.index(style) for style in styles], :, np.arange(len(things))]
-    for i, t in enumerate(things):
+    for i, (t, style) in enumerate(zip(things, styles)):
         if t.ink:
-            chosen[i] = *[COLOURS[t.colour]] * 2, COLOURS[t.colour if t.bare else t.ink]
+            chosen[i, 1:] = COLOURS[t.colour], COLOURS[t.ink]
+        if t.bare:  # in its own colour, in chalk the lines'
+            chosen[i, 2] = chosen[i, 2 if style == "chalk" and not t.ink else 1]
     return torch.from_numpy(chosen.astype(np.float32))
 
 
@@ -141,7 +143,6 @@ def _lay(scenes: Sequence[Scene], picture: Tensor, owner: Tensor) -> None:
         solid = sprites().solid[[t.row for t in things]][bare, None, None]
         _, body, ink = cover[bare].unbind(1)
         cover[bare, :2], cover[bare, 2] = 0.0, torch.where(solid, body * (1 - ink), ink)
-        colours[bare, 2] = colours[bare].amax(1)  # the brightest: of a sticker's the rim's, of chalk the lines'
     near = max(1, round(min(height, width) / 50))
     for layer in range(int(layer_of.max()) + 1):
         index = (layer_of == layer).nonzero()[:, 0]

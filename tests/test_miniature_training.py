@@ -139,6 +139,15 @@ def test_flat_drawings_have_no_rim_and_ink_of_any_colour() -> None:
     assert (red | blue).float().mean() > 0.5 and red.any() and blue.any()
 
 
+@pytest.mark.parametrize(("style", "red"), [("sticker", 0.89), ("print", 0.6), ("chalk", 0.9)])
+def test_a_bare_drawing_is_of_its_own_colour(style: str, red: float) -> None:
+    scene = training_scenes(np.random.default_rng(6), replace(FULL, batch=1, plain=1.0, single=0.0))[0]
+    scene = replace(scene, style=style, things=(replace(scene.things[0], colour="red", bare=True, ink=None),))
+    picture, owner = (part[0] for part in paint([scene], texture_bank(5, 2, 96), 64, 64)[:2])
+    median = picture[:, owner == 0].median(1).values
+    assert median[0] > red - 0.1 and median[0] - median[1:].max() > 0.2
+
+
 def test_positions_grow_as_a_picture_does() -> None:
     visual = torch.nn.Module()
     corner = torch.arange(16.0).view(4, 4)  # a slope down and across
