@@ -15,7 +15,7 @@ study: install
 	$(BIN)/python -m study.pipeline --lanes $(LANES) --profile mini --seeds 0
 	@echo "Done: open runs/mini/report/index.html"
 
-# the same pipeline with longer trainings and five seeds, overnight; its result is what reports/ holds
+# the same pipeline with longer trainings and five seeds, overnight; its result is what reports/ is for
 report: install
 	$(BIN)/python -m study.pipeline --lanes $(LANES) --profile overnight --seeds 0 1 2 3 4
 	$(BIN)/python -m study.report
@@ -36,7 +36,7 @@ test: install
 	export OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(max(1, os.cpu_count() // $(LANES)))"); \
 	$(BIN)/python -m pytest -n $(LANES) --dist loadfile --no-loadscope-reorder
 
-# the paper profile's whole path on made-up archives, in some four minutes
+# the paper profile's whole path on made-up archives, in some five minutes
 rehearsal: install
 	$(BIN)/python -m pytest tests/test_rehearsal.py
 

@@ -192,7 +192,8 @@ def _sentence(section: type, fault: ErrorDetails, place: str) -> str:
 
 
 def scale_layers(paper_layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """The paper's RMA layers (counted from 1, of 24) at the same fractions of a ViT of `depth` layers (Table 9).
+    """The paper's RMA layers (counted from 1, of 24) at the same fractions of a ViT of `depth` layers (Table 9),
+    moved down where there is no room.
 
     Rounded half up; where a shallow ViT would count a layer twice, the earlier one moves down, so that as many
     distinct layers remain and the last of them keeps its place: 21 to 24 of 24 become 3 to 6 of 6.

@@ -28,6 +28,11 @@ from miniature.pretraining import base_pictures, pretrain
 from miniature.schedule import read_schedule
 
 HERE = Path(__file__).parent
+AFTER = {
+    "mask2former": ", after `backbone`",
+    "mask_rcnn": ", after `backbone`",
+    "maskclip": ", after `clip` and `mask2former`",
+}
 NONE = {"right": "of those asked for, named right, %", "wrong": "of the others, named, %"}
 
 
@@ -55,7 +60,7 @@ def _clocked(work: Path) -> Iterator[Callable[[], float]]:
 
 CARD = """# {title}
 
-Trained from nothing by one command, `python -m miniature {name} OUT WORK`.
+Trained from nothing by one command, `python -m miniature {name} OUT WORK`{after}.
 {tables}
 Seed {seed}; {minutes:.0f} minutes of one core ({made}).
 
@@ -72,7 +77,14 @@ def card(title: str, name: str, plan: Path, seed: int, minutes: float, tables: l
     packages = (f"{package} {version(package)}" for package in ("torch", "open_clip_torch", "transformers"))
     made, text = ", ".join((platform.machine(), *packages)), plan.read_text(encoding="utf-8").strip()
     return CARD.format(
-        title=title, name=name, tables="\n".join(tables), seed=seed, minutes=minutes, made=made, plan=text
+        title=title,
+        name=name,
+        tables="\n".join(tables),
+        seed=seed,
+        minutes=minutes,
+        made=made,
+        plan=text,
+        after=AFTER.get(name, ""),
     )
 
 
@@ -112,7 +124,8 @@ def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretrain
         weights, curve = pretrain(name, plan, out, work)
     pd.DataFrame(curve).to_csv(out / f"{name}.csv", index=False)
     if name == "backbone":
-        rows, what = [curve[-1]], {"step": "steps", "accuracy": "share of single things named right in training"}
+        rows = [curve[-1] | {"accuracy": 100 * curve[-1]["accuracy"]}]
+        what = {"step": "steps", "accuracy": "single things named right in training, %"}
     elif name == "maskclip":
         rows, what = [curve[0], curve[-1]], {key: key for key in ("step", "loss", "loss_ce", "loss_dice", "loss_bce")}
     else:
@@ -122,7 +135,8 @@ def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretrain
             quality.update(source([sample.image])[0], sample)
         rows = [row | {"value": 100 * row["value"]} for row in quality.compute()]
         what = {"group": "unseen pictures", "metric": "", "value": "%", "segments": "segments"}
-    text = card(f"Start of {name}", name, plan, seed, minutes(), _table(rows, what))
+    title = "Mini MaskCLIP" if name == "maskclip" else f"Start of {name}"
+    text = card(title, name, plan, seed, minutes(), _table(rows, what))
     (out / f"{name}.md").write_text(text)
 
 

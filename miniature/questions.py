@@ -64,6 +64,11 @@ def question_scene(
     return image, np.array([*(shades.index(sticker.shade) for sticker in order), -1])[owner], answers
 
 
+def able(question: Question) -> list[str]:
+    """The artists who have drawn something for each answer."""
+    return [a for a in ARTISTS if all(set(held) & set(drawn_by(a)) for held in question.answers.values())]
+
+
 def ask(model: MaskCLIP, question: Question, seeds: range, style: str = "print") -> list[dict]:
     """How often each thing gets its own word, only the question's words to choose from; masks are the scenes' own.
 
@@ -72,9 +77,9 @@ def ask(model: MaskCLIP, question: Question, seeds: range, style: str = "print")
     """
     words = list(question.answers)
     right: dict[str, list[bool]] = {word: [] for word in words}
-    able = [a for a in ARTISTS if all(set(held) & set(drawn_by(a)) for held in question.answers.values())]
+    artists = able(question)
     for seed in seeds:
-        image, owner, answers = question_scene(question, seed, able[seed % len(able)], style)
+        image, owner, answers = question_scene(question, seed, artists[seed % len(artists)], style)
         for i, word in enumerate(answers):
             if (owner == i).any():  # not where another thing hides it
                 named = model(image, words, true_masks([owner == i]))

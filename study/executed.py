@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import os
+import re
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +30,7 @@ NOTEBOOKS, COPIES = Path("notebooks"), Path("reports")
 WIDTH = 1000  # pixels of a picture in a copy, at most
 COLOURS = 128  # a third of the size, and no difference to the eye
 LARGE = 100_000  # bytes; a picture that stays larger is kept as JPEG
+LINK = re.compile(r"(?<=\]\()[^():\s]+\.(?:ipynb|md)(?=\))")  # to a file of the repository
 
 
 def copy_of(notebook: Path) -> Path:
@@ -38,6 +41,12 @@ def copy_of(notebook: Path) -> Path:
 def sources(notebook: NotebookNode) -> list[str]:
     """What the cells say; a copy that says the same is not stale."""
     return [cell.source for cell in notebook.cells]
+
+
+def linked(source: str, notebook: Path) -> str:
+    """What a cell says, its links as they lead from the copy."""
+    there = copy_of(notebook).parent
+    return LINK.sub(lambda link: Path(os.path.relpath(notebook.parent / link[0], there)).as_posix(), source)
 
 
 def stripped(executed: NotebookNode) -> NotebookNode:
@@ -96,7 +105,10 @@ def main() -> None:
                 executed = executed_stage(notebook, load_params()[0]["profile"])
             else:  # needs nothing but the committed weights
                 run_notebook(notebook, executed := Path(folder) / notebook.name, {})
-            text = nbformat.writes(stripped(nbformat.read(executed, as_version=4))) + "\n"
+            copy = stripped(nbformat.read(executed, as_version=4))
+            for cell in copy.cells:
+                cell.source = linked(cell.source, notebook)
+            text = nbformat.writes(copy) + "\n"
             write_atomically(copy_of(notebook), partial(Path.write_text, data=text, encoding="utf-8"))
 
 

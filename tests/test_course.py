@@ -15,7 +15,7 @@ import pytest
 from nbconvert import SlidesExporter
 from PIL import Image
 
-from study.executed import copy_of, executed_stage, sources, stripped
+from study.executed import LINK, copy_of, executed_stage, linked, sources, stripped
 
 ROOT = Path(__file__).parent.parent
 COURSE = sorted((ROOT / "notebooks" / "course").rglob("*.ipynb"))
@@ -48,7 +48,10 @@ def test_the_committed_copy_of_a_notebook_is_not_stale(path: Path) -> None:
     """Else: python -m study.executed NOTEBOOK."""
     file = ROOT / copy_of(path)
     copy = nbformat.read(file, as_version=4)
-    assert sources(copy) == sources(nbformat.read(path, as_version=4))
+    wanted = sources(nbformat.read(path, as_version=4))
+    assert sources(copy) == [linked(source, path.relative_to(ROOT)) for source in wanted]
+    links = [link for cell in copy.cells for link in LINK.findall(cell.source)]
+    assert all((file.parent / link).is_file() for link in links), links
     outputs = [output for cell in copy.cells for output in cell.get("outputs", [])]
     assert any({"image/png", "image/jpeg"} & set(output.get("data", {})) for output in outputs)
     assert file.stat().st_size < 1_000_000 and "PosixPath" not in file.read_text(encoding="utf-8")

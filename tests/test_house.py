@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -179,3 +181,13 @@ def test_the_bare_package_is_light_and_its_names_come_when_asked_for() -> None:
     assert all(hasattr(maskclip, name) for name in maskclip.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         maskclip.nothing  # noqa: B018
+
+
+def test_the_conda_environment_has_all_that_pip_installs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(one for some in project["optional-dependencies"].values() for one in some)]
+    conda = YAML(typ="safe").load(ROOT / "environment.yml")["dependencies"]
+    listed = [one for item in conda for one in (item["pip"] if isinstance(item, dict) else [item])]
+    there = {re.split(r"[=<>]", one)[0].replace("_", "-") for one in listed} | {"numpy"}  # pytorch brings it
+    names = {re.split(r"[=<>;]", one)[0].replace("_", "-") for one in wanted}
+    assert names - there == {"torch"} and "pytorch" in there
