@@ -198,19 +198,21 @@ def training_curves(results: Results) -> Figure | None:
     shown = {title: entries for title, entries in trained.items() if entries}
     figure, panels = _panels(len(shown), 4.3)
     for axes, (title, entries) in zip(panels, shown.items()):
-        for entry in entries:
+        for place, entry in enumerate(entries):
             runs = curves[curves.method == entry.id].pivot_table(index="step", columns="seed", values="loss").dropna()
             smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), getattr(entry, "label", entry.id)
             lowest, highest = smooth.min(axis=1), smooth.max(axis=1)
             axes.fill_between(smooth.index, lowest, highest, color=entry.colour, alpha=0.15, lw=0)
-            axes.plot(smooth.index, smooth.mean(axis=1), color=entry.colour, linewidth=2, label=label)
+            on_top = 4 - place / 100  # the first one
+            axes.plot(smooth.index, smooth.mean(axis=1), color=entry.colour, linewidth=2, label=label, zorder=on_top)
             quarter = math.ceil(len(runs) / 4)  # single steps are too noisy to compare
             quarters[label] = runs.iloc[:quarter].mean(axis=None), runs.iloc[-quarter:].mean(axis=None)
         axes.set(xlabel="step", ylabel="loss", title=title, ylim=(0, None))
         axes.legend(fontsize=10, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     of = "MaskCLIP" if "MaskCLIP" in quarters else next(iter(quarters))
     detail = "{}: mean loss {:.1f} in the first quarter, {:.1f} in the last".format(of, *quarters[of])
-    return _title(figure, "Training losses of both stages", f"{detail}; smoothed; mean of seeds, band: their range")
+    seeds = "mean of seeds, band: their range" if curves.seed.nunique() > 1 else "one seed"
+    return _title(figure, "Training losses of both stages", f"{detail}; smoothed; {seeds}")
 
 
 def _quality_chart(table: pd.DataFrame, panel: str, shown: str, detail: str) -> Figure:
@@ -252,7 +254,8 @@ def _class_supervision(results: Results) -> Figure | None:
         seeds = values.pivot_table(index="seed", columns="source", values="value")
         mean, half = interval(seeds.class_agnostic - seeds.class_aware)
         differences.append(f"{dataset} {group} {mean:+.3f}" + (f" ± {half:.3f}" if half == half else ""))
-    detail = f"class-agnostic minus class-aware, seed by seed: {', '.join(differences)}"
+    each = "seed by seed" if table.seed.nunique() > 1 else "one seed"
+    detail = f"class-agnostic minus class-aware, {each}: {', '.join(differences)}"
     return _quality_chart(table, "panel", "Masks learned without classes and with them", detail)
 
 
@@ -278,6 +281,7 @@ def _comparisons(judgements: list[Judgement]) -> Figure | None:
     _horizontal(axes, [outcome.label for _, outcome, _ in shown])
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     axes.set_xscale("symlog", linthresh=20)
+    axes.margins(x=0.04)
     left, right = axes.get_xlim()
     ticks = [t for t in (-100, -50, -20, -10, 0, 10, 20, 50, 200, 1000) if left <= t <= right]
     axes.set_xticks(ticks, [f"{tick:+d} %" if tick else "0" for tick in ticks])
@@ -285,7 +289,8 @@ def _comparisons(judgements: list[Judgement]) -> Figure | None:
     held, single = (sum(o.state == state for _, o, _ in shown) for state in ("holds", "single"))
     detail = f"with 95 % intervals over seeds; {held} of {len(shown) - single} hold"
     detail = "one seed judges none" if single == len(shown) else detail
-    handles = [Line2D([], [], marker="o", linestyle="", color=c, label=state) for state, c in _STATES.items()][:3]
+    legend = {"one seed: not judged": "single"} if single else {state: state for state in ("holds", "fails", "open")}
+    handles = [Line2D([], [], marker="o", linestyle="", color=_STATES[s], label=text) for text, s in legend.items()]
     return _title(figure, "Every difference behind claims C1 to C8 and C14 to C17", detail, handles)
 
 
@@ -314,7 +319,8 @@ CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str, str]] = {
     "seeds": (_seed_spread, "The spread over seeds.", "A line a seed, from method to method."),
     "attributes": (_attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7).", "A bar a word."),
     "training_curves": (
-        training_curves, "Training of both stages; the encoder's loss is 2 cross entropy + 5 dice + 5 BCE (Sec. 4.2).",
+        training_curves, "Training of both stages; the encoder's loss is 2 cross entropy + 5 dice + 5 BCE "
+        "(Sec. 4.2), masks once for each RMA layer; without refinement once, so that its curve is lower.",
         "A line a training, loss over steps.",
     ),
     "proposal_quality": (_proposal_quality, "Quality of the proposals.", "Grouped bars, a colour a network."),
@@ -328,7 +334,7 @@ def draw_figures(
     results: Results, judgements: list[Judgement], folder: Path, also: Sequence[str] = ()
 ) -> dict[str, Picture]:
     """Draw every chart there are results for into `folder`, as PNG and `also` as "svg" or "pdf"."""
-    drawn, seen = {}, "A dot and its interval for each comparison, a line at 0."
+    drawn, seen = {}, "A dot, and over several seeds its interval for each comparison, a line at 0."
     claims = (lambda _: _comparisons(judgements)), "The comparisons behind the claims.", seen
     with as_file(files(__package__) / "report.mplstyle") as look, matplotlib.style.context(["default", look]):
         for name, (draw, caption, kind) in {"claims": claims, **CHARTS}.items():
