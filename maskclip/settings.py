@@ -7,11 +7,13 @@ import json
 import typing
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML, YAMLError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -158,6 +160,14 @@ class Evaluation:
     objectness_power: NonNegativeFloat
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"  # in which MaskCLIP computes
     as_published: bool = False  # as the released code does it, with its errors, which the published numbers have
+
+
+def read_yaml(path: Path) -> Any:
+    """A file's content; ValueError unless it is YAML 1.2, to which a key given twice is an error."""
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def from_mapping(section: type[Section], mapping: Any, where: str) -> Section:

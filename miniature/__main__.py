@@ -16,15 +16,15 @@ from typing import Annotated, Literal
 import pandas as pd
 import torch
 import typer
-import yaml
 
 from maskclip.evaluation.proposal_quality import ProposalQuality
+from maskclip.files import write_atomically
 from maskclip.model.clip import load_clip
 from maskclip.proposals import load_source
 from maskclip.segmenter import Segmenter
 from miniature.clip_training import train_clip
 from miniature.measuring import least_similarity, name_true_masks, none_of_these, unseen_scenes, zero_shot
-from miniature.pretraining import base_pictures, pretrain
+from miniature.pretraining import base_pictures, pretrain, read_plan
 from miniature.schedule import read_schedule
 
 HERE = Path(__file__).parent
@@ -46,7 +46,10 @@ def _table(rows: list[dict], what: dict[str, str]) -> list[str]:
 def _clocked(work: Path) -> Iterator[Callable[[], float]]:
     """Minutes of one core spent so far, earlier sittings counted in: what ends a sitting writes them down."""
     file, began = work / "minutes.json", time.process_time()
-    earlier = json.loads(file.read_text()) if file.exists() else 0.0
+    try:
+        earlier = float(json.loads(file.read_text())) if file.exists() else 0.0
+    except (ValueError, TypeError):
+        raise ValueError(f"{file} holds no number; delete it, and its minutes are not counted") from None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     def minutes() -> float:
@@ -55,7 +58,7 @@ def _clocked(work: Path) -> Iterator[Callable[[], float]]:
     try:
         yield minutes
     finally:
-        file.write_text(json.dumps(minutes()))
+        write_atomically(file, lambda partial: partial.write_text(json.dumps(minutes())))
 
 
 CARD = """# {title}
@@ -119,7 +122,7 @@ def describe_clip(out: Path, plan: Path, scenes: int, minutes: float) -> None:
 
 def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretraining.yaml", pictures: int = 60) -> None:
     """Train a backbone or a proposal network's start, measure it on pictures never trained on; curve and card."""
-    seed = yaml.safe_load(plan.read_text(encoding="utf-8"))[name]["seed"]
+    seed = getattr(read_plan(plan), name).seed
     with _clocked(work) as minutes:
         weights, curve = pretrain(name, plan, out, work)
     pd.DataFrame(curve).to_csv(out / f"{name}.csv", index=False)
@@ -153,11 +156,14 @@ def main(
     trains on a GPU too: --device cuda --painters 14.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
-    work.mkdir(parents=True, exist_ok=True)
-    if model == "clip":
-        make_clip(out, work, device=device, painters=painters)
-    else:
-        make_network(model, out, work)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        if model == "clip":
+            make_clip(out, work, device=device, painters=painters)
+        else:
+            make_network(model, out, work)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,8 @@ from torch.nn import functional as F
 from maskclip.files import write_atomically
 from miniature.captions import columns, spoken_words
 from miniature.scenes import COLOURS
-from miniature.schedule import Schedule
+from miniature.schedule import PATCH, Schedule
 from miniature.words import all_names, hypernyms, stuff, things
-
-PATCH = 8
 
 
 def merges_for(names: Sequence[str], most: int = 4000) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@ the MaskCLIP that the `Segmenter` and the course begin with. No picture of the s
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from accelerate import Accelerator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,8 +27,17 @@ from maskclip.model.clip import load_clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import load_source
 from maskclip.proposals.backbone import resnet_config, set_up_backbone
-from maskclip.proposals.load import source_kind
-from maskclip.settings import BackboneConfig, MaskClipTraining, TrainingConfig, from_mapping, scale_layers
+from maskclip.settings import (
+    STRICT,
+    BackboneConfig,
+    Mask2FormerConfig,
+    MaskClipTraining,
+    MaskRCNNConfig,
+    TrainingConfig,
+    from_mapping,
+    read_yaml,
+    scale_layers,
+)
 from maskclip.training.fit import Training, fit, join_processes
 from maskclip.training.mask_tokens import train_maskclip
 from maskclip.training.proposal_networks import train_proposals
@@ -35,9 +46,63 @@ from miniature.datasets import BANK_SIZE, annotated_scene, recipe
 from miniature.mini_clip import save_half
 from miniature.painting import paint
 from miniature.scenes import STYLES
-from miniature.schedule import Stage
+from miniature.schedule import Side, Stage
 from miniature.textures import texture_bank
 from miniature.words import ARTISTS, coco_split, things, vocabulary
+
+
+@dataclass(frozen=True, config=STRICT)
+class BackbonePlan:
+    """How the backbone is trained."""
+
+    seed: NonNegativeInt
+    steps: PositiveInt
+    batch: PositiveInt
+    side: Side
+    lr: PositiveFloat
+
+
+@dataclass(frozen=True, config=STRICT)
+class Mask2FormerPlan:
+    """How Mask2Former's start is trained, on so many pictures; its backbone is the plan's."""
+
+    seed: NonNegativeInt
+    pictures: PositiveInt
+    config: Mask2FormerConfig
+
+
+@dataclass(frozen=True, config=STRICT)
+class MaskRCNNPlan:
+    """How Mask R-CNN's start is trained."""
+
+    seed: NonNegativeInt
+    pictures: PositiveInt
+    config: MaskRCNNConfig
+
+
+@dataclass(frozen=True, config=STRICT)
+class MaskClipPlan:
+    """How the MaskCLIP of the `Segmenter` and the course is trained."""
+
+    seed: NonNegativeInt
+    pictures: PositiveInt
+    training: MaskClipTraining
+
+
+@dataclass(frozen=True, config=STRICT)
+class Plan:
+    """`pretraining.yaml`."""
+
+    shape: BackboneConfig
+    backbone: BackbonePlan
+    mask2former: Mask2FormerPlan
+    mask_rcnn: MaskRCNNPlan
+    maskclip: MaskClipPlan
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan of a YAML file; ValueError names what is wrong in it."""
+    return from_mapping(Plan, read_yaml(path), str(path))
 
 
 def base_pictures(seed: int, count: int, variants: int = 6, whole: bool = False) -> Dataset:
@@ -158,20 +223,18 @@ def pretrain(name: str, plan_file: Path, out: Path, work: Path) -> tuple[Path, l
     Returns:
         The weights' file and the curve.
     """
-    plan = yaml.safe_load(plan_file.read_text(encoding="utf-8"))
-    entry, shape, backbone = plan[name], plan["shape"], out / "backbone.safetensors"
-    where, work = f"{name} of {plan_file}", work / name
-    if name == "backbone":
-        return backbone, train_backbone(backbone, work, from_mapping(BackboneConfig, shape, where), **entry)
-    if name == "maskclip":
-        training = from_mapping(MaskClipTraining, entry["training"], where)
+    plan, backbone, work = read_plan(plan_file), out / "backbone.safetensors", work / name
+    entry = getattr(plan, name)
+    if isinstance(entry, BackbonePlan):
+        return backbone, train_backbone(backbone, work, plan.shape, **dataclasses.asdict(entry))
+    if isinstance(entry, MaskClipPlan):
         clip, network = out.parent / "mini_clip", out.parent / "mini_proposals" / "mask2former.safetensors"
-        train_rma(clip, network, training, entry["seed"], entry["pictures"], work)
+        train_rma(clip, network, entry.training, entry.seed, entry.pictures, work)
         weights, curve = out / "encoder.pt", "curve.csv"
         write_atomically(weights, lambda path: shutil.copyfile(work / "encoder.pt", path))
     else:
-        kind = source_kind(name).settings
-        config = from_mapping(kind, entry["config"] | {"backbone": shape | {"weights": str(backbone)}}, where)
-        train_proposals(name, base_pictures(entry["seed"], entry["pictures"]), config, work, entry["seed"])
+        shape = dataclasses.replace(plan.shape, weights=str(backbone))
+        config = dataclasses.replace(entry.config, backbone=shape)
+        train_proposals(name, base_pictures(entry.seed, entry.pictures), config, work, entry.seed)
         weights, curve = save_network(work, out / f"{name}.safetensors"), "curves.csv"
     return weights, pd.read_csv(work / curve).to_dict("records")

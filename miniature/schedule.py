@@ -2,56 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
-from maskclip.settings import from_mapping
+from maskclip.settings import STRICT, Fraction, from_mapping, read_yaml
+
+PATCH = 8
+Side = Annotated[int, Field(ge=PATCH, multiple_of=PATCH)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Stage:
     """One part of the schedule: `steps` steps of `batch` pictures of `side` pixels, of which a share `plain` shows one
     thing on one colour, a share `single` one thing on stuff, and the rest scenes of up to `most` things."""
 
-    steps: int
-    batch: int
-    side: int
-    artists: tuple[str, ...]
-    styles: tuple[str, ...]
-    plain: float = 0.0
-    single: float = 0.0
-    most: int = 1
-    bare: float = 0.0  # of the pictures, whose things are glyphs without rim and body
-    flat: float = 0.0  # of the pictures, whose things have no rim and any ink, as other people draw
-    spread: float = 1.0  # of poses
+    steps: PositiveInt
+    batch: PositiveInt
+    side: Side
+    artists: Names
+    styles: Names
+    plain: Fraction = 0.0
+    single: Fraction = 0.0
+    most: PositiveInt = 1
+    bare: Fraction = 0.0  # of the pictures, whose things are glyphs without rim and body
+    flat: Fraction = 0.0  # of the pictures, whose things have no rim and any ink, as other people draw
+    spread: NonNegativeFloat = 1.0  # of poses
     roam: bool = True  # small pictures lie anywhere in the large one, or at its middle
-    colours: float = 0.0  # weight of telling captions apart that differ in a colour
+    colours: NonNegativeFloat = 0.0  # weight of telling captions apart that differ in a colour
     free: bool = False  # words are free vectors still, which the text tower learns to say when the free stages end
-    seen: int | None = None  # pixels to which a picture is brought; more than before, and CLIP's input grows
-    lr: float | None = None  # a fine-tuning's own rate, which falls to zero at its end
+    seen: Side | None = None  # pixels to which a picture is brought; more than before, and CLIP's input grows
+    lr: PositiveFloat | None = None  # a fine-tuning's own rate, which falls to zero at its end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Schedule:
     """A run: warm-up, constant rate, linear decay over the last `decay` steps before fine-tuning, which comes last;
     Muon takes `lr`, AdamW `lr * adamw`."""
 
-    seed: int
-    lr: float
-    warmup: int
-    decay: int
-    weight_decay: float
-    adamw: float
-    textures: int
-    image_size: int  # to begin with
-    width: int
-    layers: int
-    text_steps: int  # after the free stages, in which the text tower learns alone what they found
-    checkpoint_every: int
-    stages: tuple[Stage, ...]
-    keep: float = 0.0  # what comes out is the last stage's weights, but so much of those before it (WiSE-FT)
+    seed: NonNegativeInt
+    lr: PositiveFloat
+    warmup: PositiveInt
+    decay: PositiveInt
+    weight_decay: NonNegativeFloat
+    adamw: PositiveFloat
+    textures: PositiveInt
+    image_size: Side  # to begin with
+    width: PositiveInt
+    layers: PositiveInt
+    text_steps: NonNegativeInt  # after the free stages, in which the text tower learns alone what they found
+    checkpoint_every: PositiveInt
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    keep: Fraction = 0.0  # what comes out is the last stage's weights, but so much of those before it (WiSE-FT)
 
     @property
     def steps(self) -> int:
@@ -87,5 +92,5 @@ class Schedule:
 
 
 def read_schedule(path: Path) -> Schedule:
-    """The schedule of a YAML file."""
-    return from_mapping(Schedule, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    """The schedule of a YAML file; ValueError names what is wrong in it."""
+    return from_mapping(Schedule, read_yaml(path), str(path))

@@ -11,6 +11,7 @@ A floor: of the CPU's work (reading pictures, compressing masks, scoring) there 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -81,7 +82,7 @@ def predict(study: Study, gpu: Gpu, gpus: int = 1, data: float = 1.0, stages: st
     Raises:
         ValueError: a CLIP that is no ViT, a batch that does not divide among the GPUs, or none of GPUs or data.
     """
-    if gpus < 1 or not data > 0:
+    if gpus < 1 or not 0 < data < math.inf:
         raise ValueError(f"{gpus} GPUs and {data:g} times the data; there must be at least one GPU, and some data")
     return pd.DataFrame([part.row(gpu) for part in parts(study, gpus, data, stages)], columns=COLUMNS)
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
-from ruamel.yaml import YAML, YAMLError
 
 from maskclip.settings import (
     STRICT,
@@ -23,6 +22,7 @@ from maskclip.settings import (
     MaskClipTraining,
     MaskRCNNConfig,
     from_mapping,
+    read_yaml,
 )
 from study import errors_as_sentences
 
@@ -167,25 +167,18 @@ class Params:
             raise ValueError(f"seeds are {self.seeds}; each seed may stand there once")
 
 
-def read_yaml(path: Path) -> Any:
-    """A file's content; ValueError unless it is YAML 1.2, to which a key given twice is an error."""
-    try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
 def load_study(profile: str, configs: str | Path = "configs") -> Study:
     """Read `configs/<profile>.yaml`; ValueError if there is none, or a key of it is wrong."""
     path = Path(configs) / f"{profile}.yaml"
-    if not path.is_file():
+    if not path.is_file() or path.name != f"{profile}.yaml":
         known = ", ".join(sorted(item.stem for item in Path(configs).glob("*.yaml"))) or "none"
         raise ValueError(f"unknown profile {profile!r}; {Path(configs)}/ has: {known}")
     return from_mapping(Study, read_yaml(path), str(path))
 
 
-def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study]:
-    """Read `params.yaml` and the profile it names: (its own keys, the study's sections).
+def load_params(path: str | Path = "params.yaml", **instead: Any) -> tuple[dict[str, Any], Study]:
+    """Read `params.yaml` and the profile it names: (its own keys, the study's sections); `instead` of some of its
+    values others.
 
     Raises:
         FileNotFoundError, ValueError: it is not there; a key is unknown, missing, mistyped or out of range.
@@ -193,7 +186,7 @@ def load_params(path: str | Path = "params.yaml") -> tuple[dict[str, Any], Study
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run from the top folder of the repository")
-    params = from_mapping(Params, read_yaml(path), str(path))
+    params = from_mapping(Params, (read_yaml(path) or {}) | instead, str(path))
     study = load_study(params.profile, path.parent / "configs")
     batches = {name: network["training"]["batch"] for name, network in dataclasses.asdict(study.proposals).items()}
     for name, batch in {**batches, "maskclip": study.maskclip.batch}.items():

@@ -186,9 +186,11 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the stages' `python`
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.lanes)))
     with errors_as_sentences(DvcException):
-        set_params(profile=arguments.profile, seeds=arguments.seeds)
-        params, _ = load_params()
+        given = {key: getattr(arguments, key) for key in ("profile", "seeds") if getattr(arguments, key) is not None}
+        load_params(**given)  # before it is written
         check_stages()
+        set_params(**given)
+        params, _ = load_params()
         if params["profile"] == RELEASED.stem and not arguments.retrain:
             run_released(params["seeds"][0])
         else:

@@ -67,10 +67,25 @@ def test_predictions_of_other_pictures_or_categories_are_not_scored(tmp_path):
     for changed, why in (
         ({"annotations": content["annotations"][1:]}, "has no prediction of 1 images"),
         ({"categories": content["categories"][::-1]}, "does not list the categories"),
+        ({"categories": [one | {"name": f"a {one['name']}"} for one in content["categories"]]}, "not list the categor"),
     ):
         (tmp_path / f"{len(why)}.json").write_text(json.dumps(content | changed))
         with pytest.raises(ValueError, match=why):
             score_panoptic_files(folder / "gt.json", tmp_path / f"{len(why)}.json")
+
+
+def test_files_that_have_changed_are_scored_anew(tmp_path):
+    folder = GOLDEN / "panoptic"
+    shutil.copytree(folder / "pred", tmp_path / "pred")
+    shutil.copyfile(folder / "pred.json", tmp_path / "pred.json")
+    before = score_panoptic_files(folder / "gt.json", tmp_path / "pred.json")
+    content = json.loads((folder / "pred.json").read_text())
+    ids = [one["id"] for one in content["categories"]]
+    for entry in content["annotations"]:
+        for segment in entry["segments_info"]:
+            segment["category_id"] = ids[(ids.index(segment["category_id"]) + 1) % len(ids)]
+    (tmp_path / "pred.json").write_text(json.dumps(content))
+    assert score_panoptic_files(folder / "gt.json", tmp_path / "pred.json")["PQ"] < before["PQ"]
 
 
 def test_a_prediction_lists_what_its_png_shows(tmp_path):

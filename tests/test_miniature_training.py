@@ -27,7 +27,7 @@ from miniature.drawings import sprites
 from miniature.measuring import _shares, single_scenes
 from miniature.mini_clip import grow, merges_for
 from miniature.painting import paint
-from miniature.pretraining import backbone_stage, base_pictures, train_backbone
+from miniature.pretraining import backbone_stage, base_pictures, pretrain, train_backbone
 from miniature.questions import ask, question_scene, questions
 from miniature.scenes import COLOURS, STYLES, Scene
 from miniature.schedule import Schedule, Stage, read_schedule
@@ -50,6 +50,40 @@ def assert_the_same(folder: Path, log: list[dict], straight: tuple[Path, list[di
     assert [row["loss"] for row in log] == [row["loss"] for row in straight[1]]
     weights = (path / "open_clip_model.safetensors" for path in (folder, straight[0]))
     assert next(weights).read_bytes() == next(weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sead": 5}, "sead is an unknown key"),
+        ({"stages": [asdict(PLAIN) | {"plane": 0.9}]}, r"stages\[0\].plane is an unknown key"),
+        ({"stages": [asdict(PLAIN) | {"steps": -50}]}, r"stages\[0\].steps .*greater than 0"),
+        ({"stages": []}, "stages .*at least 1"),
+        ({"warmup": 0}, "warmup .*greater than 0"),
+        ({"lr": float("nan")}, "lr "),
+        ({"image_size": 17}, "image_size .*multiple of 8"),
+    ],
+)
+def test_a_wrong_schedule_is_told_before_the_training(change: dict, said: str, tmp_path: Path) -> None:
+    content = json.loads(json.dumps(asdict(TINY) | change))
+    (tmp_path / "clip.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=rf"clip.yaml\.{said}"):
+        read_schedule(tmp_path / "clip.yaml")
+
+
+def test_a_wrong_plan_is_told_before_the_training(tmp_path: Path) -> None:
+    text = (HERE / "pretraining.yaml").read_text()
+    (tmp_path / "plan.yaml").write_text(
+        text.replace("backbone: {seed: 11, steps: 1500", "backbone: {sead: 11, steps: 0")
+    )
+    with pytest.raises(ValueError, match=r"plan.yaml.backbone.seed is missing; .*steps.*; .*sead is an unknown key"):
+        pretrain("backbone", tmp_path / "plan.yaml", tmp_path, tmp_path)
+
+
+def test_a_broken_clock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "minutes.json").write_text("{")
+    with pytest.raises(ValueError, match=r"minutes.json holds no number; delete it"):
+        make_network("backbone", tmp_path, tmp_path)
 
 
 def test_clip_sees_all_words_artists_and_styles() -> None:

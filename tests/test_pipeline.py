@@ -145,5 +145,7 @@ def test_profile_and_seeds_can_be_given_and_stay(place: Path, capsys: pytest.Cap
     assert "seeds is [0, 1, 2] now, and was [0]" in capsys.readouterr().out
     assert path.read_text().count("#") == before.count("#"), "comments stay"
     write_stages(place, a=("true", []))
-    process = start(place, "--profile", "nonsense")
-    assert "unknown profile 'nonsense'" in process.communicate()[1] and process.returncode == 1
+    kept = path.read_text()
+    for wrong, said in ((["--profile", "nonsense"], "unknown profile 'nonsense'"), (["--seeds", "1", "1"], "once")):
+        process = start(place, *wrong)
+        assert said in process.communicate()[1] and process.returncode == 1 and path.read_text() == kept

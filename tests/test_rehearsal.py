@@ -20,8 +20,9 @@ from study_copy import ROOT, copy_study, run, start
 
 from maskclip.data.check import PUBLISHED
 from maskclip.data.prepare import PREPARATIONS
+from maskclip.settings import read_yaml
 from study.methods import METHODS, NETWORKS
-from study.params import deviations, load_study, read_yaml
+from study.params import deviations, load_study
 
 
 def shape(settings: object) -> object:

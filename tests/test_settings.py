@@ -132,6 +132,8 @@ def test_an_unknown_method_or_network_is_named_with_the_known_ones(table: dict, 
 
 
 def test_an_unknown_profile_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown profile '../configs/mini'"):
+        load_study("../configs/mini")
     with pytest.raises(ValueError, match=r"unknown profile 'maxi'.*mini, .*paper"):
         load_study("maxi", configs=ROOT / "configs")
 

@@ -174,6 +174,7 @@ def test_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (("--gpus", "3"), "error: a batch of 4 does not divide among 3 GPUs"),
         (("--gpus", "0"), "error: 0 GPUs and 1 times the data"),
         (("--data", "-1"), "error: 1 GPUs and -1 times the data"),
+        (("--data", "inf"), "error: 1 GPUs and inf times the data"),
         (("--clip", "RN50"), "error: RN50 is no ViT"),
     ):
         with pytest.raises(SystemExit, match=sentence):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from maskclip.data import Dataset, open_coco_panoptic
 from maskclip.evaluation.metrics import PanopticQuality, true_panoptic
-
-OPENED: dict[Path, Dataset] = {}  # by this process
 
 
 def score_panoptic_files(truth: str | Path, predictions: str | Path, workers: int = 1) -> dict[str, float]:
@@ -19,10 +17,11 @@ def score_panoptic_files(truth: str | Path, predictions: str | Path, workers: in
     the two do not speak of the same pictures and categories, or a file does not hold what it should.
     """
     truth, predictions = Path(truth), Path(predictions)
+    _open.cache_clear()  # the files may be others than at an earlier call
     true, predicted = _open(truth), _open(predictions)
     if lacking := set(true.image_ids) - set(predicted.image_ids):
         raise ValueError(f"{predictions} has no prediction of {len(lacking)} images of {truth}, as {min(lacking)}")
-    if [one.id for one in true.categories] != [one.id for one in predicted.categories]:
+    if [(one.id, one.name) for one in true.categories] != [(one.id, one.name) for one in predicted.categories]:
         raise ValueError(f"{predictions} does not list the categories of {truth}, in the same order; copy them")
     quality, judge = PanopticQuality(true.categories), partial(_judge, truth, predictions)
     with ProcessPoolExecutor(workers) as pool:
@@ -38,8 +37,7 @@ def _judge(truth: Path, predictions: Path, image_id: int | str) -> dict[str, lis
     return PanopticQuality(true.categories).judge(*true_panoptic(predicted), true.annotation(image_id))
 
 
+@cache
 def _open(path: Path) -> Dataset:
     """A data set, once a process. Its pictures are not looked at."""
-    if path not in OPENED:
-        OPENED[path] = open_coco_panoptic(path, path.with_suffix(""), path.parent)
-    return OPENED[path]
+    return open_coco_panoptic(path, path.with_suffix(""), path.parent)

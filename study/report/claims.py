@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
+from maskclip.settings import read_yaml
 from study.methods import METHODS
-from study.params import read_yaml
 from study.report.results import Results, interval
 from study.report.tables import DASH, TABLES, latex_escape, markdown, paper_number, plain_csv, read_data, study_values
 
