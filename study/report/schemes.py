@@ -6,6 +6,7 @@ patches, K words, C channels of CLIP's joint space, S pixels a side.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,12 +69,14 @@ def pipeline_scheme(shown: Example, isthing: Sequence[bool], **thresholds: Any) 
         x = 1.2 + (layer - 1) * step
         colour, text = (TRAINED, f"{layer}\nRMA") if layer in rma else (FROZEN, str(layer))
         _box(axes, x, 0.35, step * 0.82, 1.8, text, colour, size=9 if layers < 13 else 6)
-    _heat(axes, normalize(encoded.embeddings, dim=-1)[:, :48], 7.15, 0.55, 1.5, 1.35, "mask embeddings\n(48 channels)")
+    embeddings = normalize(encoded.embeddings, dim=-1)
+    some = f"mask embeddings\n(48 of {embeddings.shape[1]} channels)"
+    _heat(axes, embeddings[:, :48], 7.15, 0.55, 1.5, 1.35, some)
     _box(axes, 7.15, 3.4, 1.5, 1.0, "CLIP text\nencoder, frozen", FROZEN)
-    asked = ", ".join(shown.names)
-    axes.text(7.9, 4.47, f"words: {asked if len(asked) < 26 else asked[:24] + '…'}", ha="center", fontsize=9)
+    asked = textwrap.wrap(f"words: {', '.join(shown.names)}", 30, max_lines=2, placeholder=" …")
+    axes.text(7.9, 4.47, "\n".join(asked), ha="center", fontsize=9)
     _heat(axes, words[:, :48], 7.15, 2.45, 1.5, 0.6, "")
-    axes.text(7.05, 2.75, "word\nembeddings", ha="right", va="center", fontsize=9)
+    axes.text(7.05, 2.94, "word\nembeddings", ha="right", va="center", fontsize=9)
     _heat(axes, named.class_probs, 9.55, 0.55, 1.7, 1.35, "softmax of cosines:\nmasks (rows), words", shown.names)
     _picture(axes, answer, 9.15, 3.15, 1.5, "answer, with refined masks")
     for start, end in (
