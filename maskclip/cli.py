@@ -171,7 +171,7 @@ def segment(
     """
     from maskclip.segmenter import batch
 
-    if Path(pictures[-1]).is_file():
+    if os.path.isfile(pictures[-1]):  # a Path would raise where many words are longer than a name may be
         raise ValueError(f'{pictures[-1]} is a file; the words come last: maskclip segment photo.jpg "dog, grass"')
     words = _list(pictures[-1])
     options = dict(model=model, pretrained=pretrained, proposals=proposals, encoder=encoder, templates=templates)

@@ -526,6 +526,39 @@ def test_a_folder_on_the_command_line_is_done_once(folder: Path) -> None:
     assert code == 0 and "done already" not in said, "other words are another answer"
 
 
+def test_pictures_of_one_name_size_and_time_are_two(folder: Path) -> None:
+    for name, colour in (("one", "red"), ("two", "blue")):
+        Path(name).mkdir()
+        Image.new("RGB", (20, 20), colour).save(f"{name}/c.bmp")
+        os.utime(f"{name}/c.bmp", (5, 5))
+        assert "done already" not in call(f"{name}/c.bmp", "umbrella", "--out", "out")[1]
+
+
+@pytest.mark.parametrize("change", [Path.unlink, Path.touch, lambda path: path.write_bytes(b"damaged")])
+def test_json_and_ids_that_are_gone_or_damaged_are_written_again(folder: Path, change: Any) -> None:
+    asked = "in/a.png", "umbrella", "--out", "out", "--json"
+    call(*asked)
+    for name in ("a_ids.png", "a.json"):
+        whole = (Path("out") / name).read_bytes()
+        change(Path("out") / name)
+        assert ("done already" in call(*asked)[1]) == (change is Path.touch)
+        assert (Path("out") / name).read_bytes() == whole
+
+
+def test_no_json_of_other_words_stays_beside_a_new_picture(folder: Path) -> None:
+    call("in/a.png", "umbrella", "--out", "out", "--json")
+    Path("out/b.json").write_text("{}")
+    call("in", "grass", "--out", "out")
+    assert not Path("out/a.json").exists() and Path("out/b.json").read_text() == "{}", "one's own is left alone"
+
+
+def test_more_words_than_a_file_may_have_letters(mini: Segmenter, folder: Path) -> None:
+    words = ", ".join((mini.known_words or ())[:60])
+    assert len(words) > 255 and call("in/a.png", words)[0] == 0
+    code, said = call(words, "umbrella")
+    assert code == 1 and "there is no picture or folder" in said
+
+
 def test_results_never_hit_one_another(folder: Path) -> None:
     Path("in/a.png").rename("in/b_ids.png")
     code, said = call("in", "umbrella", "--json")
@@ -559,6 +592,9 @@ def test_a_damaged_picture_does_not_stop_the_others(folder: Path) -> None:
         (["in", "lawns"], "never learned 'lawns'"),
         (["in", "umbrella", "--proposals", "nothing"], "there is no source 'nothing'"),
         ([".", "umbrella"], "has no pictures"),
+        (["in", "umbrella", "--task", "boxes", "--model", "nonesuch"], "task is 'boxes'"),
+        (["in", "umbrella", "--out", "in/a.png", "--model", "nonesuch"], "in/a.png is a file; give --out a folder"),
+        (["in", "umbrella", "--out", "in/a.png/b", "--model", "nonesuch"], "in/a.png is a file; give --out a folder"),
     ],
 )
 def test_the_command_line_refuses_in_one_sentence(folder: Path, arguments: list[str], sentence: str) -> None:

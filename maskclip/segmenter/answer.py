@@ -131,6 +131,7 @@ class Segmentation:
         """
         from maskclip.visualize import draw_masks, draw_panoptic, draw_semantic
 
+        check_task(task)
         image = Image.fromarray(self.image)
         image.thumbnail((DRAWN, DRAWN))
         canvas = np.asarray(image)
@@ -142,8 +143,6 @@ class Segmentation:
             return draw_masks(canvas, masks, [f"{one.name} {one.score:.0%}" for one in self.instances], text=text)
         if task == "semantic":
             return draw_semantic(canvas, self.semantic[shown], self.labels, self.isthing, text=text)
-        if task != "panoptic":
-            raise ValueError(f"task is {task!r}; it must be panoptic, semantic or instances")
         ids, marks = self._panoptic
         return draw_panoptic(canvas, ids[shown], marks, self.labels, text=text)
 
@@ -162,6 +161,7 @@ class Segmentation:
         """One row a segment: id, name, thing, score, next word, its score, area in percent of the picture, box."""
         import pandas as pd
 
+        check_task(task)
         rows = []
         for one in self.instances if task == "instances" else self.segments:
             word, score = (one.others or [("", float("nan"))])[0]
@@ -223,6 +223,12 @@ class Segmentation:
             rows.append(("td", (swatch, html.escape(one.name), f"{one.score:.0%}", html.escape(rest), share)))
         cells = ("".join(f'<{tag} style="text-align:left">{cell}</{tag}>' for cell in row) for tag, row in rows)
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def check_task(task: str) -> None:
+    """ValueError where there is no such way to answer."""
+    if task not in ("panoptic", "semantic", "instances"):
+        raise ValueError(f"task is {task!r}; it must be panoptic, semantic or instances")
 
 
 def embedded(picture: np.ndarray, side: int, kind: str, **options: Any) -> str:

@@ -1,5 +1,7 @@
 """Files and folders of pictures through a `Segmenter`, one by one, as `maskclip segment` does."""
 
+import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,8 +10,8 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from maskclip.files import settings_hash, write_atomically
-from maskclip.segmenter.answer import Segmentation
+from maskclip.files import file_digests, settings_hash, write_atomically
+from maskclip.segmenter.answer import Segmentation, check_task
 from maskclip.segmenter.segmenter import MINIATURE, Segmenter
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -26,7 +28,7 @@ def find_pictures(places: Sequence[str]) -> list[Path]:
         raise ValueError('give pictures or folders first, then the words: maskclip segment photo.jpg "dog, grass"')
     found = []
     for place in map(Path, places):
-        if not place.exists():
+        if not os.path.exists(place):
             raise FileNotFoundError(f"there is no picture or folder {place}")
         inside = sorted(place.iterdir()) if place.is_dir() else [place]
         inside = [path for path in inside if path == place or path.suffix.lower() in SUFFIXES]
@@ -48,8 +50,12 @@ def segment_files(
         How many pictures could not be read; each is told.
 
     Raises:
-        ValueError: a result would be written over one of the pictures, or over another's.
+        ValueError: there is no such task, `out` is a file, or a result would be written over one of the pictures, or
+            over another's.
     """
+    check_task(settings["task"])
+    if files := [place for place in (out, *out.parents) if place.is_file()]:
+        raise ValueError(f"{files[0]} is a file; give --out a folder")
     endings = (".png", ".json", "_ids.png") if settings["json"] else (".png",)
     places, sources = set[Path](), {path.resolve() for path in pictures}
     for target in (out / f"{path.stem}{ending}" for path in pictures for ending in endings):
@@ -84,10 +90,16 @@ def _counted(answer: Segmentation, task: str) -> str:
     return ", ".join(f"{number} {name}" for name, number in names.items())
 
 
-def _mark(path: Path, settings: Mapping[str, Any]) -> str:
+def _mark(path: Path, out: Path, settings: Mapping[str, Any]) -> str:
+    """Tells answers apart: by what the picture holds, the settings, the weights, and the JSON and ids beside it."""
     weights = [place for key in ("model", "pretrained", "proposals", "encoder") for place in _files(settings[key])]
-    states = [[place.name, place.stat().st_size, place.stat().st_mtime_ns] for place in (path, *weights)]
-    return settings_hash({**settings, "files": states})
+    states = [[place.name, place.stat().st_size, place.stat().st_mtime_ns] for place in weights]
+    beside = file_digests(out, _beside(path)) if settings["json"] else {}
+    return settings_hash({**settings, "weights": states, **file_digests(path.parent, [path.name]), "beside": beside})
+
+
+def _beside(path: Path) -> tuple[str, str]:
+    return f"{path.stem}.json", f"{path.stem}_ids.png"
 
 
 def _files(name: str) -> list[Path]:
@@ -99,18 +111,28 @@ def _files(name: str) -> list[Path]:
 def _write(answer: Segmentation, path: Path, out: Path, settings: Mapping[str, Any]) -> None:
     if settings["json"]:
         answer.save_coco(out, path.stem)
+    else:
+        _remove_former(path, out)
     note = PngImagePlugin.PngInfo()
-    note.add_text("maskclip", _mark(path, settings))  # by which it is known again
+    note.add_text("maskclip", _mark(path, out, settings))  # by which it is known again
     drawn = Image.fromarray(answer.draw(settings["task"]))
     write_atomically(out / f"{path.stem}.png", lambda partial: drawn.save(partial, pnginfo=note))
 
 
 def _is_done(path: Path, out: Path, settings: Mapping[str, Any]) -> bool:
-    target = out / f"{path.stem}.png"
-    if not target.is_file() or (settings["json"] and not (out / f"{path.stem}.json").is_file()):
-        return False
     try:
-        with Image.open(target) as image:
-            return image.info.get("maskclip") == _mark(path, settings)
-    except OSError:
+        with Image.open(out / f"{path.stem}.png") as image:
+            return image.info.get("maskclip") == _mark(path, out, settings)
+    except OSError:  # there is none, or no picture
         return False
+
+
+def _remove_former(path: Path, out: Path) -> None:
+    """Remove the JSON of an earlier answer, which says other words than the picture to come; no JSON of others."""
+    former = out / _beside(path)[0]
+    try:
+        content = json.loads(former.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(content, dict) and content.keys() == {"images", "categories", "annotations", "instances"}:
+        former.unlink()
