@@ -247,12 +247,12 @@ def benchmark(
     import torch
 
     from maskclip import cost
+    from maskclip.device import find_device
 
     if threads:
         torch.set_num_threads(threads)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     picture: dict[str, Any] = dict(model=model, masks=masks, resolution=resolution, matched=matched, seed=seed)
-    way: dict[str, Any] = dict(device=device, dtype=dtype, repeats=repeats)
+    way: dict[str, Any] = dict(device=find_device(device), dtype=dtype, repeats=repeats)
     frame = cost.benchmark(rows=_list(rows) or list(cost.ROWS), metrics=_list(metrics), **picture, **way)
     _tell(frame, csv)
 

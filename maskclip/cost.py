@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskclip.device import find_device
 from maskclip.model.clip import Clip, load_clip
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.visual_encoder import ImageFeatures, MaskCLIPVisualEncoder
@@ -98,9 +99,11 @@ def benchmark(
         tidy table with `COLUMNS`: value in seconds, 1e12 FLOPs or GiB. The CLIP Baseline comes per
         mask (masks = 1) and for all. RegionCLIP, ZegFormer, SimSeg: tflops only.
     Raises:
-        ValueError: an unknown row, metric, dtype or model, or a number that is too small.
+        ValueError: none or an unknown row, metric, device, dtype or model, no ViT, or a number that is too small.
     """
-    _check(device, rows=(rows, list(ROWS)), metrics=(metrics, METRICS), dtype=([dtype], DTYPES))
+    _check(rows=(rows, list(ROWS)), metrics=(metrics, METRICS), dtype=([dtype], DTYPES))
+    if (device := find_device(device)).split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device}; costs are measured on cpu or cuda")
     for what, number in dict(masks=masks, repeats=repeats, matched=matched, resolution=resolution).items():
         if number is not None and number < 1:
             raise ValueError(f"{what} is {number}; it must be at least 1")
@@ -124,12 +127,12 @@ def benchmark(
     return frame
 
 
-def _check(device: str, **choices: tuple[Sequence[str], Sequence[str]]) -> None:
+def _check(**choices: tuple[Sequence[str], Sequence[str]]) -> None:
     for what, (given, known) in choices.items():
+        if not given:
+            raise ValueError(f"{what} is empty; give some of {', '.join(known)}")
         if unknown := [x for x in given if x not in known]:
             raise ValueError(f"{what} has {unknown}; it must be among {list(known)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but PyTorch finds no GPU; take cpu")
 
 
 class _Bench:
@@ -139,11 +142,11 @@ class _Bench:
 
     def __init__(self, clip: Clip, masks: int, size: int, matched: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        depth = len(clip.model.visual.transformer.resblocks)
+        self.plain = MaskCLIPVisualEncoder.from_open_clip(clip.model, ())  # says what is no ViT
+        depth = len(self.plain.blocks)
         quarters = sorted({max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)})  # 6, 12, 18, 24 of 24
         self.size, self.masks = size, masks
         self.baseline_masks = 1  # how many of them the CLIP Baseline's step takes: see _PATIENCE
-        self.plain = MaskCLIPVisualEncoder.from_open_clip(clip.model, ())
         self.maskclip = MaskCLIPVisualEncoder.from_open_clip(clip.model, quarters, generator=generator)
         self.image = torch.randn(1, 3, size, size, generator=generator).to(clip.model.visual.conv1.weight)
         self.logits = random_masks(masks, size, generator).to(clip.device)

@@ -73,6 +73,8 @@ def test_benchmark(tmp_path):
     assert list(frame.columns) == COLUMNS and set(frame.method) == {"clip", "wo_rma"}
     assert set(frame.model) == {"mini_clip"} and set(frame.metric) == {"time_s", "tflops", "peak_gb"}
     assert "rows has ['nonsense']" in failure("benchmark", "--rows", "nonsense")
+    assert "metrics is empty; give some of time_s" in failure("benchmark", "--metrics", ",")
+    assert "device is 'foo', which PyTorch does not find here" in failure("benchmark", "--device", "foo")
     (tmp_path / "file").touch()
     assert "cannot write" in failure(
         "benchmark", *options, "--metrics", "tflops", "--csv", tmp_path / "file" / "out.csv"
@@ -84,6 +86,7 @@ def test_cost_counts_alone():
     result = run("cost", "--model", MINI_CLIP, "--masks", 7, "--rows", "clip,maskclip")
     assert result.exit_code == 0 and "MaskCLIP, 7 masks" in result.stdout and "tflops" in result.stdout
     assert "time_s" not in result.stdout and "peak_gb" not in result.stdout
+    assert "with a plain ViT" in failure("cost", "--model", "RN50", "--rows", "maskclip", "--masks", 4)
     assert "masks is 0" in failure("cost", "--model", MINI_CLIP, "--masks", 0)
 
 
@@ -106,6 +109,12 @@ def test_help_and_version_do_not_wait_for_torch():
         command = [sys.executable, "-c", program, argument]
         done = subprocess.run(command, capture_output=True, text=True, cwd=TOP)
         assert done.returncode == 0 and said in done.stdout, done.stderr
+
+
+def test_the_package_runs_as_the_command():
+    command = [sys.executable, "-m", "maskclip", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=TOP)
+    assert done.returncode == 0 and done.stdout.split()[:2] == ["Usage:", "maskclip"], done.stderr
 
 
 def test_an_installation_brings_the_command():

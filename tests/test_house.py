@@ -25,7 +25,7 @@ from study.run import Run
 ROOT = Path(__file__).parent.parent
 # Bottom up; a room of the library knows those below its floor, and none on it or above.
 FLOORS = [
-    {"settings", "files", "hub", "roofline"},
+    {"settings", "files", "hub", "roofline", "device"},
     {"data"},
     {"proposals"},
     {"model"},
@@ -33,6 +33,7 @@ FLOORS = [
     {"training", "evaluation", "released", "cost"},
     {"segmenter"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(path for package in ("maskclip", "study", "miniature") for path in (ROOT / package).rglob("*.py"))

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskclip.device import find_device
 from maskclip.files import write_atomically
 from maskclip.hub import check_clip_weights
 
@@ -87,9 +88,9 @@ def load_clip(
             file. None: random weights.
     Raises:
         FileNotFoundError: a file of the folder, or the weights file, is missing.
-        ValueError: an unknown name or tag, weights that do not fit or were trained with the other GELU.
+        ValueError: an unknown name, tag or device, weights that do not fit or were trained with the other GELU.
     """
-    folder, source, words = Path(name_or_path), str(name_or_path), {}
+    folder, source, words, device = Path(name_or_path), str(name_or_path), {}, find_device(device)
     if folder.is_dir():
         if pretrained is not None:
             raise ValueError(f"{folder} brings its own weights; leave out pretrained={pretrained!r}")

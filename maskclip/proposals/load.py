@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES as MASK_GENERATORS
 
+from maskclip.device import find_device
 from maskclip.files import check_as_written, written_record
 from maskclip.proposals.backbone import fill, pretrained, read_weights
 from maskclip.proposals.base import ProposalSource
@@ -86,9 +87,10 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
 
     Or of a name among `SOURCES` that needs no training, or of Hugging Face transformers by local folder or
     hub name: any Mask2Former, class-aware ones included, and any mask generator, such as SAM. FileNotFoundError
-    if there is none; ValueError if record or weights are cut off, or of another architecture or training.
+    if there is none; ValueError if record or weights are cut off, or of another architecture or training, or there is
+    no such device.
     """
-    name, path = str(name_or_path), Path(name_or_path)
+    name, path, device = str(name_or_path), Path(name_or_path), find_device(device)
     if path.is_file() or (path / "record.json").is_file():
         return _trained(path, device)
     if name in SOURCES:
