@@ -76,6 +76,13 @@ def test_a_picture_and_words_become_named_segments(mini: Segmenter, picture: np.
     assert [one.score for one in answer.instances] == sorted((one.score for one in answer.instances), reverse=True)
 
 
+@pytest.mark.parametrize("found", [None, [None], [], [1, 2]])
+def test_a_proposal_source_of_ones_own_that_gives_none(mini: Segmenter, picture: np.ndarray, found: Any) -> None:
+    own = Segmenter.load(mini.model.clip, proposals=lambda images: found, device="cpu")
+    with pytest.raises(ValueError, match=re.escape(f"the proposal source gives {found!r}; it must give a list of one")):
+        own(picture, WORDS)
+
+
 def test_every_thing_is_an_instance_and_no_stuff(mini: Segmenter) -> None:
     picture, masks = render_scene(WORDS, colours=["red", "brown"], seed=5)
     answer = mini(picture, WORDS, masks=np.stack(list(masks.values())))
@@ -221,6 +228,10 @@ def test_own_masks_in_every_form_are_one(mini: Segmenter, picture: np.ndarray) -
         ([{"size": [9, 9], "counts": [81]}], "masks: the segmentation of annotation 0 .*coded for 9 x 9 pixels"),
         ([{"segmentation": [[1, 2, 3]]}], "masks: the segmentation of annotation 0 is neither polygons nor"),
         ([{"area": 3}], "annotation 0"),
+        (
+            [np.ones((128, 160), bool), np.ones((20, 160), bool)],
+            r"several sizes, \[128, 160\] and \[20, 160\]; the pict",
+        ),
         ("masks.png", r"a mask is \[\], the picture"),
     ],
 )
@@ -245,6 +256,8 @@ def test_a_list_of_pictures(mini: Segmenter, picture: np.ndarray) -> None:
     assert not (one.panoptic > 0)[~left].any() and not (other.panoptic > 0)[left].any(), "each its own masks"
     with pytest.raises(ValueError, match="2 pictures, but masks for 1; give each picture its own"):
         mini([picture, picture], WORDS, masks=[left])
+    with pytest.raises(ValueError, match="masks of a list of pictures are a list of each one's, not 5"):
+        mini([picture, picture], WORDS, masks=5)
     with pytest.raises(ValueError, match="an embedded picture has its masks already"):
         mini(mini.embed(picture), WORDS, masks=left)
 
@@ -263,6 +276,8 @@ def test_a_list_of_pictures(mini: Segmenter, picture: np.ndarray) -> None:
         (["cat | feline", "feline"], None, "'feline' stands twice"),
         (["cat", 3], None, "must be a list of texts"),
         (["cat"], ["dog"], "things has 'dog', which is none of the words"),
+        (["cat"], [5], "things has '5', which is none of the words"),
+        (["cat"], 5, "things must be a list of some of the words, not 5"),
     ],
 )
 def test_words_that_cannot_be(words: Any, things: Any, sentence: str) -> None:
@@ -275,6 +290,8 @@ def test_words_are_things_but_for_stuff() -> None:
     assert found.isthing == (True, False, False, False, True, True)
     assert found.labels == ["dog", "green grass", "lawn", "Sky", "🦄", "собака"]
     assert read_words(["dog", "grass"], things=["grass"]).isthing == (False, True)
+    for things in (["lawn | turf", " dog "], ["turf|Lawn", "DOG"], ["lawn", "dog"]):
+        assert read_words(["dog", "lawn |turf", "sky"], things).isthing == (True, True, False)
 
 
 def test_a_text_longer_than_clip_reads_is_told(mini: Segmenter, picture: np.ndarray) -> None:
@@ -286,8 +303,9 @@ def test_templates_by_name() -> None:
     assert templates_of("none") == ("{}",) and len(set(templates_of("14"))) == 14 and len(templates_of("80")) == 80
     assert templates_of("14") == VILD_TEMPLATES and all("{}" in template for template in templates_of("80"))
     assert templates_of(["my {}"]) == ("my {}",)
-    with pytest.raises(ValueError, match="templates are '15'; take 'none', '14'"):
-        templates_of("15")
+    for wrong in ("15", None, 5, [5], [], ["a photo"]):
+        with pytest.raises(ValueError, match=re.escape(f"templates are {wrong!r}; take 'none', '14'")):
+            templates_of(wrong)  # type: ignore[arg-type]
 
 
 def test_pictures_of_every_kind_are_the_same_picture(tmp_path: Path, picture: np.ndarray) -> None:
@@ -298,6 +316,9 @@ def test_pictures_of_every_kind_are_the_same_picture(tmp_path: Path, picture: np
     kinds += [image.convert("RGBA")]
     for kind in kinds:
         np.testing.assert_array_equal(as_picture(kind), picture)
+    counted = torch.tensor(picture / 255, requires_grad=True, dtype=torch.float32)
+    np.testing.assert_array_equal(as_picture(counted), picture)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(as_picture(picture > 100), 255 * (picture > 100))
     grey = as_picture(picture[..., 0])
     np.testing.assert_array_equal(grey, np.repeat(picture[..., :1], 3, 2))
 
@@ -532,6 +553,23 @@ def test_pictures_of_one_name_size_and_time_are_two(folder: Path) -> None:
         Image.new("RGB", (20, 20), colour).save(f"{name}/c.bmp")
         os.utime(f"{name}/c.bmp", (5, 5))
         assert "done already" not in call(f"{name}/c.bmp", "umbrella", "--out", "out")[1]
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        *((name, f"device is '{name}', which PyTorch does not find here") for name in ("tpu", "meta", "foo:1")),
+        *((name, f"device is {name}, but PyTorch finds no GPU; take cpu") for name in ("cuda", "cuda:9")),
+    ],
+)
+def test_a_device_that_is_not_there(device: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=sentence):
+        Segmenter.load(device=device)
+    with pytest.raises(ValueError, match=sentence):
+        load_source(MODELS / "mini_proposals" / "mask2former.safetensors", device)
+    with pytest.raises(ValueError, match=sentence):
+        load_clip(MINIATURE, device=device)
 
 
 @pytest.mark.parametrize("change", [Path.unlink, Path.touch, lambda path: path.write_bytes(b"damaged")])

@@ -114,11 +114,13 @@ class MaskCLIP:
         return self._segmented(self.encoder, pixels, masks, (image.shape[0], image.shape[1]))
 
     def propose(self, image: np.ndarray) -> Proposals:
-        """Masks without names, by the model's own source; a ValueError says if there is none."""
+        """Masks without names, by the model's own source; a ValueError says if there is none, or it gives none."""
         if self.proposals is None:
             raise ValueError("no masks to name: give MaskCLIP a proposal source, or embed(...) proposals")
-        (proposals,) = self.proposals([image])
-        return proposals
+        found: Any = self.proposals([image])
+        if not isinstance(found, list | tuple) or len(found) != 1 or not isinstance(found[0], Proposals):
+            raise ValueError(f"the proposal source gives {found!r:.100}; it must give a list of one Proposals an image")
+        return found[0]
 
     def _embed_as_published(self, image: np.ndarray, proposals: Proposals) -> SegmentedImage:
         """The released code's way: the picture at the proposal network's size, padded, then to S without antialiasing.

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from maskclip.data.coco import decode
 from maskclip.data.images import read_image
+from maskclip.device import find_device
 from maskclip.model.clip import Clip, load_clip, quickgelu_tags, text_embeddings, trained_with_quickgelu
 from maskclip.model.pipeline import MaskCLIP, ProposalSource, SeenImage, SegmentedImage
 from maskclip.proposals import Proposals, load_source
@@ -91,9 +92,9 @@ class Segmenter:
 
         Raises:
             FileNotFoundError: weights are neither here nor to be had; the sentence says what to put where.
-            ValueError: they do not fit one another.
+            ValueError: they do not fit one another, or there is no such device.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = find_device(device)
         known: dict[str, Any] = {}
         if not isinstance(clip, Clip):
             if (listed := Path(clip) / "words.json").is_file():  # a CLIP that has learned a few words only
@@ -157,7 +158,9 @@ class Segmenter:
         if self.known_words is not None:
             check_known(vocabulary, self.known_words)
         if isinstance(picture, list | tuple):
-            each = [masks] * len(picture) if masks is None else masks
+            if not isinstance(masks, Iterable | None):
+                raise ValueError(f"masks of a list of pictures are a list of each one's, not {masks!r:.100}")
+            each = [None] * len(picture) if masks is None else list(masks)
             if len(each) != len(picture):
                 raise ValueError(f"{len(picture)} pictures, but masks for {len(each)}; give each picture its own")
             options: dict[str, Any] = dict(things=things, none_of_these=none_of_these)
@@ -219,13 +222,15 @@ def as_picture(picture: Picture) -> np.ndarray:
     """
     if isinstance(picture, str | Path | Image.Image) or hasattr(picture, "read"):
         return read_image(picture)  # type: ignore[arg-type]
-    array = np.asarray(picture)
+    array = _as_array(picture)
     if array.ndim == 3 and array.shape[0] in (3, 4) and array.shape[2] not in (3, 4):
         array = array.transpose(1, 2, 0)  # torch's order
     if array.dtype.kind == "f" and array.size and 0 <= array.min() and array.max() <= 1:
         array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
     shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if not shape or array.dtype not in (np.uint8, np.bool_) or not array.size:
+    if not shape or array.dtype != np.uint8 or not array.size:
         raise ValueError(
             f"an array of {array.dtype} {list(array.shape)} is no picture; give uint8 (or floats of 0 to 1), [H, W] or "
             "[H, W, 3], or a file"
@@ -245,7 +250,7 @@ def own_masks(masks: Any, size: tuple[int, ...]) -> Proposals:
     if isinstance(masks, list | tuple) and any(isinstance(one, dict) for one in masks):
         found = [_mask_of(one, size, number) for number, one in enumerate(masks)]
     else:
-        array = np.asarray(masks)
+        array = _stacked(masks, size)
         labels = array.ndim == 2 and array.dtype.kind in "iu"
         found = [array == label for label in np.unique(array) if label] if labels else list(np.atleast_1d(array))
         if array.ndim == 2 and array.dtype == bool:
@@ -259,6 +264,25 @@ def own_masks(masks: Any, size: tuple[int, ...]) -> Proposals:
                 "a label map [H, W], COCO's RLEs, or dictionaries with a \"segmentation\", of the picture's size"
             )
     return mask_proposals([mask.astype(bool) for mask in found if mask.any()], size)
+
+
+def _as_array(given: Any) -> np.ndarray:
+    """A tensor as NumPy has it, wherever it lies and whatever computes it; all else as NumPy takes it."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = given.float() if given.is_floating_point() else given  # NumPy has no bfloat16
+    return np.asarray(given)
+
+
+def _stacked(masks: Any, size: tuple[int, ...]) -> np.ndarray:
+    """One array of all masks."""
+    try:
+        return _as_array([_as_array(one) for one in masks] if isinstance(masks, list | tuple) else masks)
+    except ValueError:
+        sizes = sorted({str(list(np.shape(one))) for one in masks})
+        raise ValueError(
+            f"masks are of several sizes, {' and '.join(sizes)}; the picture is {list(size)} (height, width)"
+        ) from None
 
 
 def _mask_of(one: Any, size: tuple[int, ...], number: int) -> np.ndarray:

@@ -55,7 +55,7 @@ def read_words(words: Iterable[str], things: Iterable[str] | None = None, stuff:
         words = [str(word) if isinstance(word, str) else word for word in words]
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise ValueError(f"words must be a list of texts, such as ['dog', 'lawn | grass'], not {words!r:.100}")
-    synonyms = [tuple(" ".join(name.split()) for name in word.split("|")) for word in words]
+    synonyms = [_names(word) for word in words]
     names = [name.lower() for one in synonyms for name in one]
     if "" in names:
         raise ValueError(f"one of the words {list(words)!r:.100} is empty; give each a text")
@@ -64,12 +64,19 @@ def read_words(words: Iterable[str], things: Iterable[str] | None = None, stuff:
     if things is None:
         isthing = [not any(is_stuff(name, stuff) for name in one) for one in synonyms]
     else:
-        wanted = [things] if isinstance(things, str) else list(things)
-        if unknown := [thing for thing in wanted if not isinstance(thing, str) or thing.lower() not in names]:
+        if not isinstance(things, Iterable):
+            raise ValueError(f"things must be a list of some of the words, not {things!r:.100}")
+        wanted = {thing: _names(thing.lower()) for thing in ([things] if isinstance(things, str) else map(str, things))}
+        if unknown := [thing for thing, its in wanted.items() if not set(its) <= set(names)]:
             raise ValueError(f"things has {', '.join(map(repr, unknown))}, which is none of the words")
-        lower = {thing.lower() for thing in wanted}
+        lower = {name for its in wanted.values() for name in its}
         isthing = [any(name.lower() in lower for name in one) for one in synonyms]
     return Vocabulary(tuple(synonyms), tuple(isthing))
+
+
+def _names(word: str) -> tuple[str, ...]:
+    """The names that | joins, each with single spaces."""
+    return tuple(" ".join(name.split()) for name in word.split("|"))
 
 
 def is_stuff(name: str, stuff: Collection[str] = STUFF) -> bool:
@@ -98,16 +105,20 @@ def check_known(vocabulary: Vocabulary, known: Iterable[str]) -> None:
 
 
 def templates_of(name: str | Sequence[str]) -> tuple[str, ...]:
-    """Templates by the name under which the literature knows them, "none", "14" or "80", or a list of one's own."""
-    if not isinstance(name, str):
-        return tuple(name)
+    """Templates by the name under which the literature knows them, "none", "14" or "80", or a list of one's own.
+
+    Raises:
+        ValueError: an unknown name, or no list of texts with {}.
+    """
     if name == "80":
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
     named = {"none": ("{}",), "14": VILD_TEMPLATES}
-    if name not in named:
+    own = tuple(name) if isinstance(name, Iterable) and not isinstance(name, str) else ()
+    found = named.get(name, ()) if isinstance(name, str) else own
+    if not found or not all(isinstance(one, str) and "{}" in one for one in found):
         raise ValueError(
-            f"templates are {name!r}; take 'none', '14' (ViLD's), '80' (CLIP's), or a list of texts with {{}}"
+            f"templates are {name!r:.100}; take 'none', '14' (ViLD's), '80' (CLIP's), or a list of texts with {{}}"
         )
-    return named[name]
+    return found
