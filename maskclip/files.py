@@ -40,9 +40,11 @@ def write_atomically(path: str | Path, content: str | bytes | Callable[[Path], o
     A kill, a full disk or an exception leaves either the former file or none, never half of one.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; the sentence names the file.
+        OSError: the folder cannot be written, the disk is full or the file is a folder; the sentence names it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}, which is a folder; give a file in it")
     temporary = path.with_name(f".{path.name}.{uuid4().hex}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,11 +91,17 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint ({reason}); delete it or fetch it again") from None
+        raise ValueError(f"{path} is not a readable checkpoint ({unreadable(error)}); give or fetch another") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary of weights")
     return state
+
+
+def unreadable(error: Exception) -> str:
+    """Why a checkpoint could not be read: torch's own reasons speak of pickles, and recommend to run their code."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "it holds code" if "GLOBAL" in str(error).upper() else "damaged, or of another kind"
 
 
 class PlainUnpickler(pickle.Unpickler):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 
 from maskclip.files import load_checkpoint, save_checkpoint, settings_hash, write_atomically
+from maskclip.model.clip import load_clip
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -64,6 +65,23 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "file" / "below.pt", {})
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=r"cannot write .*, which is a folder; give a file in it"):
+        write_atomically(tmp_path, "text")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"e", b"text\n", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04"])
+def test_what_is_no_checkpoint_at_all_is_told_in_plain_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.pt is not a readable checkpoint \(damaged, or of another kind\); give or"):
+        load_checkpoint(tmp_path / "a.pt")
+    with pytest.raises(
+        ValueError, match=r"cannot load CLIP ViT-B-32.*: the weights are not readable \(damaged, or of another kind"
+    ):
+        load_clip("ViT-B-32-quickgelu", str(tmp_path / "a.pt"))
+
+
 def test_a_cut_off_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save_checkpoint(path, {"weight": torch.zeros(1000)})
@@ -78,8 +96,8 @@ def test_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     path = tmp_path / "evil.pt"
-    path.write_bytes(pickle.dumps({"weight": Payload()}))
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
+    path.write_bytes(pickle.dumps({"weight": Payload()}, protocol=2))  # torch's
+    with pytest.raises(ValueError, match=r"not a readable checkpoint \(it holds code\)"):
         load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
 

@@ -30,6 +30,7 @@ from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, load_source
 from maskclip.released.encoder import released_state_dict
 from maskclip.segmenter import Segmenter, segmenter
+from maskclip.segmenter.batch import find_pictures
 from maskclip.segmenter.segmenter import MINIATURE, MODELS, as_picture, own_masks
 from maskclip.segmenter.words import VILD_TEMPLATES, read_words, templates_of
 from maskclip.training.mask_tokens import trained_weights
@@ -106,6 +107,12 @@ def test_the_answer_as_pictures_tables_and_json(mini: Segmenter, picture: np.nda
         assert drawn.shape[2] == 3 and np.ptp(drawn) > 100
     with pytest.raises(ValueError, match="task is 'boxes'; it must be panoptic, semantic or instances"):
         answer.draw("boxes")
+    for name in ("x", "x.foo", ".png"):
+        with pytest.raises(ValueError, match=rf"new/{name} must end in a kind of picture, such as \.png"):
+            answer.save(tmp_path / "new" / name)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(IsADirectoryError, match="which is a folder; give a file in it"):
+        answer.save(tmp_path)
     table = answer.table()
     assert list(table.name) == [one.name for one in answer.segments]
     assert table.area_percent.sum() == pytest.approx(100 * (answer.panoptic > 0).mean())
@@ -348,6 +355,8 @@ def test_what_is_no_picture_is_one_sentence(picture: np.ndarray, tmp_path: Path,
     for name in ("text.jpg", "cut.png"):
         with pytest.raises(ValueError, match=f"{name} cannot be read as a picture"):
             as_picture(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder; give a picture's own file"):
+        as_picture(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"none\.png does not exist"):
         as_picture(tmp_path / "none.png")
     with pytest.raises(ValueError, match="the given picture cannot be read"):
@@ -545,6 +554,12 @@ def test_a_folder_on_the_command_line_is_done_once(folder: Path) -> None:
     assert os.stat("out/a.png").st_mtime_ns == when
     code, said = call("in", "umbrella, sky", "--out", "out", "--json")
     assert code == 0 and "done already" not in said, "other words are another answer"
+
+
+def test_what_only_looks_like_a_picture_in_a_folder_is_left_out(folder: Path) -> None:
+    Path("in/._b.jpg").write_bytes(b"of macOS")
+    Path("in/c.png").mkdir()
+    assert [path.name for path in find_pictures(["in"])] == ["a.png", "b.jpg"]
 
 
 def test_pictures_of_one_name_size_and_time_are_two(folder: Path) -> None:

@@ -82,6 +82,8 @@ def read_json(path: str | Path, keep: Callable[[dict], object] | None = None) ->
 
 
 def _read(path: str | Path | IO[bytes] | Image.Image, what: str, convert: Callable[[Image.Image], Read]) -> Read:
+    if isinstance(path, str | Path) and Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; give a {what}'s own file.")
     if isinstance(path, str | Path) and not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; check the path, or of a data set its folder and annotations.")
     name = path if isinstance(path, str | Path) else getattr(path, "name", None) or f"the given {what}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -26,8 +28,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskclip.device import find_device
-from maskclip.files import write_atomically
+from maskclip.files import unreadable, write_atomically
 from maskclip.hub import check_clip_weights
+
+UNREADABLE = (pickle.UnpicklingError, LookupError, EOFError, struct.error)  # what torch raises of foreign files
 
 
 @dataclass
@@ -105,6 +109,8 @@ def load_clip(
         tokenizer = open_clip.get_tokenizer(source, **words)
     except Exception as error:  # whatever open_clip or torch could not read
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if pretrained is not None and (isinstance(error, UNREADABLE) or "PytorchStreamReader" in reason):
+            reason = f"the weights are not readable ({unreadable(error)})"
         raise ValueError(f"cannot load CLIP {name_or_path} (pretrained={pretrained!r}): {reason}") from error
     finally:
         logging.disable(was)

@@ -153,7 +153,15 @@ class Segmentation:
         return comparison([[self.image, self.draw(task)]], ["picture", ", ".join(self.labels)[:80]], width=12)
 
     def save(self, path: str | Path, task: str = "panoptic") -> Path:
-        """Write `draw(task)` as a picture, whole or not at all; the file is returned."""
+        """Write `draw(task)` as a picture, whole or not at all; the file is returned.
+
+        Raises:
+            ValueError: Pillow writes no such kind of picture, or there is no such task.
+            OSError: the file cannot be written.
+        """
+        kinds = Image.registered_extensions()
+        if not Path(path).is_dir() and kinds.get(Path(path).suffix.lower()) not in Image.SAVE:
+            raise ValueError(f"{path} must end in a kind of picture, such as .png, .jpg, .webp or .tif")
         write_atomically(path, lambda partial: Image.fromarray(self.draw(task)).save(partial))
         return Path(path)
 

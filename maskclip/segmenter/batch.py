@@ -31,7 +31,7 @@ def find_pictures(places: Sequence[str]) -> list[Path]:
         if not os.path.exists(place):
             raise FileNotFoundError(f"there is no picture or folder {place}")
         inside = sorted(place.iterdir()) if place.is_dir() else [place]
-        inside = [path for path in inside if path == place or path.suffix.lower() in SUFFIXES]
+        inside = [path for path in inside if path == place or _is_picture(path)]
         if not inside:
             raise ValueError(f"the folder {place} has no pictures ({', '.join(SUFFIXES)})")
         found += inside
@@ -39,6 +39,11 @@ def find_pictures(places: Sequence[str]) -> list[Path]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"more than one picture is called {', '.join(twice)}; segment them into folders of their own")
     return found
+
+
+def _is_picture(path: Path) -> bool:
+    """By its name; hidden ones are what macOS and killed programs leave."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def segment_files(
