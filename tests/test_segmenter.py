@@ -283,7 +283,7 @@ def test_a_list_of_pictures(mini: Segmenter, picture: np.ndarray) -> None:
         (["cat | feline", "feline"], None, "'feline' stands twice"),
         (["cat", 3], None, "must be a list of texts"),
         (["cat"], ["dog"], "things has 'dog', which is none of the words"),
-        (["cat"], [5], "things has '5', which is none of the words"),
+        (["cat"], [5], "things has 5, which is none of the words"),
         (["cat"], 5, "things must be a list of some of the words, not 5"),
     ],
 )

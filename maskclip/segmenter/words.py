@@ -66,10 +66,10 @@ def read_words(words: Iterable[str], things: Iterable[str] | None = None, stuff:
     else:
         if not isinstance(things, Iterable):
             raise ValueError(f"things must be a list of some of the words, not {things!r:.100}")
-        wanted = {thing: _names(thing.lower()) for thing in ([things] if isinstance(things, str) else map(str, things))}
-        if unknown := [thing for thing, its in wanted.items() if not set(its) <= set(names)]:
+        wanted, known = [things] if isinstance(things, str) else list(things), set(names)
+        if unknown := [one for one in wanted if not isinstance(one, str) or not known.issuperset(_names(one.lower()))]:
             raise ValueError(f"things has {', '.join(map(repr, unknown))}, which is none of the words")
-        lower = {name for its in wanted.values() for name in its}
+        lower = {name for thing in wanted for name in _names(thing.lower())}
         isthing = [any(name.lower() in lower for name in one) for one in synonyms]
     return Vocabulary(tuple(synonyms), tuple(isthing))
 
