@@ -492,6 +492,14 @@ def test_bad_results_are_named_in_one_sentence(tmp_path: Path, text: str, senten
     assert not (tmp_path / "reports").exists()
 
 
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_a_report_needs_a_folder(tmp_path: Path, inside: str):
+    (tmp_path / "reports").write_text("mine")
+    with pytest.raises(SystemExit, match=r"error: .*reports is a file; name a folder"):
+        main([str(tmp_path / "nowhere"), str(tmp_path / "reports" / inside)])
+    assert (tmp_path / "reports").read_text() == "mine"
+
+
 def test_reasons_asked_for_must_be_there(made_up: Path, tmp_path: Path):
     with pytest.raises(SystemExit, match=r"error: .*no file of reasons nowhere\.yaml"):
         main([str(made_up), str(tmp_path / "reports"), "--reasons", "nowhere.yaml"])

@@ -65,11 +65,14 @@ def build_report(
         also: more formats of the charts, "svg" or "pdf".
 
     Raises:
-        FileNotFoundError, ValueError: as read_results and read_reasons; no file `reasons`.
+        FileNotFoundError, ValueError: as read_results and read_reasons; no file `reasons`; `reports_dir` is a file.
     """
+    out = Path(reports_dir)
+    if files := [path for path in (out, *out.parents) if path.is_file()]:
+        raise ValueError(f"{files[0]} is a file; name a folder to write the report to")
     if reasons is not None and not Path(reasons).is_file():
         raise FileNotFoundError(f"there is no file of reasons {reasons}")
-    out, results = Path(reports_dir), read_results(results_dir, seeds)
+    results = read_results(results_dir, seeds)
     departures = [*departures, *_other_trainings(results, departures)]
     found = claims.read_reasons(reasons or out / "reasons.yaml", results.profile, len(results.seeds))
     judged = claims.judge_claims(results, found, claims.read_verdicts(published))
