@@ -492,6 +492,44 @@ def test_bad_results_are_named_in_one_sentence(tmp_path: Path, text: str, senten
     assert not (tmp_path / "reports").exists()
 
 
+@pytest.mark.parametrize("content", [b"{", b'"x"', b"\xff\xfe", b'[["a.png", "x"]]'])
+@pytest.mark.parametrize("file", ["weights.json", "figures/captions.json"])
+def test_damaged_json_is_named(tmp_path: Path, file: str, content: bytes):
+    path = write_made_up_results(tmp_path, seeds=(0,)) / "0" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name} is not a JSON object; delete it"):
+        read_results(tmp_path / "results" / "mini")
+
+
+@pytest.mark.parametrize(("captions", "sentence"), [
+    ({"a.png": ["x"]}, r"captions\.json has neither a caption nor \[caption, alt\] for 'a\.png'"),
+    ({"a.png": 5}, r"captions\.json has neither a caption"),
+    ({"b.png": "x"}, r"captions\.json names 'b\.png', which is not beside it"),
+    ({"../../efficiency.csv": "x"}, r"captions\.json names '\.\./\.\./efficiency\.csv', which is not beside it"),
+    ({"": "x"}, r"captions\.json names '', which"),
+    ({"cut.png": "x"}, r"figures.cut\.png cannot be read as a picture"),
+    ({}, r"figures.cut\.png cannot be read as a picture"),
+])  # fmt: skip
+def test_pictures_are_whole_and_beside_their_captions(tmp_path: Path, captions: dict, sentence: str):
+    results = write_made_up_results(tmp_path, seeds=(0,))
+    figures = results / "0" / "figures"
+    figures.mkdir()
+    _picture(figures / "a.png")
+    (figures / "cut.png").write_bytes(_picture(tmp_path / "whole.png", (300, 300)).read_bytes()[:-1000])
+    (figures / "captions.json").write_text(json.dumps(captions))
+    with pytest.raises(SystemExit, match=f"error: .*{sentence}"):
+        main([str(results), str(tmp_path / "reports")])
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_setting_of_released_weights_names_a_file(tmp_path: Path):
+    results = write_made_up_results(tmp_path, seeds=(0,))
+    (results / "0" / "weights.json").write_text('{"maskclip.start": 1}')
+    with pytest.raises(ValueError, match=r"weights\.json names no file for 'maskclip\.start'"):
+        read_results(results)
+
+
 @pytest.mark.parametrize("inside", ["", "deeper"])
 def test_a_report_needs_a_folder(tmp_path: Path, inside: str):
     (tmp_path / "reports").write_text("mine")

@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy import stats
 
 from maskclip.data.datasets import DATASETS
@@ -127,7 +129,7 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
         stages = tables["times"].groupby("stage", as_index=False)
         tables["times"] = stages.agg(seconds=("seconds", "mean"), peak_gb=("peak_gb", "max"))
     pictures = [picture for folder in folders[:2] for picture in _pictures(folder / "figures")]
-    weights = [json.loads(path.read_text()) for folder in folders if (path := folder / "weights.json").is_file()]
+    weights = [_read_weights(path) for folder in folders if (path := folder / "weights.json").is_file()]
     return Results(**tables, pictures=pictures, weights=weights[0] if weights else {})
 
 
@@ -167,15 +169,49 @@ def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.reset_index(drop=True)
 
 
-def _pictures(folder: Path) -> list[Picture]:
-    """The pictures of a folder in the order of its captions.json (name -> caption, or [caption, alt]); others last."""
-    path = folder / "captions.json"
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object; ValueError: it holds none."""
     try:
-        captions = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError):
-        raise ValueError(f"{path} is not a JSON object; delete it and run its notebook again") from None
-    if absent := [name for name in captions if not (folder / name).is_file()]:
-        raise ValueError(f"{path} names {absent[0]!r}, which is not there; run its notebook again")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested without end
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; delete it and run its notebook again")
+    return content
+
+
+def _read_weights(path: Path) -> dict[str, str]:
+    """Setting -> file of weights.json; ValueError: it is damaged."""
+    weights = _read_object(path)
+    if wrong := [setting for setting, file in weights.items() if not isinstance(file, str)]:
+        raise ValueError(f"{path} names no file for {wrong[0]!r}; delete it and run its notebook again")
+    return weights
+
+
+def _pictures(folder: Path) -> list[Picture]:
+    """The pictures of a folder in the order of its captions.json (name -> caption, or [caption, alt]); others last.
+
+    Raises:
+        ValueError: captions.json is damaged or names what is not beside it; a picture is damaged.
+    """
+    path = folder / "captions.json"
+    captions = _read_object(path) if path.is_file() else {}
     captions |= {p.name: "" for p in sorted(folder.glob("*.png")) if p.name not in captions}
-    texts = {name: text if isinstance(text, list) else [text, text] for name, text in captions.items()}
-    return [Picture(folder / name, str(caption), str(alt or Path(name).stem)) for name, (caption, alt) in texts.items()]
+    return [_picture(path, name, said) for name, said in captions.items()]
+
+
+def _picture(path: Path, name: str, said: object) -> Picture:
+    """A picture beside the captions.json at `path`, which says its caption, or [caption, alt]."""
+    file = path.parent / name
+    if Path(name).name != name or not file.is_file():
+        raise ValueError(f"{path} names {name!r}, which is not beside it; run its notebook again")
+    texts: list[Any] = said if isinstance(said, list) else [said, said]
+    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{path} has neither a caption nor [caption, alt] for {name!r}; run its notebook again")
+    caption, alt = texts
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise ValueError(f"{file} cannot be read as a picture; delete it and run its notebook again") from None
+    return Picture(file, caption, alt or file.stem)
