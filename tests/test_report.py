@@ -483,6 +483,11 @@ HEAD = ",".join(SCORE_COLUMNS) + "\n"
     (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a150,PQ,2,0,mini\n", "two different values"),
     (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a150,PQ,2,1,paper\n", "mix the profiles"),
     (HEAD + "maskclp,mask2former,a150,PQ,1,0,mini\n", "study/methods.py has no 'maskclp'"),
+    (HEAD, "scores.csv has a header alone"),
+    *(
+        (f"{HEAD}maskclip,mask2former,a150,PQ,{score},0,mini\n", "scores.csv has a number outside 0 to 100: line 2")
+        for score in ("-5", "1e9")
+    ),
 ])  # fmt: skip
 def test_bad_results_are_named_in_one_sentence(tmp_path: Path, text: str, sentence: str):
     _scores(tmp_path / "results" / "mini" / "0", text)
@@ -490,6 +495,33 @@ def test_bad_results_are_named_in_one_sentence(tmp_path: Path, text: str, senten
         main([str(tmp_path / "results" / "mini"), str(tmp_path / "reports")])
     assert "\n" not in str(stopped.value)
     assert not (tmp_path / "reports").exists()
+
+
+TEXT, ABOVE, BELOW = "has no number where one must be", "has a number outside 0 to 1", "has a number below 0"
+
+
+@pytest.mark.parametrize(("file", "column", "cell", "why"), [
+    ("efficiency.csv", "value", "abc", TEXT),
+    ("efficiency.csv", "masks", "abc", TEXT),
+    ("efficiency.csv", "value", "-1", BELOW),
+    ("0/curves_maskclip.csv", "loss", "abc", TEXT),
+    ("0/curves_maskclip.csv", "step", "abc", TEXT),
+    ("0/curves_maskclip.csv", "step", "", "is cut off"),
+    ("0/proposal_quality.csv", "value", "abc", TEXT),
+    ("0/proposal_quality.csv", "value", "1.5", ABOVE + ":"),
+    ("0/attributes.csv", "accuracy", "abc", TEXT),
+    ("0/attributes.csv", "accuracy", "500", ABOVE + "00:"),
+    ("../../runs/mini/times/0-04_maskclip.csv", "seconds", "abc", TEXT),
+    ("../../runs/mini/times/0-04_maskclip.csv", "peak_gb", "inf", TEXT),
+])  # fmt: skip
+def test_a_wrong_number_is_named_with_its_file_and_line(tmp_path: Path, file: str, column: str, cell: str, why: str):
+    results = write_made_up_results(tmp_path, seeds=(0,))
+    table = pd.read_csv(results / file, dtype=str)
+    table.loc[0, column] = cell
+    table.to_csv(results / file, index=False)
+    said = repr(cell) if cell else "an empty cell"
+    with pytest.raises(ValueError, match=rf"{Path(file).name} {why}.* line 2 has {said} as its {column}; delete it"):
+        read_results(results)
 
 
 @pytest.mark.parametrize("content", [b"{", b'"x"', b"\xff\xfe", b'[["a.png", "x"]]'])

@@ -26,7 +26,17 @@ _COLUMNS = {
     "times": ["seconds", "peak_gb"],
 }
 _NAMES = {"scores": "method", "curves": "method", "proposal_quality": "source"}  # of methods, networks
-_TEXT = {"method", "dataset", "metric", "profile"}  # columns without empty cells
+_MAY_BE_EMPTY = {"value", "accuracy", "loss", "resolution"}  # what could not be computed is missing
+_ANY, _COUNT, _PERCENT, _SHARE = (-np.inf, np.inf), (0, np.inf), (0, 100), (0, 1)
+# Columns of numbers, and between what they lie.
+_NUMBERS: dict[str, dict[str, tuple[float, float]]] = {
+    "scores": {"value": _PERCENT},
+    "efficiency": {"masks": _COUNT, "value": _COUNT},
+    "curves": {"step": _COUNT, "loss": _ANY},
+    "proposal_quality": {"value": _SHARE},
+    "attributes": {"accuracy": _PERCENT},
+    "times": {"seconds": _COUNT, "peak_gb": _COUNT},
+}
 # One data set read in several ways is one data set in the paper's tables.
 _SAME_DATASET = {entry.results or name: entry.in_tables for name, entry in DATASETS.items()}
 
@@ -105,7 +115,8 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
 
     Raises:
         FileNotFoundError: the folder, or any score in it, is missing.
-        ValueError: a file is cut off, lacks a column or has an unknown method; profiles are mixed; a value is twice.
+        ValueError: a file is empty or cut off, lacks a column, has an unknown method, an impossible number or another
+            seed than its folder; profiles are mixed; a value is twice; a picture or a JSON file is damaged.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -134,31 +145,54 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
 
 
 def _read_csv(path: Path, kind: str) -> pd.DataFrame:
-    columns = _COLUMNS[kind]
+    """A file of results."""
+    columns, numbers = _COLUMNS[kind], _NUMBERS[kind]
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype=dict.fromkeys(numbers, "str"))  # pandas guesses: True is 1
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
         raise ValueError(f"{path} is empty or cut off; delete it and run its stage again") from None
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"{path} lacks the column {missing[0]!r} (it needs {', '.join(columns)}); run its stage again")
+    if table.empty and kind != "curves":  # a training of no steps has an empty one
+        raise ValueError(f"{path} has a header alone; delete it and run its stage again")
+    for column in columns:
+        if column not in _MAY_BE_EMPTY:
+            _refuse(path, table, column, table[column].isna(), "is cut off")
     if kind == "curves":
         table["method"] = path.stem.removeprefix("curves_")
-    if "seed" not in table and path.parent.name.isdigit():
-        table["seed"] = int(path.parent.name)
-    if table[sorted(_TEXT & set(columns))].isna().any(axis=None):
-        raise ValueError(f"{path} is cut off: a row ends too soon; delete it and run its stage again")
     names = set(table[_NAMES[kind]]) if kind in _NAMES else set()
     if unknown := names - {*METHODS, *NETWORKS}:
         raise ValueError(f"{path}: study/methods.py has no {min(unknown)!r}; add it there, or delete the file")
+    for column, limits in numbers.items():
+        table[column] = _read_numbers(path, table, column, *limits)
+    if "seed" not in table and path.parent.name.isdigit():
+        table["seed"] = int(path.parent.name)
     return table
+
+
+def _refuse(path: Path, table: pd.DataFrame, column: str, wrong: pd.Series, why: str) -> None:
+    """ValueError: a cell of a column is wrong; it names the first one."""
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        cell = table[column].iloc[row]
+        said = "an empty cell" if pd.isna(cell) else repr(cell)
+        raise ValueError(f"{path} {why}: line {row + 2} has {said} as its {column}; delete it and run its stage again")
+
+
+def _read_numbers(path: Path, table: pd.DataFrame, column: str, low: float, high: float) -> pd.Series:
+    """A column's numbers, NaN for empty cells; ValueError: a cell is no number, or not from `low` to `high`."""
+    values = pd.to_numeric(table[column], errors="coerce").astype(float).replace([-np.inf, np.inf], np.nan)
+    _refuse(path, table, column, values.isna() & table[column].notna(), "has no number where one must be")
+    rounding = 1e-6
+    outside = (values < low - rounding) | (values > high + rounding)
+    what = f"outside {low:g} to {high:g}" if np.isfinite(high) else f"below {low:g}"
+    _refuse(path, table, column, outside, f"has a number {what}")
+    return values
 
 
 def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """One name per data set, one value per cell and seed, one profile."""
-    values = pd.to_numeric(scores.value, errors="coerce")
-    if (unreadable := values.isna() & scores.value.notna()).any():
-        raise ValueError(f"a score is no number: {scores[unreadable].iloc[0].to_dict()}; run its stage again")
-    scores = scores[SCORE_COLUMNS].assign(value=values, dataset=scores.dataset.replace(_SAME_DATASET))
+    scores = scores[SCORE_COLUMNS].assign(dataset=scores.dataset.replace(_SAME_DATASET))
     scores = scores[np.isfinite(scores.value)].drop_duplicates()  # what could not be computed is missing
     if len(profiles := sorted(map(str, scores.profile.unique()))) > 1:
         raise ValueError(f"the results mix the profiles {' and '.join(profiles)}; report one at a time")
