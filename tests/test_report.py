@@ -481,9 +481,19 @@ HEAD = ",".join(SCORE_COLUMNS) + "\n"
     (HEAD + "maskclip,mask2former,a150,PQ,high,0,mini\n", "no number"),
     (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a1", "scores.csv is cut off"),
     (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a150,PQ,2,0,mini\n", "two different values"),
-    (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,a150,PQ,2,1,paper\n", "mix the profiles"),
+    (HEAD + "maskclip,mask2former,a150,PQ,1,0,mini\nmaskclip,mask2former,p59,PQ,2,0,paper\n", "mix the profiles"),
     (HEAD + "maskclp,mask2former,a150,PQ,1,0,mini\n", "study/methods.py has no 'maskclp'"),
     (HEAD, "scores.csv has a header alone"),
+    *(
+        (f"{HEAD}maskclip,mask2former,a150,PQ,1,{seed},mini\n", f"0/scores.csv {why}: line 2 has {cell} as its seed")
+        for seed, cell, why in (
+            ("7", "'7'", "lies in the folder of seed 0 and is of another"),
+            ("x", "'x'", "has a seed that is no whole number from 0 on"),
+            ("0.5", "'0.5'", "has a seed that is no whole number from 0 on"),
+            ("-1", "'-1'", "has a seed that is no whole number from 0 on"),
+            ("", "an empty cell", "is cut off"),
+        )
+    ),
     *(
         (f"{HEAD}maskclip,mask2former,a150,PQ,{score},0,mini\n", "scores.csv has a number outside 0 to 100: line 2")
         for score in ("-5", "1e9")
@@ -522,6 +532,22 @@ def test_a_wrong_number_is_named_with_its_file_and_line(tmp_path: Path, file: st
     said = repr(cell) if cell else "an empty cell"
     with pytest.raises(ValueError, match=rf"{Path(file).name} {why}.* line 2 has {said} as its {column}; delete it"):
         read_results(results)
+
+
+def test_a_folder_holds_its_own_seed(tmp_path: Path):
+    results = write_made_up_results(tmp_path, seeds=(0,))
+    (results / "0" / "attributes.csv").rename(results / "attributes.csv")
+    with pytest.raises(ValueError, match=r"attributes\.csv is of no seed; move it"):
+        read_results(results)
+    (results / "attributes.csv").rename(results / "0" / "attributes.csv")
+    shutil.copytree(results / "0", results / "1")
+    with pytest.raises(ValueError, match=r"1.scores\.csv lies in the folder of seed 1 and is of another"):
+        read_results(results)
+    for name in ("01", "²"):
+        (results / "1").rename(results / name)
+        with pytest.raises(ValueError, match=f"{name} is no seed's folder"):
+            read_results(results)
+        (results / name).rename(results / "1")
 
 
 @pytest.mark.parametrize("content", [b"{", b'"x"', b"\xff\xfe", b'[["a.png", "x"]]'])

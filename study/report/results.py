@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,17 +122,17 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"no results folder at {root}; run the study first (make study) or correct the path")
-    numbered = sorted((path for path in root.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-    folders = [root, *(path for path in numbered if seeds is None or int(path.name) in seeds)]
+    numbered = sorted(_seed_folders(root).items())
+    folders = {root: None} | {path: seed for seed, path in numbered if seeds is None or seed in seeds}
     found: dict[str, list[pd.DataFrame]] = {kind: [] for kind in _COLUMNS}
     written = "[!.]*.csv"  # hidden ones are what a killed process had begun to write
     for path in (path for folder in folders for path in sorted(folder.glob(written))):
         kind = next((k for k in _COLUMNS if path.stem == k or path.stem.startswith(f"{k}_")), "scores")
-        found[kind].append(_read_csv(path, kind))
+        found[kind].append(_read_csv(path, kind, folders[path.parent]))
     for path in sorted((root.parent.parent / "runs" / root.name / "times").glob(written)):
         seed, _, stage = path.stem.partition("-")  # <seed>-<stage>, or <stage> where no seed matters
-        if seeds is None or not seed.isdigit() or int(seed) in seeds:
-            found["times"].append(_read_csv(path, "times").assign(stage=stage if seed.isdigit() else path.stem))
+        if seeds is None or not seed.isdecimal() or int(seed) in seeds:
+            found["times"].append(_read_csv(path, "times").assign(stage=stage if seed.isdecimal() else path.stem))
     if not found["scores"]:
         raise FileNotFoundError(f"no scores in {root}/<seed>/*.csv; name a profile's folder and run the study first")
     tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in found.items() if parts}
@@ -139,16 +140,24 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
     if "times" in tables:
         stages = tables["times"].groupby("stage", as_index=False)
         tables["times"] = stages.agg(seconds=("seconds", "mean"), peak_gb=("peak_gb", "max"))
-    pictures = [picture for folder in folders[:2] for picture in _pictures(folder / "figures")]
+    pictures = [picture for folder in list(folders)[:2] for picture in _pictures(folder / "figures")]
     weights = [_read_weights(path) for folder in folders if (path := folder / "weights.json").is_file()]
     return Results(**tables, pictures=pictures, weights=weights[0] if weights else {})
 
 
-def _read_csv(path: Path, kind: str) -> pd.DataFrame:
-    """A file of results."""
+def _seed_folders(root: Path) -> dict[int, Path]:
+    """Seed -> its folder; ValueError: a number that `str(seed)` does not write, such as 01."""
+    numbered = [path for path in root.iterdir() if path.name.isdigit()]
+    if odd := [path for path in numbered if not re.fullmatch("0|[1-9][0-9]*", path.name)]:
+        raise ValueError(f"{odd[0]} is no seed's folder, which is named 0, 1 or such; rename or delete it")
+    return {int(path.name): path for path in numbered}
+
+
+def _read_csv(path: Path, kind: str, seed: int | None = None) -> pd.DataFrame:
+    """A file of results; `seed`: its folder's, None: it lies in none."""
     columns, numbers = _COLUMNS[kind], _NUMBERS[kind]
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(numbers, "str"))  # pandas guesses: True is 1
+        table = pd.read_csv(path, dtype=dict.fromkeys([*numbers, "seed"], "str"))  # pandas guesses: True is 1
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError):
         raise ValueError(f"{path} is empty or cut off; delete it and run its stage again") from None
     if missing := [column for column in columns if column not in table]:
@@ -165,8 +174,8 @@ def _read_csv(path: Path, kind: str) -> pd.DataFrame:
         raise ValueError(f"{path}: study/methods.py has no {min(unknown)!r}; add it there, or delete the file")
     for column, limits in numbers.items():
         table[column] = _read_numbers(path, table, column, *limits)
-    if "seed" not in table and path.parent.name.isdigit():
-        table["seed"] = int(path.parent.name)
+    if kind not in ("efficiency", "times"):  # these are measured once
+        table["seed"] = _read_seeds(path, table, seed)
     return table
 
 
@@ -188,6 +197,19 @@ def _read_numbers(path: Path, table: pd.DataFrame, column: str, low: float, high
     what = f"outside {low:g} to {high:g}" if np.isfinite(high) else f"below {low:g}"
     _refuse(path, table, column, outside, f"has a number {what}")
     return values
+
+
+def _read_seeds(path: Path, table: pd.DataFrame, seed: int | None) -> pd.Series:
+    """Each row's seed; ValueError: it is no whole number from 0 on, or not the folder's `seed`."""
+    if "seed" not in table:
+        if seed is None:
+            raise ValueError(f"{path} is of no seed; move it into the folder of its seed")
+        return pd.Series(seed, table.index)
+    seeds = pd.to_numeric(table.seed, errors="coerce")
+    _refuse(path, table, "seed", ~((seeds >= 0) & (seeds % 1 == 0)), "has a seed that is no whole number from 0 on")
+    if seed is not None:
+        _refuse(path, table, "seed", seeds != seed, f"lies in the folder of seed {seed} and is of another")
+    return seeds.astype(int)
 
 
 def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
