@@ -534,6 +534,23 @@ def test_a_wrong_number_is_named_with_its_file_and_line(tmp_path: Path, file: st
         read_results(results)
 
 
+@pytest.mark.parametrize(("file", "sentence"), [
+    ("efficiency.csv", "values for method clip_baseline, metric tflops, masks 100, model ViT-L-14-336, in .*line 5 "),
+    ("0/attributes.csv", "values for pair filled / empty, word filled heart, seed 0, in .*line 2 and in .*line 8;"),
+    ("0/proposal_quality.csv", "values for source mask2former, dataset a150, group all, metric AR100, seed 0"),
+])  # fmt: skip
+def test_what_has_one_value_is_not_averaged(tmp_path: Path, file: str, sentence: str):
+    results = write_made_up_results(tmp_path, seeds=(0,))
+    table = pd.read_csv(results / file)
+    row = table[table.iloc[:, 0] == "clip_baseline"].iloc[:1] if file == "efficiency.csv" else table.iloc[:1]
+    pd.concat([table, row]).to_csv(results / file, index=False)
+    assert len(read_results(results).efficiency) == len(pd.read_csv(results / "efficiency.csv").drop_duplicates())
+    row = row.assign(**{table.columns[-1]: 0.5})
+    pd.concat([table, row]).to_csv(results / file, index=False)
+    with pytest.raises(ValueError, match=f"two different {sentence}"):
+        read_results(results)
+
+
 def test_a_folder_holds_its_own_seed(tmp_path: Path):
     results = write_made_up_results(tmp_path, seeds=(0,))
     (results / "0" / "attributes.csv").rename(results / "attributes.csv")

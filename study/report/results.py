@@ -38,6 +38,13 @@ _NUMBERS: dict[str, dict[str, tuple[float, float]]] = {
     "attributes": {"accuracy": _PERCENT},
     "times": {"seconds": _COUNT, "peak_gb": _COUNT},
 }
+# What has one value: the report would show the mean of two.
+_CELLS = {
+    "scores": ["method", "proposals", "dataset", "metric", "seed"],
+    "efficiency": ["method", "metric", "masks", "model"],
+    "proposal_quality": ["source", "dataset", "group", "metric", "seed"],
+    "attributes": ["pair", "word", "seed"],
+}
 # One data set read in several ways is one data set in the paper's tables.
 _SAME_DATASET = {entry.results or name: entry.in_tables for name, entry in DATASETS.items()}
 
@@ -137,6 +144,7 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
         raise FileNotFoundError(f"no scores in {root}/<seed>/*.csv; name a profile's folder and run the study first")
     tables = {kind: pd.concat(parts, ignore_index=True) for kind, parts in found.items() if parts}
     tables["scores"] = _clean_scores(tables["scores"])
+    tables |= {kind: _one_value(table, kind) for kind, table in tables.items() if kind in _CELLS}
     if "times" in tables:
         stages = tables["times"].groupby("stage", as_index=False)
         tables["times"] = stages.agg(seconds=("seconds", "mean"), peak_gb=("peak_gb", "max"))
@@ -154,7 +162,7 @@ def _seed_folders(root: Path) -> dict[int, Path]:
 
 
 def _read_csv(path: Path, kind: str, seed: int | None = None) -> pd.DataFrame:
-    """A file of results; `seed`: its folder's, None: it lies in none."""
+    """A file of results; `seed`: its folder's, None: it lies in none. `place` says where each value stands."""
     columns, numbers = _COLUMNS[kind], _NUMBERS[kind]
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys([*numbers, "seed"], "str"))  # pandas guesses: True is 1
@@ -176,6 +184,8 @@ def _read_csv(path: Path, kind: str, seed: int | None = None) -> pd.DataFrame:
         table[column] = _read_numbers(path, table, column, *limits)
     if kind not in ("efficiency", "times"):  # these are measured once
         table["seed"] = _read_seeds(path, table, seed)
+    if kind in _CELLS:
+        table["place"] = [f"{path}, line {row + 2}" for row in range(len(table))]
     return table
 
 
@@ -213,16 +223,26 @@ def _read_seeds(path: Path, table: pd.DataFrame, seed: int | None) -> pd.Series:
 
 
 def _clean_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """One name per data set, one value per cell and seed, one profile."""
-    scores = scores[SCORE_COLUMNS].assign(dataset=scores.dataset.replace(_SAME_DATASET))
-    scores = scores[np.isfinite(scores.value)].drop_duplicates()  # what could not be computed is missing
+    """One name per data set, one profile."""
+    scores = scores[[*SCORE_COLUMNS, "place"]].assign(dataset=scores.dataset.replace(_SAME_DATASET))
+    scores = scores.dropna(subset="value")
     if len(profiles := sorted(map(str, scores.profile.unique()))) > 1:
         raise ValueError(f"the results mix the profiles {' and '.join(profiles)}; report one at a time")
-    cell = ["method", "proposals", "dataset", "metric", "seed"]
-    if (twice := scores.duplicated(cell)).any():
-        named = ", ".join(f"{column} {value}" for column, value in scores.loc[twice, cell].iloc[0].items())
-        raise ValueError(f"two different values for {named}; delete the stale results file")
-    return scores.reset_index(drop=True)
+    return scores
+
+
+def _one_value(table: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """One value per cell of _CELLS; ValueError: two differ."""
+    cell, value = _CELLS[kind], [*_NUMBERS[kind]][-1]
+    table = table.drop_duplicates([*cell, value])
+    if (twice := table.duplicated(cell, keep=False)).any():
+        first, second, *_ = table[table[cell].eq(table.loc[twice, cell].iloc[0]).all(axis=1)].place
+        names = table.loc[twice, cell].iloc[0].items()
+        named = ", ".join(
+            f"{column} {name:g}" if isinstance(name, float) else f"{column} {name}" for column, name in names
+        )
+        raise ValueError(f"two different values for {named}, in {first} and in {second}; delete the stale one")
+    return table.drop(columns="place").reset_index(drop=True)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
