@@ -32,7 +32,8 @@ MINI = Path(__file__).parents[1] / "models" / "mini_clip"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mini CLIP of the same form with two layers and random weights."""
     path = tmp_path_factory.mktemp("clip") / "tiny_clip"
-    write_model_folder(path, replace(read_schedule(HERE / "clip.yaml"), image_size=64, layers=2, stages=()))
+    schedule = read_schedule(HERE / "clip.yaml")
+    write_model_folder(path, replace(schedule, image_size=64, layers=2, stages=schedule.stages[:1]))
     config = json.loads((path / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["layers"] = 2
     (path / "open_clip_config.json").write_text(json.dumps(config))
