@@ -34,6 +34,13 @@ PLAIN: dict[str, Any] = {  # all that pickles of arrays need
 }
 
 
+def check_folder(path: Path) -> Path:
+    """The path of a folder to write to, there or not; ValueError: it, or what should hold it, is a file."""
+    if files := [place for place in (path, *path.parents) if place.is_file()]:
+        raise ValueError(f"{files[0]} is a file; name a folder to write to")
+    return path
+
+
 def write_atomically(path: str | Path, content: str | bytes | Callable[[Path], object]) -> None:
     """Write text (UTF-8), bytes or what `content(temporary_path)` writes beside `path`, then move it there in one step.
 

@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 import typer
 
+from maskclip.device import find_device
 from maskclip.evaluation.proposal_quality import ProposalQuality
-from maskclip.files import write_atomically
+from maskclip.files import check_folder, write_atomically
 from maskclip.model.clip import load_clip
 from maskclip.proposals import load_source
 from maskclip.segmenter import Segmenter
@@ -122,7 +123,7 @@ def describe_clip(out: Path, plan: Path, scenes: int, minutes: float) -> None:
 
 def make_network(name: str, out: Path, work: Path, plan: Path = HERE / "pretraining.yaml", pictures: int = 60) -> None:
     """Train a backbone or a proposal network's start, measure it on pictures never trained on; curve and card."""
-    seed = getattr(read_plan(plan), name).seed
+    seed = read_plan(plan).seed_of(name)
     with _clocked(work) as minutes:
         weights, curve = pretrain(name, plan, out, work)
     pd.DataFrame(curve).to_csv(out / f"{name}.csv", index=False)
@@ -157,9 +158,9 @@ def main(
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        check_folder(work).mkdir(parents=True, exist_ok=True)
         if model == "clip":
-            make_clip(out, work, device=device, painters=painters)
+            make_clip(out, work, device=find_device(device), painters=painters)
         else:
             make_network(model, out, work)
     except (ValueError, OSError) as error:

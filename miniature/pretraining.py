@@ -63,41 +63,29 @@ class BackbonePlan:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Mask2FormerPlan:
-    """How Mask2Former's start is trained, on so many pictures; its backbone is the plan's."""
+class Pictures:
+    """How many pictures as the COCO mirror's each of the others sees."""
 
-    seed: NonNegativeInt
-    pictures: PositiveInt
-    config: Mask2FormerConfig
-
-
-@dataclass(frozen=True, config=STRICT)
-class MaskRCNNPlan:
-    """How Mask R-CNN's start is trained."""
-
-    seed: NonNegativeInt
-    pictures: PositiveInt
-    config: MaskRCNNConfig
-
-
-@dataclass(frozen=True, config=STRICT)
-class MaskClipPlan:
-    """How the MaskCLIP of the `Segmenter` and the course is trained."""
-
-    seed: NonNegativeInt
-    pictures: PositiveInt
-    training: MaskClipTraining
+    mask2former: PositiveInt
+    mask_rcnn: PositiveInt
+    maskclip: PositiveInt
 
 
 @dataclass(frozen=True, config=STRICT)
 class Plan:
-    """`pretraining.yaml`."""
+    """`pretraining.yaml`; the networks' backbone is the one that is trained first, of this `shape`."""
 
+    seed: NonNegativeInt
+    pictures: Pictures
     shape: BackboneConfig
     backbone: BackbonePlan
-    mask2former: Mask2FormerPlan
-    mask_rcnn: MaskRCNNPlan
-    maskclip: MaskClipPlan
+    mask2former: Mask2FormerConfig
+    mask_rcnn: MaskRCNNConfig
+    maskclip: MaskClipTraining
+
+    def seed_of(self, name: str) -> int:
+        """The seed of a training."""
+        return self.backbone.seed if name == "backbone" else self.seed
 
 
 def read_plan(path: Path) -> Plan:
@@ -224,17 +212,17 @@ def pretrain(name: str, plan_file: Path, out: Path, work: Path) -> tuple[Path, l
         The weights' file and the curve.
     """
     plan, backbone, work = read_plan(plan_file), out / "backbone.safetensors", work / name
-    entry = getattr(plan, name)
-    if isinstance(entry, BackbonePlan):
-        return backbone, train_backbone(backbone, work, plan.shape, **dataclasses.asdict(entry))
-    if isinstance(entry, MaskClipPlan):
+    if name == "backbone":
+        return backbone, train_backbone(backbone, work, plan.shape, **dataclasses.asdict(plan.backbone))
+    pictures = getattr(plan.pictures, name)
+    if name == "maskclip":
         clip, network = out.parent / "mini_clip", out.parent / "mini_proposals" / "mask2former.safetensors"
-        train_rma(clip, network, entry.training, entry.seed, entry.pictures, work)
+        train_rma(clip, network, plan.maskclip, plan.seed, pictures, work)
         weights, curve = out / "encoder.pt", "curve.csv"
         write_atomically(weights, lambda path: shutil.copyfile(work / "encoder.pt", path))
     else:
         shape = dataclasses.replace(plan.shape, weights=str(backbone))
-        config = dataclasses.replace(entry.config, backbone=shape)
-        train_proposals(name, base_pictures(entry.seed, entry.pictures), config, work, entry.seed)
+        config = dataclasses.replace(getattr(plan, name), backbone=shape)
+        train_proposals(name, base_pictures(plan.seed, pictures), config, work, plan.seed)
         weights, curve = save_network(work, out / f"{name}.safetensors"), "curves.csv"
     return weights, pd.read_csv(work / curve).to_dict("records")

@@ -187,10 +187,9 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.lanes)))
     with errors_as_sentences(DvcException):
         given = {key: getattr(arguments, key) for key in ("profile", "seeds") if getattr(arguments, key) is not None}
-        load_params(**given)  # before it is written
+        params, _ = load_params(**given)
         check_stages()
-        set_params(**given)
-        params, _ = load_params()
+        set_params(**given)  # once it is known to be right
         if params["profile"] == RELEASED.stem and not arguments.retrain:
             run_released(params["seeds"][0])
         else:

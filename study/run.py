@@ -27,6 +27,7 @@ import maskclip
 from maskclip.data import DATASETS, Dataset, open_dataset, same_pictures
 from maskclip.data.check import check_weights
 from maskclip.data.datasets import scored_on
+from maskclip.device import find_device
 from maskclip.evaluation.judgements import Judgements
 from maskclip.evaluation.tasks import Task, add_up, judge, tasks_of
 from maskclip.files import file_digests, settings_hash, write_atomically
@@ -77,7 +78,7 @@ class Run:
         self.folder, self.results = Path("runs") / self.params["profile"] / str(seed), self.shared / str(seed)
         self.device = self.params["device"]
         if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.device = find_device(None)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"{params} says device: cuda, but PyTorch finds no GPU; write auto or cpu")
         if self.device == "cuda" and "LOCAL_RANK" in os.environ:  # it means this process's GPU, not the first one

@@ -216,14 +216,15 @@ def test_the_run_leaves_a_clip_that_names_masks_and_its_card(tmp_path: Path) -> 
 def test_each_run_writes_its_curve_cost_and_card(tmp_path: Path) -> None:
     plan = yaml.safe_load((HERE / "pretraining.yaml").read_text())
     plan["backbone"] |= {"steps": 2, "batch": 4, "side": 32}
-    plan["mask2former"]["pictures"] = 4
-    plan["mask2former"]["config"]["training"] |= {"steps": 2, "batch": 2, "warmup_steps": 1}
+    plan["pictures"]["mask2former"] = 4
+    plan["mask2former"]["training"] |= {"steps": 2, "batch": 2, "warmup_steps": 1}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     for name in ("backbone", "mask2former"):
         (tmp_path / name).mkdir()
         make_network(name, tmp_path / "out", tmp_path / name, tmp_path / "plan.yaml", pictures=2)
         text = (tmp_path / "out" / f"{name}.md").read_text()
-        assert f"Seed {plan[name]['seed']}; " in text and "minutes of one core" in text and "steps: 2" in text
+        seed = plan[name].get("seed", plan["seed"])
+        assert f"Seed {seed}; " in text and "minutes of one core" in text and "steps: 2" in text
         assert len((tmp_path / "out" / f"{name}.csv").read_text().splitlines()) > 1
     assert "AR100" in text
 

@@ -312,7 +312,7 @@ def test_templates_by_name() -> None:
     assert templates_of(["my {}"]) == ("my {}",)
     for wrong in ("15", None, 5, [5], [], ["a photo"]):
         with pytest.raises(ValueError, match=re.escape(f"templates are {wrong!r}; take 'none', '14'")):
-            templates_of(wrong)  # type: ignore[arg-type]
+            templates_of(wrong)
 
 
 def test_pictures_of_every_kind_are_the_same_picture(tmp_path: Path, picture: np.ndarray) -> None:
@@ -324,7 +324,7 @@ def test_pictures_of_every_kind_are_the_same_picture(tmp_path: Path, picture: np
     for kind in kinds:
         np.testing.assert_array_equal(as_picture(kind), picture)
     counted = torch.tensor(picture / 255, requires_grad=True, dtype=torch.float32)
-    np.testing.assert_array_equal(as_picture(counted), picture)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(as_picture(counted), picture)
     np.testing.assert_array_equal(as_picture(picture > 100), 255 * (picture > 100))
     grey = as_picture(picture[..., 0])
     np.testing.assert_array_equal(grey, np.repeat(picture[..., :1], 3, 2))
@@ -646,8 +646,14 @@ def test_a_damaged_picture_does_not_stop_the_others(folder: Path) -> None:
         (["in", "umbrella", "--proposals", "nothing"], "there is no source 'nothing'"),
         ([".", "umbrella"], "has no pictures"),
         (["in", "umbrella", "--task", "boxes", "--model", "nonesuch"], "task is 'boxes'"),
-        (["in", "umbrella", "--out", "in/a.png", "--model", "nonesuch"], "in/a.png is a file; give --out a folder"),
-        (["in", "umbrella", "--out", "in/a.png/b", "--model", "nonesuch"], "in/a.png is a file; give --out a folder"),
+        (
+            ["in", "umbrella", "--out", "in/a.png", "--model", "nonesuch"],
+            "in/a.png is a file; name a folder to write to",
+        ),
+        (
+            ["in", "umbrella", "--out", "in/a.png/b", "--model", "nonesuch"],
+            "in/a.png is a file; name a folder to write to",
+        ),
     ],
 )
 def test_the_command_line_refuses_in_one_sentence(folder: Path, arguments: list[str], sentence: str) -> None:

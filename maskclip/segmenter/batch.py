@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from maskclip.files import file_digests, settings_hash, write_atomically
+from maskclip.files import check_folder, file_digests, settings_hash, write_atomically
 from maskclip.segmenter.answer import Segmentation, check_task
 from maskclip.segmenter.segmenter import MINIATURE, Segmenter
 
@@ -59,8 +59,7 @@ def segment_files(
             over another's.
     """
     check_task(settings["task"])
-    if files := [place for place in (out, *out.parents) if place.is_file()]:
-        raise ValueError(f"{files[0]} is a file; give --out a folder")
+    check_folder(out)
     endings = (".png", ".json", "_ids.png") if settings["json"] else (".png",)
     places, sources = set[Path](), {path.resolve() for path in pictures}
     for target in (out / f"{path.stem}{ending}" for path in pictures for ending in endings):

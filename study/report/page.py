@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from PIL import Image
 
-from maskclip.files import write_atomically
+from maskclip.files import check_folder, write_atomically
 from study.methods import NETWORKS
 from study.params import PAPER
 from study.report import claims, tables
@@ -67,9 +67,7 @@ def build_report(
     Raises:
         FileNotFoundError, ValueError: as read_results and read_reasons; no file `reasons`; `reports_dir` is a file.
     """
-    out = Path(reports_dir)
-    if files := [path for path in (out, *out.parents) if path.is_file()]:
-        raise ValueError(f"{files[0]} is a file; name a folder to write the report to")
+    out = check_folder(Path(reports_dir))
     if reasons is not None and not Path(reasons).is_file():
         raise FileNotFoundError(f"there is no file of reasons {reasons}")
     results = read_results(results_dir, seeds)
