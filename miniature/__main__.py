@@ -59,7 +59,7 @@ def _clocked(work: Path) -> Iterator[Callable[[], float]]:
     try:
         yield minutes
     finally:
-        write_atomically(file, lambda partial: partial.write_text(json.dumps(minutes())))
+        write_atomically(file, json.dumps(minutes()))
 
 
 CARD = """# {title}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from maskclip.files import load_checkpoint, save_checkpoint
+from maskclip.files import load_checkpoint, save_checkpoint, settings_hash
 from maskclip.training.fit import keep_freed_memory
 from miniature.captions import caption, columns, speak, targets_of, training_scenes
 from miniature.drawings import sprites
@@ -238,7 +239,8 @@ def train_clip(
     """Train the mini CLIP and leave its weights in `folder`; checkpoints go to `work`.
 
     Softmax over the whole vocabulary for every picture, and, by the stage, over captions whose wrong ones differ in
-    colours only.  A second call after a kill resumes from the last checkpoint.
+    colours only.  A second call after a kill resumes from the last checkpoint of the same schedule; another schedule's
+    stays beside it.
 
     Args:
         device: "cpu" or "cuda".
@@ -250,7 +252,7 @@ def train_clip(
     """
     keep_freed_memory()
     torch.set_flush_denormal(True)
-    learner, checkpoint = Learner(folder, schedule, device), work / "clip_training.pt"
+    learner, checkpoint = Learner(folder, schedule, device), work / f"clip.{settings_hash(asdict(schedule))}.pt"
     if checkpoint.exists():
         learner.resume(checkpoint)
     clock = time.process_time if device == "cpu" else time.monotonic

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import ResNetBackbone
 
 from maskclip.data import Annotation, Category, Dataset, Segment
-from maskclip.files import write_atomically
+from maskclip.files import settings_hash, write_atomically
 from maskclip.model.clip import load_clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import load_source
@@ -144,12 +144,15 @@ def train_backbone(
     out: Path, work: Path, config: BackboneConfig, seed: int, steps: int, batch: int, side: int, lr: float,
     checkpoint_every: int = 100,
 ) -> list[dict]:  # fmt: skip
-    """Train a backbone to name single things by all artists in all styles; resumable; `out` is a safetensors file.
+    """Train a backbone to name single things by all artists in all styles; resumable with the same settings; `out` is a
+    safetensors file.
 
     Returns:
         The curve, a row for 25 steps: step, loss, accuracy.
     """
     torch.manual_seed(seed)
+    given = {"seed": seed, "steps": steps, "batch": batch, "side": side, "lr": lr}
+    known_as = settings_hash(given | {"shape": dataclasses.asdict(config)})
     model, order = Classifier(config), list(things())
     bank, stage = texture_bank(seed + 500, 6, BANK_SIZE), backbone_stage(steps, batch, side)
 
@@ -162,7 +165,7 @@ def train_backbone(
     join_processes("backbone", batch, on_cpu=True)
     training = Training(
         name="backbone",
-        hash=f"seed {seed}",
+        hash=known_as,
         accelerator=Accelerator(cpu=True),
         settings=TrainingConfig(steps, batch, gradient_norm=0.0, checkpoint_every=checkpoint_every),
         model=model,
@@ -172,7 +175,7 @@ def train_backbone(
         losses=losses,
         random_seed=lambda step: seed,
     )
-    curve = fit(training, work / "backbone.pt")
+    curve = fit(training, work / f"backbone.{known_as}.pt")
     save_half(out, model.backbone.state_dict())
     return [_mean(curve[first : first + 25]) for first in range(0, steps, 25)]
 
