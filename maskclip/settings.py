@@ -165,8 +165,10 @@ class Evaluation:
 def read_yaml(path: Path) -> Any:
     """A file's content; ValueError unless it is YAML 1.2, to which a key given twice is an error."""
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        json.dumps(content, default=str, skipkeys=True)  # refuses an anchor that holds itself
+        return content
+    except (YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 

@@ -519,6 +519,7 @@ TEXT, ABOVE, BELOW = "has no number where one must be", "has a number outside 0 
     ("0/curves_maskclip.csv", "step", "", "is cut off"),
     ("0/proposal_quality.csv", "value", "abc", TEXT),
     ("0/proposal_quality.csv", "value", "1.5", ABOVE + ":"),
+    ("0/proposal_quality.csv", "group", "huge", "knows no groups but all, things"),
     ("0/attributes.csv", "accuracy", "abc", TEXT),
     ("0/attributes.csv", "accuracy", "500", ABOVE + "00:"),
     ("../../runs/mini/times/0-04_maskclip.csv", "seconds", "abc", TEXT),

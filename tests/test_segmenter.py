@@ -240,6 +240,9 @@ def test_own_masks_in_every_form_are_one(mini: Segmenter, picture: np.ndarray) -
             r"several sizes, \[128, 160\] and \[20, 160\]; the pict",
         ),
         ("masks.png", r"a mask is \[\], the picture"),
+        ([[[1, 0], [1]]], "a list whose rows are not equally long"),
+        ([[1, 0], [1]], r"several sizes, \[1\] and \[2\]"),
+        ([{"segmentation": [[1, 0], [1]]}], "annotation 0"),
     ],
 )
 def test_masks_that_cannot_be(mini: Segmenter, picture: np.ndarray, masks: Any, sentence: str) -> None:
@@ -596,6 +599,15 @@ def test_json_and_ids_that_are_gone_or_damaged_are_written_again(folder: Path, c
         change(Path("out") / name)
         assert ("done already" in call(*asked)[1]) == (change is Path.touch)
         assert (Path("out") / name).read_bytes() == whole
+
+
+def test_a_result_that_is_cut_off_is_written_again(folder: Path) -> None:
+    asked, result = ("in/a.png", "umbrella", "--out", "out"), Path("out/a.png")
+    call(*asked)
+    whole = result.read_bytes()
+    result.write_bytes(whole[: len(whole) // 2])
+    call(*asked)
+    assert result.read_bytes() == whole
 
 
 def test_no_json_of_other_words_stays_beside_a_new_picture(folder: Path) -> None:

@@ -176,9 +176,10 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("profile: mini\nseeds: [0]\nprofile: paper\n")
     with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML: .*duplicate key \"profile\""):
         load_params(tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_bytes(b"profile: \xff")
-    with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML"):
-        load_params(tmp_path / "params.yaml")
+    for text in (b"profile: \xff", b"profile: &a [*a]"):
+        (tmp_path / "params.yaml").write_bytes(text)
+        with pytest.raises(ValueError, match=r"params\.yaml is not valid YAML"):
+            load_params(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 from maskclip.proposals.base import Proposals
 
+GROUPS = ("all", "things", "stuff", "trained", "novel")  # of annotated segments
 THRESHOLDS = np.arange(0.5, 1.0, 0.05).round(2)  # COCO's ten
 
 
@@ -56,7 +57,7 @@ class ProposalQuality:
         kinds = [self.categories[index] for index in self.classes]
         things = np.array([kind.isthing for kind in kinds], bool)
         trained = np.array([kind.name in self.trained for kind in kinds], bool)
-        groups = {"all": things | True, "things": things, "stuff": ~things, "trained": trained, "novel": ~trained}
+        groups = dict(zip(GROUPS, (things | True, things, ~things, trained, ~trained), strict=True))
         metrics = {"AR100": np.array(self.found), "mean_best_iou": np.array(self.best)}
         return [
             {"group": group, "metric": metric, "value": float(values[inside].mean()), "segments": int(inside.sum())}

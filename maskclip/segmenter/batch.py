@@ -126,8 +126,9 @@ def _write(answer: Segmentation, path: Path, out: Path, settings: Mapping[str, A
 def _is_done(path: Path, out: Path, settings: Mapping[str, Any]) -> bool:
     try:
         with Image.open(out / f"{path.stem}.png") as image:
+            image.load()
             return image.info.get("maskclip") == _mark(path, out, settings)
-    except OSError:  # there is none, or no picture
+    except (OSError, SyntaxError):  # there is none, or half of one
         return False
 
 

@@ -271,18 +271,22 @@ def _as_array(given: Any) -> np.ndarray:
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         given = given.float() if given.is_floating_point() else given  # NumPy has no bfloat16
-    return np.asarray(given)
+    try:
+        return np.asarray(given)
+    except ValueError:
+        raise ValueError("a list whose rows are not equally long is neither a picture nor a mask; mend it") from None
 
 
 def _stacked(masks: Any, size: tuple[int, ...]) -> np.ndarray:
     """One array of all masks."""
-    try:
-        return _as_array([_as_array(one) for one in masks] if isinstance(masks, list | tuple) else masks)
-    except ValueError:
-        sizes = sorted({str(list(np.shape(one))) for one in masks})
+    if not isinstance(masks, list | tuple):
+        return _as_array(masks)
+    arrays = [_as_array(one) for one in masks]
+    if len(sizes := sorted({str(list(one.shape)) for one in arrays})) > 1:
         raise ValueError(
             f"masks are of several sizes, {' and '.join(sizes)}; the picture is {list(size)} (height, width)"
-        ) from None
+        )
+    return np.asarray(arrays)
 
 
 def _mask_of(one: Any, size: tuple[int, ...], number: int) -> np.ndarray:
@@ -292,7 +296,7 @@ def _mask_of(one: Any, size: tuple[int, ...], number: int) -> np.ndarray:
         shape = shape | {"counts": counts.decode()}
     if isinstance(shape, dict) or (isinstance(one, dict) and isinstance(shape, list)):
         return decode({"id": number, "segmentation": shape}, (size[0], size[1]), "masks")
-    return np.asarray(shape)
+    return _as_array(shape)
 
 
 def _digest(array: np.ndarray) -> bytes:

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
+from maskclip.evaluation.proposal_quality import GROUPS
 from maskclip.files import write_atomically
 from study.methods import METHODS, NETWORKS, Method, ProposalNetwork
 from study.report.claims import Judgement
@@ -29,7 +30,6 @@ INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 _CHANCE = "#d55e00"
 _PALE = "\ntarget"  # ending of the groups of classes never trained on, which are drawn lighter
 _STATES = {"holds": "#009e73", "fails": "#d55e00", "open": "#a3a8b0", "single": "#a3a8b0"}
-_GROUPS = ("all", "things", "stuff", "trained", "novel")  # of annotated segments
 _TWINS = ("class_agnostic", "class_aware")  # they differ in class supervision alone
 WIDTH = 11.5  # inches, of every chart, so that type has one size throughout the report
 
@@ -220,7 +220,7 @@ def _quality_chart(table: pd.DataFrame, panel: str, shown: str, detail: str) -> 
     panels = table[panel].unique()
     figure, all_axes = _panels(len(panels), 4.0)
     colours = {name: network.colour for name, network in NETWORKS.items() if name in set(table.source)}
-    ordered = table.rename(columns={"source": "row"}).sort_values("group", key=lambda group: group.map(_GROUPS.index))
+    ordered = table.rename(columns={"source": "row"}).sort_values("group", key=lambda group: group.map(GROUPS.index))
     for axes, title in zip(all_axes, panels):
         _bars(axes, ordered[ordered[panel] == title], colours)
         axes.set(title=title, ylim=(0, 1))

@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from maskclip.data.datasets import DATASETS
+from maskclip.evaluation.proposal_quality import GROUPS
 from study.methods import METHODS, NETWORKS, SCORE_COLUMNS
 
 # Other results, by the beginning of their files' names, which is also their field in Results.
@@ -184,6 +185,8 @@ def _read_csv(path: Path, kind: str, seed: int | None = None) -> pd.DataFrame:
         table[column] = _read_numbers(path, table, column, *limits)
     if kind not in ("efficiency", "times"):  # these are measured once
         table["seed"] = _read_seeds(path, table, seed)
+    if kind == "proposal_quality":
+        _refuse(path, table, "group", ~table.group.isin(GROUPS), f"knows no groups but {', '.join(GROUPS)}")
     if kind in _CELLS:
         table["place"] = [f"{path}, line {row + 2}" for row in range(len(table))]
     return table
