@@ -62,7 +62,7 @@ FETCHED = {  # what the paper profile and pictures of one's own want: repository
     "CLIP ViT-L/14@336, OpenAI's": (
         "timm/vit_large_patch14_clip_336.openai", ["open_clip_model.safetensors"], "1.7 GB",
     ),
-    "ResNet-50, ImageNet's": ("microsoft/resnet-50", ["config.json", "model.safetensors"], "102 MB"),
+    "ResNet-50, ImageNet's": ("timm/resnet50.tv_in1k", ["config.json", "model.safetensors"], "102 MB"),
     "Mask2Former for own photographs": (
         "facebook/mask2former-swin-small-coco-panoptic", ["config.json", "model.safetensors"], "280 MB",
     ),

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Sequence
+from dataclasses import field
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,6 +19,7 @@ from ruamel.yaml import YAML, YAMLError
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=4)]
+TestSizes = dict[str, tuple[Pixels, Pixels]]  # of a data set's pictures, in place of (short_side, long_side)
 Section = TypeVar("Section")
 PAPER_DEPTH = 24  # layers of the paper's ViT-L
 
@@ -32,7 +34,7 @@ class BackboneConfig:
     depths: tuple[PositiveInt, ...] = (3, 4, 6, 3)
     block: Literal["basic", "bottleneck"] = "bottleneck"  # basic: ResNet-18 and -34
     normalization: Literal["frozen", "batch", "group"] = "frozen"  # group: for training from nothing
-    weights: str | None = None  # None (fresh), a safetensors file, or a hub name: "microsoft/resnet-50"
+    weights: str | None = None  # None (fresh), a safetensors file, or a hub name: "timm/resnet50.tv_in1k"
 
     def __post_init__(self) -> None:
         if len(self.widths) not in (3, 4) or len(self.depths) != len(self.widths):
@@ -86,6 +88,7 @@ class Mask2FormerConfig:
     dice_weight: NonNegativeFloat = 5.0
     short_side: Pixels = 800
     long_side: Pixels = 1333
+    test_sizes: TestSizes = field(default_factory=dict, hash=False)
 
 
 MASK_RCNN_TRAINING = TrainingConfig(
@@ -116,8 +119,18 @@ class MaskRCNNConfig:
     train_short_sides: Annotated[tuple[Pixels, ...], Field(min_length=1)] = (640, 672, 704, 736, 768, 800)
     short_side: Pixels = 800
     long_side: Pixels = 1333
+    test_sizes: TestSizes = field(default_factory=dict, hash=False)
     mask_stride: PositiveInt = 4  # mask logits come at this fraction of the size that the network sees
     start: str | None = None  # a safetensors file of a trained network (torchvision's) to begin with
+
+
+Network = TypeVar("Network", Mask2FormerConfig, MaskRCNNConfig)
+
+
+def proposing_for(config: Network, pictures: str) -> Network:
+    """A proposal network's settings with the short and long side at which it sees the pictures of this data set."""
+    short_side, long_side = config.test_sizes.get(pictures, (config.short_side, config.long_side))
+    return dataclasses.replace(config, short_side=short_side, long_side=long_side)
 
 
 @dataclass(frozen=True, config=STRICT)

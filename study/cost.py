@@ -22,9 +22,9 @@ from ruamel.yaml import YAML
 
 from maskclip.data.check import PUBLISHED, Published
 from maskclip.data.datasets import DATASETS, open_dataset, scored_on
-from maskclip.proposals.store import BYTES_PER_MASK
+from maskclip.proposals.store import room_for
 from maskclip.roofline import GPUS, Gpu, find_gpu
-from maskclip.settings import MaskClipTraining, TrainingConfig
+from maskclip.settings import MaskClipTraining, TrainingConfig, proposing_for
 from study import errors_as_sentences
 from study.methods import METHODS, NETWORKS, Method, ProposalNetwork, baselines, on_ground_truth
 from study.params import Study, load_study
@@ -39,6 +39,7 @@ from study.work import (
     naming,
     network_picture,
     network_step,
+    seen_scale,
 )
 
 COLUMNS = ["stage", "part", "times", "tflops", "seconds", "gpu_hours", "memory_gb", "disk_gb"]
@@ -122,8 +123,10 @@ def _proposals(study: Study, network: ProposalNetwork, stage: str, gpus: int, da
 
 def _store(study: Study, network: ProposalNetwork, name: str, stage: str, data: float = 1.0) -> Part:
     config, pictures = getattr(study.proposals, network.settings), number_of_pictures(study, name, data)
-    masks = getattr(config, "queries", 0) or config.detections
-    step, disk = network_picture(config, _size(study, name)), pictures * masks * BYTES_PER_MASK / 1e9
+    config, size = proposing_for(config, name), _size(study, name)
+    masks, scale = getattr(config, "queries", 0) or config.detections, seen_scale(config, size)
+    room = room_for(*(round(scale * side / getattr(config, "mask_stride", 4)) for side in size))
+    step, disk = network_picture(config, size), pictures * masks * room / 1e9
     return Part(stage, f"store {name}", pictures, step, disk=disk)
 
 

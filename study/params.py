@@ -89,10 +89,12 @@ class Study:
     efficiency: Efficiency
 
 
-_RESNET50 = BackboneConfig(weights="microsoft/resnet-50")
+_RESNET50 = BackboneConfig(weights="timm/resnet50.tv_in1k")
 PAPER = {  # Sec. 4.2 and, where the text is silent, the released code
     "clip": ClipModel("ViT-L-14-336-quickgelu", "openai", ["{}"]),
-    "proposals.mask2former": Mask2FormerConfig(backbone=_RESNET50),
+    "proposals.mask2former": Mask2FormerConfig(
+        backbone=_RESNET50, test_sizes={"a150": (640, 2560), "a847": (640, 2560)}
+    ),
     "proposals.mask_rcnn": MaskRCNNConfig(backbone=_RESNET50),
     "proposals.twins.training": dataclasses.replace(Mask2FormerConfig().training, steps=92_188),
     "maskclip": MaskClipTraining(
@@ -116,12 +118,13 @@ def deviations(study: Study) -> list[str]:
         own: Any = functools.reduce(getattr, where.split("."), study)
         both: tuple[Any, Any] = (own, papers)
         ours, theirs = (_flat(dataclasses.asdict(section), where) for section in both)
-        for name, value in ours.items():
+        for name in ours | theirs:
+            value, papers = ours.get(name), theirs.get(name)
             unstarted = name.endswith("backbone.weights") and not (value or own.start)
             unstarted |= name == "clip.pretrained" and _has_random_weights(own)
             random = " (random weights)" if unstarted else ""
-            if value != theirs[name]:
-                found.append(f"{name} is {value}, the paper's {theirs[name]}{random}")
+            if value != papers:
+                found.append(f"{name} is {value}, the paper's {papers}{random}")
     if study.data.world:
         found.append("data.world is drawn, the paper's data sets are photographs")
     if study.data.training_limit:

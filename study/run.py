@@ -38,7 +38,7 @@ from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, ground_truth_proposals, load_source
 from maskclip.proposals.backbone import check_fit
 from maskclip.proposals.load import converted_from, network_of
-from maskclip.proposals.store import StoredProposals, join_parts, part_of, proposal_key, store_proposals
+from maskclip.proposals.store import StoredProposals, holds, join_parts, part_of, proposal_key, store_proposals
 from maskclip.segmenter.encoder import load_encoder
 from maskclip.settings import Evaluation, scale_layers
 from maskclip.training.mask_tokens import load_trained_weights, train_maskclip, trained_weights
@@ -166,10 +166,20 @@ class Run:
         """Run a trained network over a data set's pictures, in `params.processes` processes, and keep its proposals;
         the file is returned."""
         (path, key), processes = self._store(network, dataset), self.params["processes"]
-        if processes == 1 or path.is_file():  # what is there is looked at, and kept if it is whole
-            return store_proposals(load_source(self.folder / network, self.device), dataset, path, key)
-        launch(_store_part, (self.seed, self.params_path, network, dataset.name), processes)
-        return join_parts(dataset, path, key, processes)
+        if processes == 1:
+            return self.propose(network, dataset, dataset, path)
+        if not holds(path, key, dataset):
+            launch(_store_part, (self.seed, self.params_path, network, dataset.name), processes)
+            join_parts(dataset, path, key, processes)
+        return path
+
+    def propose(self, network: str, dataset: Dataset, share: Dataset, path: Path, progress: bool = True) -> Path:
+        """Store a trained network's proposals for a `share` of a data set in `path`: of test pictures in whole
+        precision, seen at the data set's own size."""
+        source = load_source(self.folder / network, self.device, pictures=dataset.name)
+        training = dataset.name in DATASETS and DATASETS[dataset.name].training
+        key = self._store(network, dataset)[1]
+        return store_proposals(source, share, path, key, progress=progress, whole=not training)
 
     def starts(self) -> dict[str, str]:
         """The weights files that the main row begins with: of both settings the file, what it was converted from, and
@@ -336,9 +346,9 @@ def _train_proposals(seed: int, params: str | Path, name: str) -> None:
 
 def _store_part(seed: int, params: str | Path, network: str, name: str) -> None:
     run, share = Run(seed, params), (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    (path, key), dataset = run._store(network, run.dataset(name)), run.dataset(name)
-    part, place = part_of(dataset, path, share)
-    store_proposals(load_source(run.folder / network, run.device), part, place, key, progress=share[0] == 0)
+    dataset = run.dataset(name)
+    part, place = part_of(dataset, run._store(network, dataset)[0], share)
+    run.propose(network, dataset, part, place, progress=share[0] == 0)
 
 
 def _judge(

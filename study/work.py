@@ -91,15 +91,20 @@ def network_step(config: NetworkConfig, batch: int) -> Step:
 
 def network_picture(config: NetworkConfig, size: tuple[int, int]) -> Step:
     """Proposing for a picture of `size`, as stored proposals are made."""
-    scale = min(config.short_side / min(size), config.long_side / max(size))
     constant, of_pixels, network = _proposing(_without_weights(config))
-    return replace(network, work=constant + scale**2 * size[0] * size[1] * of_pixels)
+    return replace(network, work=constant + seen_scale(config, size) ** 2 * size[0] * size[1] * of_pixels)
+
+
+def seen_scale(config: NetworkConfig, size: tuple[int, int]) -> float:
+    """How much larger than `size` a network sees a picture."""
+    return min(config.short_side / min(size), config.long_side / max(size))
 
 
 def _without_weights(config: NetworkConfig) -> NetworkConfig:
     """What is alike of all trainings of a network, with random weights."""
     training = replace(config.training, steps=0)
-    return replace(config, training=training, backbone=replace(config.backbone, weights=None), start=None)
+    training, backbone = replace(config.training, steps=0), replace(config.backbone, weights=None)
+    return replace(config, training=training, backbone=backbone, start=None, test_sizes={})
 
 
 @_once

@@ -415,7 +415,7 @@ def test_what_later_stages_would_stop_at_is_told_first(clip: Clip, monkeypatch: 
 
     monkeypatch.setattr(hub, "is_cached", lambda repo: "resnet" in repo)
     monkeypatch.setattr(hub, "answers", lambda: False)
-    run = run_with("microsoft/resnet-50")
+    run = run_with("timm/resnet50.tv_in1k")
     run.clip = clip
     (said,) = run.faults_ahead(["cow", "cow " * 40])
     assert said.startswith("cow cow") and "'a cow cow cow" in said and "than the 32 tokens that CLIP mini_clip" in said

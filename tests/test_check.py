@@ -200,7 +200,7 @@ def test_spread_is_even_and_no_more_than_there_are() -> None:
 def test_weights_are_here_or_to_be_fetched_or_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub, "is_cached", lambda repo: "resnet" in repo)
     monkeypatch.setattr(hub, "answers", lambda: False)
-    clip, backbone = check_weights("ViT-L-14-336-quickgelu", "openai", "microsoft/resnet-50").values()
+    clip, backbone = check_weights("ViT-L-14-336-quickgelu", "openai", "timm/resnet50.tv_in1k").values()
     assert "is not on this machine" in clip and backbone == "here"
     monkeypatch.setattr(hub, "answers", lambda: True)
     assert "to be fetched" in check_weights("ViT-L-14-336-quickgelu", "openai", None).values()
@@ -232,7 +232,7 @@ def test_all_weights_are_fetched_by_one_command(monkeypatch: pytest.MonkeyPatch,
     assert asked[0][1] == {"allow_patterns": ["open_clip_model.safetensors"], "cache_dir": tmp_path}
     assert f"HF_HUB_CACHE={tmp_path}" in said
     listed = CliRunner().invoke(app, ["fetch", "--list"]).output
-    assert len(asked) == 3 and "1.7 GB" in listed and "https://huggingface.co/microsoft/resnet-50" in listed
+    assert len(asked) == 3 and "1.7 GB" in listed and "https://huggingface.co/timm/resnet50.tv_in1k" in listed
     monkeypatch.setattr(hub, "answers", lambda: False)
     without = CliRunner().invoke(app, ["fetch"])
     assert without.exit_code == 1 and "error: CLIP ViT-L/14@336" in without.output

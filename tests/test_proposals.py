@@ -19,10 +19,12 @@ from PIL import Image
 from resuming import whole_and_resumed
 from safetensors.torch import save_file
 from torch.nn import functional
+from torchvision.models.feature_extraction import create_feature_extractor
+from transformers import ResNetBackbone
 
 from maskclip.data import read_image
 from maskclip.evaluation.proposal_quality import ProposalQuality, match_greedily
-from maskclip.proposals import Proposals, ground_truth_proposals, load, load_source
+from maskclip.proposals import Proposals, backbone, ground_truth_proposals, load, load_source
 from maskclip.proposals.backbone import FrozenBatchNorm2d
 from maskclip.proposals.base import as_seen
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
@@ -289,6 +291,22 @@ def test_how_a_network_proposes_does_not_train_it_anew(network, inference, tmp_p
     assert written != later and (tmp_path / f"net.{record['hash']}").is_dir()
 
 
+def test_pictures_of_a_data_set_are_seen_at_their_own_size(tmp_path):
+    def train(**changes) -> Path:
+        config = dataclasses.replace(MASK2FORMER, training=dataclasses.replace(TRAINING, steps=0), **changes)
+        return train_proposals("mask2former", ToyScenes(), config, tmp_path, device="cpu", progress=False)
+
+    def high(pictures: str = "") -> int:
+        return load_source(tmp_path, pictures=pictures)([ToyScenes()[0].image])[0].mask_logits.shape[1]
+
+    train()
+    weights = (tmp_path / "network.safetensors").stat().st_mtime_ns
+    assert high() == high("toy") == 16
+    train(test_sizes={"toy": (32, 128)})
+    assert (high(), high("toy"), high("others")) == (16, 8, 16)
+    assert (tmp_path / "network.safetensors").stat().st_mtime_ns == weights
+
+
 def test_kill_minus_nine(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_proposals as t, torch; torch.set_num_threads(1); "
@@ -530,6 +548,47 @@ def test_one_proposal_counts_once():
     assert match_greedily(iou, 0.5).tolist() == [True, True]
     assert match_greedily(iou[:1], 0.5).tolist() == [True, False]
     assert match_greedily(np.zeros((0, 2)), 0.5).tolist() == [False, False]
+
+
+def test_the_pixel_decoder_keeps_float32_in_mixed_precision():
+    level = build_mask2former(MASK2FORMER).model.pixel_level_module
+    pixels, dtypes = torch.zeros(1, 3, 64, 64), []
+    level.encoder.register_forward_hook(lambda module, given, found: dtypes.append(found.feature_maps[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = level(pixels, output_hidden_states=True)
+    assert dtypes == [torch.bfloat16]
+    assert {one.dtype for one in (found.decoder_last_hidden_state, *found.decoder_hidden_states)} == {torch.float32}
+
+
+def test_as_many_boxes_are_learned_from_as_in_detectron2():
+    """2,000 of each level before non-maximum suppression, 1,000 of a picture after it."""
+    rpn = build_mask_rcnn(dataclasses.replace(MASK_RCNN, rpn_proposals_train=2000)).rpn
+    assert (rpn._pre_nms_top_n["training"], rpn._post_nms_top_n["training"]) == (2000, 1000)
+
+
+@pytest.mark.parametrize("weights", ["own.safetensors", "timm/resnet50.tv_in1k"])
+def test_torchvisions_weights_make_the_same_resnet(weights, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50()
+    for norm in (module for module in theirs.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        for number in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+            number.uniform_(0.5, 1.0)
+    save_file(theirs.state_dict(), tmp_path / "own.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backbone, "check_reachable", lambda *asked: None)
+    monkeypatch.setattr(backbone, "hf_hub_download", lambda repo, name: "own.safetensors")
+    settings = BackboneConfig(weights=weights)
+    ours = ResNetBackbone(backbone.resnet_config(settings)).eval()
+    backbone.set_up_backbone(ours, settings)
+    layers = [f"layer{stage}" for stage in (1, 2, 3, 4)]
+    pixels = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        wanted = create_feature_extractor(theirs.eval(), layers)(pixels).values()
+        for feature, their in zip(ours(pixels).feature_maps, wanted, strict=True):
+            torch.testing.assert_close(feature, their, rtol=1e-4, atol=1e-4 * their.abs().max().item())
+    save_file(torchvision.models.resnet18().state_dict(), tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match="is of another architecture"):
+        backbone.set_up_backbone(ResNetBackbone(backbone.resnet_config(settings)), settings)
 
 
 def test_a_frozen_norm_is_torchvisions():

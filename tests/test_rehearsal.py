@@ -127,7 +127,7 @@ def test_the_report_says_first_that_it_is_not_the_papers(rehearsed: Path, monkey
     assert all(one in first_screen for one in departures)
     for of in ("maskclip.steps is 4", "proposals.mask2former.training.steps is 4", "clip.model is models/random_clip"):
         assert any(one.startswith(of) for one in departures)
-    assert "backbone.weights is None, the paper's microsoft/resnet-50 (random weights)" in first_screen
+    assert "backbone.weights is None, the paper's timm/resnet50.tv_in1k (random weights)" in first_screen
     assert "clip.pretrained is None, the paper's openai (random weights)" in first_screen
     assert not re.search(r"profile\W+(<[^>]*>)*\s*paper\b", page)
 

@@ -68,7 +68,7 @@ def test_what_departs_from_the_paper_is_named(tmp_path: Path) -> None:
         efficiency=replace(paper.efficiency, model="ViT-B-32"),
     )
     assert deviations(tried) == [
-        "proposals.mask2former.backbone.weights is None, the paper's microsoft/resnet-50 (random weights)",
+        "proposals.mask2former.backbone.weights is None, the paper's timm/resnet50.tv_in1k (random weights)",
         "maskclip.steps is 4, the paper's 10000",
         "evaluation.limit is 10, the paper's None",
         "efficiency.model is ViT-B-32, the paper's ViT-L-14-336",

@@ -1,9 +1,12 @@
 """The ResNet under both proposal networks, and weights into it and them: every key in its place, or one sentence."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -13,6 +16,15 @@ from transformers import AutoBackbone, ResNetConfig
 
 from maskclip.hub import check_reachable
 from maskclip.settings import BackboneConfig
+
+TORCHVISION = [  # how its names begin, and transformers' names of the same; its classifier is left out
+    (r"conv1", "embedder.embedder.convolution"),
+    (r"bn1", "embedder.embedder.normalization"),
+    (r"layer(\d+)\.(\d+)\.conv(\d)", "encoder.stages.{}.layers.{}.layer.{}.convolution"),
+    (r"layer(\d+)\.(\d+)\.bn(\d)", "encoder.stages.{}.layers.{}.layer.{}.normalization"),
+    (r"layer(\d+)\.(\d+)\.downsample\.0", "encoder.stages.{}.layers.{}.shortcut.convolution"),
+    (r"layer(\d+)\.(\d+)\.downsample\.1", "encoder.stages.{}.layers.{}.shortcut.normalization"),
+]
 
 
 def resnet_config(backbone: BackboneConfig) -> ResNetConfig:
@@ -36,8 +48,9 @@ class FrozenBatchNorm2d(ops.FrozenBatchNorm2d):
 def set_up_backbone(module: nn.Module, backbone: BackboneConfig) -> None:
     """Give a ResNet with batch norms the normalization and the weights of its settings, in place.
 
-    Parameter names stay; a frozen norm keeps its numbers as buffers. FileNotFoundError where the weights
-    are neither a file nor on the hub, ValueError where they are another ResNet's.
+    Parameter names stay; a frozen norm keeps its numbers as buffers. The weights may have transformers' names or
+    torchvision's, which timm's repositories have too. FileNotFoundError where they are neither a file nor on the hub,
+    ValueError where they are another ResNet's.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
@@ -46,9 +59,33 @@ def set_up_backbone(module: nn.Module, backbone: BackboneConfig) -> None:
     if weights := backbone.weights:
         if Path(weights).is_file():
             state = read_weights(weights)
+        elif weights.startswith("timm/"):
+            state = read_weights(_downloaded(weights))
         else:
             state = pretrained(AutoBackbone, weights, "backbone weights", out_indices=[1, 2, 3, 4]).state_dict()
-        fill(module, state, weights)
+        fill(module, by_transformers_names(state) if "conv1.weight" in state else state, weights)
+
+
+def by_transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's weights of a ResNet as those of transformers' backbone: the same layers, called otherwise."""
+    renamed = {}
+    for key, value in state.items():
+        for pattern, name in TORCHVISION:
+            if found := re.match(pattern, key):
+                stage, block, layer = (int(number) for number in (*found.groups(), 1, 0, 1)[:3])
+                renamed[name.format(stage - 1, block, layer - 1) + key[found.end() :]] = value
+                break
+    return renamed
+
+
+def _downloaded(repo: str) -> str:
+    """The weights of a repository of the hub, from the cache if they are there."""
+    check_reachable(repo, "backbone weights", "that file in place of the name")
+    try:
+        return hf_hub_download(repo, "model.safetensors")
+    except (OSError, HfHubHTTPError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"no backbone weights at {repo} on the hub ({reason})") from None
 
 
 def _normalization(norm: nn.BatchNorm2d, kind: str) -> nn.Module:

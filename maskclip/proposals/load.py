@@ -20,7 +20,7 @@ from maskclip.proposals.base import ProposalSource
 from maskclip.proposals.mask2former import Mask2FormerSource, build_mask2former
 from maskclip.proposals.mask_generator import MaskGeneratorSource
 from maskclip.proposals.mask_rcnn import MaskRCNNSource, build_mask_rcnn
-from maskclip.settings import Mask2FormerConfig, MaskRCNNConfig, from_mapping
+from maskclip.settings import Mask2FormerConfig, MaskRCNNConfig, from_mapping, proposing_for
 
 NetworkConfig = Mask2FormerConfig | MaskRCNNConfig
 ENCODER = "maskclip.visual."  # a released file may hold MaskCLIP's encoder too, which is no part of a network
@@ -82,8 +82,9 @@ def network_of(config: Any) -> str:
     return next((name for name, kind in SOURCES.items() if kind.settings is type(config)), type(config).__name__)
 
 
-def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") -> ProposalSource:
-    """A proposal source: of a folder of `train_proposals` or a file of `maskclip convert`.
+def load_source(name_or_path: str | Path, device: str | torch.device = "cpu", *, pictures: str = "") -> ProposalSource:
+    """A proposal source: of a folder of `train_proposals` or a file of `maskclip convert`; it sees `pictures`, those of
+    a data set by its name, at the size that its settings have for them (`test_sizes`).
 
     Or of a name among `SOURCES` that needs no training, or of Hugging Face transformers by local folder or
     hub name: any Mask2Former, class-aware ones included, and any mask generator, such as SAM. FileNotFoundError
@@ -92,7 +93,7 @@ def load_source(name_or_path: str | Path, device: str | torch.device = "cpu") ->
     """
     name, path, device = str(name_or_path), Path(name_or_path), find_device(device)
     if path.is_file() or (path / "record.json").is_file():
-        return _trained(path, device)
+        return _trained(path, device, pictures)
     if name in SOURCES:
         if (kind := source_kind(name)).build:
             raise FileNotFoundError(f"{name} has to be trained; give the folder or file of a trained one")
@@ -116,7 +117,7 @@ def _untrained(kind: Any, device: str | torch.device) -> ProposalSource:
     return source
 
 
-def _trained(path: Path, device: str | torch.device) -> ProposalSource:
+def _trained(path: Path, device: str | torch.device, pictures: str) -> ProposalSource:
     """The network of a folder or file by its own record, with its own weights."""
     record = _read_record(path)
     kind = source_kind(str(record.get("network")), of=path)
@@ -132,6 +133,8 @@ def _trained(path: Path, device: str | torch.device) -> ProposalSource:
     fill(network, read_weights(weights), weights, ignored=(ENCODER,))
     if path.is_dir():
         check_as_written(weights)
+    if hasattr(config, "test_sizes"):
+        config = proposing_for(config, pictures)
     return kind.source(network.to(device), config, classes)
 
 

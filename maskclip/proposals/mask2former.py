@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Mask2FormerConfig as NetworkConfig
 from transformers import Mask2FormerForUniversalSegmentation
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoder
 
 from maskclip.proposals.backbone import resnet_config, set_up_backbone
 from maskclip.proposals.base import MULTIPLE, PIXEL_MEAN, PIXEL_STD, Proposals, as_seen, in_groups_of_size
@@ -19,6 +20,14 @@ from maskclip.settings import Mask2FormerConfig
 logging.getLogger("transformers.models.mask2former.configuration_mask2former").setLevel(logging.ERROR)
 SIZES = ("hidden_dim", "encoder_layers", "encoder_feedforward_dim")  # transformers and our settings call them alike
 WEIGHTS = ("no_object_weight", "class_weight", "mask_weight", "dice_weight")
+
+
+class PixelDecoder(Mask2FormerPixelDecoder):
+    """transformers' pixel decoder, which computes in float32 in mixed precision, too, as the original's does."""
+
+    def forward(self, features: Sequence[Tensor], *others: Any, **options: Any) -> Any:
+        with torch.autocast(features[0].device.type, enabled=False):
+            return super().forward([feature.float() for feature in features], *others, **options)
 
 
 def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2FormerForUniversalSegmentation:
@@ -43,6 +52,7 @@ def build_mask2former(config: Mask2FormerConfig, classes: int = 1) -> Mask2Forme
     )
     model = Mask2FormerForUniversalSegmentation(network)
     set_up_backbone(model.model.pixel_level_module.encoder, config.backbone)
+    model.model.pixel_level_module.decoder.__class__ = PixelDecoder
     return model
 
 

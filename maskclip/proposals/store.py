@@ -1,16 +1,20 @@
 """Proposals stored once per data set, in an SQLite file of one row per image, keyed so that a stale one is never used.
 
 Logits are quantized in equal steps of tanh(logit / 4), by 1/4 near 0; the sign, which is the mask,
-survives exactly. An image whose masks are so rough that one takes more than `BYTES_PER_MASK`, deflated,
-gets steps twice as wide, and again, down to the masks alone.
+survives exactly. An image whose masks are so rough that one takes more than `room_for` it, deflated,
+gets steps twice as wide, and again, down to the masks alone; not if the store is of whole precision,
+as those of test sets are: where many masks compete, wide steps would change who wins a pixel.
 """
 
+import glob
 import hashlib
+import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,12 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
+from maskclip.files import written_record
 from maskclip.proposals.base import Proposals, ProposalSource
 
 LEVELS = (16, 8, 4, 2, 1)  # on either side of 0, the finest first
-BYTES_PER_MASK = 1980  # 2,000 images of 100 masks in 400 MB
+SMALLEST_ROOM = 1980  # bytes for a mask of few pixels
+PIXELS_PER_BYTE = 10
 PAGE_SIZE = 1024  # so small that little is lost at the end of an image
 SCHEMA = """
     CREATE TABLE meta (key TEXT);
@@ -43,14 +49,19 @@ def dequantize(steps: np.ndarray, levels: int = LEVELS[0]) -> np.ndarray:
     return table.astype(np.float32)[steps + (levels - 1)]
 
 
-def encode(image_id: int | str, proposals: Proposals) -> Row:
-    """One image's proposals, with the most levels that leave it within `BYTES_PER_MASK` a mask, or one."""
+def room_for(height: int, width: int) -> int:
+    """How many bytes a mask of so many pixels may take before its image gets wider steps."""
+    return max(SMALLEST_ROOM, height * width // PIXELS_PER_BYTE)
+
+
+def encode(image_id: int | str, proposals: Proposals, whole: bool = False) -> Row:
+    """One image's proposals, with the most levels that leave it within `room_for` a mask, or one; all if `whole`."""
     logits = proposals.mask_logits.float().numpy()
     if np.isnan(logits).any() or proposals.scores.isnan().any():
         raise ValueError(f"the proposals of image {image_id} are no numbers; the network has diverged, train it again")
     for levels in LEVELS:
         masks = zlib.compress(quantize(logits, levels).tobytes(), 6)
-        if len(masks) <= BYTES_PER_MASK * max(1, len(logits)):
+        if whole or len(masks) <= room_for(*logits.shape[1:]) * max(1, len(logits)):
             break
     return (image_id, levels, *logits.shape[1:], proposals.scores.float().numpy().tobytes(), masks)
 
@@ -61,39 +72,60 @@ def _checksum(row: Row) -> int:
 
 
 def proposal_key(network: str | Path, dataset: Any) -> str:
-    """What a store is keyed by: the network's weights and record, the data set's fingerprint.
+    """What a store is keyed by: the network's weights, how it proposes for these pictures, their fingerprint.
 
-    `network` is a folder of `train_proposals` or of transformers, a file of `maskclip convert`, or another name.
+    `network` is a folder of `train_proposals` or of transformers, a file of `maskclip convert`, or another name. How a
+    network was trained is in its weights: a folder's record may change in that without making its stores stale.
     """
     path = Path(network)
     name = "" if path.exists() else network
-    digest = hashlib.sha256(f"{SCHEMA} {dataset.fingerprint()} {name}".encode())
+    digest = hashlib.sha256(f"{SCHEMA} {dataset.fingerprint()} {name} {_proposing(path, dataset.name)}".encode())
     of_transformers = sorted([*path.glob("*config.json"), *path.glob("model*.safetensors"), *path.glob("*model*.bin")])
-    for file in (path, path / "record.json", path / "network.safetensors", *of_transformers):
+    for file in (path, path / "network.safetensors", *of_transformers):
         digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()
 
 
+def _proposing(folder: Path, dataset: str) -> str:
+    """Of a trained network's record, what its proposals for one data set depend on beside its weights."""
+    record = written_record(folder)
+    settings = record.get("config")
+    if isinstance(settings, dict):
+        sizes = settings.get("test_sizes") or {}
+        size = sizes.get(dataset, [settings.get("short_side"), settings.get("long_side")])
+        apart = ("training", "test_sizes", "short_side", "long_side", "start", "backbone")
+        settings = {key: value for key, value in settings.items() if key not in apart} | {"size": size}
+    return json.dumps([record.get("network"), record.get("classes"), settings], sort_keys=True)
+
+
 def store_proposals(
-    source: ProposalSource, dataset: Any, path: str | Path, key: str, *, batch: int = 8, progress: bool = True
-) -> Path:
+    source: ProposalSource, dataset: Any, path: str | Path, key: str, *, batch: int = 8, progress: bool = True,
+    whole: bool = False,
+) -> Path:  # fmt: skip
     """Run a source over a data set, once: nothing happens if `path` is already the whole store of this key.
 
     Written to `<path>.partial` and moved into place at the end; after a kill the next call goes on after
     the last whole batch. A damaged store, or one of other images, is written anew. Another process that
     writes the same store is waited for. The same proposals give the same bytes. OSError: a full disk.
+
+    `whole`: keep all steps of all masks, whatever room they take.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock") as lock:
-        if not path.is_file() or _levels(path, key).keys() != set(dataset.image_ids):
+        if not holds(path, key, dataset):
             path.unlink(missing_ok=True)
             try:
-                _write_store(source, dataset, path, key, batch, progress)
+                _write_store(source, dataset, path, key, batch, progress, whole)
             except sqlite3.Error as error:
                 raise OSError(f"cannot store proposals in {path}: {error}; make room or allow writing") from None
         Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it notices, and takes a new one
     return path
+
+
+def holds(path: Path, key: str, dataset: Any) -> bool:
+    """Whether `path` is the whole store of a data set and this key, every row of it intact."""
+    return path.is_file() and _levels(path, key).keys() == set(dataset.image_ids)
 
 
 def _levels(path: Path, key: str) -> dict[int | str, int]:
@@ -104,7 +136,9 @@ def _levels(path: Path, key: str) -> dict[int | str, int]:
         return {}
 
 
-def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, batch: int, progress: bool) -> None:
+def _write_store(
+    source: ProposalSource, dataset: Any, path: Path, key: str, batch: int, progress: bool, whole: bool
+) -> None:
     partial = Path(f"{path}.partial")
     if not (done := _levels(partial, key)):
         partial.unlink(missing_ok=True)
@@ -121,7 +155,8 @@ def _write_store(source: ProposalSource, dataset: Any, path: Path, key: str, bat
                     samples = [dataset[index] for index in indices]
                     found = source([sample.image for sample in samples])
                     _insert(connection, coded)
-                    coded = zip(indices, pool.map(encode, [sample.image_id for sample in samples], found))
+                    ids = [sample.image_id for sample in samples]
+                    coded = zip(indices, pool.map(encode, ids, found, repeat(whole)))
         finally:
             _insert(connection, coded)
     partial.replace(path)
@@ -148,7 +183,10 @@ def part_of(dataset: Any, path: Path, share: tuple[int, int]) -> tuple[Any, Path
 
 
 def join_parts(dataset: Any, path: Path, key: str, processes: int) -> Path:
-    """One store of the parts that `processes` wrote of a data set (`part_of`), with the rows that one would write."""
+    """One store of the parts that `processes` wrote of a data set (`part_of`), with the rows that one would write.
+
+    Both lie there for a moment. Parts that another number of processes had begun go, too.
+    """
     parts = [part_of(dataset, path, (number, processes))[1] for number in range(processes)]
     stores = [StoredProposals(part, key) for part in parts]
     partial = Path(f"{path}.joining")
@@ -157,7 +195,7 @@ def join_parts(dataset: Any, path: Path, key: str, processes: int) -> Path:
         _begin(connection, key)
         _insert(connection, ((n, stores[n % processes]._row(i)) for n, i in enumerate(dataset.image_ids)))
     partial.replace(path)
-    for part in parts:
+    for part in path.parent.glob(f"{glob.escape(path.name)}.part[0-9]*"):
         part.unlink()
     return path
 

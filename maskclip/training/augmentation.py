@@ -16,7 +16,7 @@ from maskclip.settings import MaskRCNNConfig, TrainingConfig
 
 @dataclass
 class Example:
-    """`image [3, h, w]` in 0 to 255, `masks [n, h, w]` of 0 and 1, `classes [n]`; its place in the whole training."""
+    """`image [3, h, w]` in 0 to 255, `masks [n, h, w]` bool, `classes [n]`; its place in the whole training."""
 
     image: Tensor
     masks: Tensor
@@ -42,7 +42,7 @@ def augment(sample: Any, config: TrainingConfig, rng: np.random.Generator) -> Ex
         pixels = _jitter_color(pixels, config.color_jitter, rng)
     present = masks.any((1, 2))
     classes = np.array([segment.category for segment in segments], np.int64)[present]
-    return Example(pixels, torch.from_numpy(np.ascontiguousarray(masks[present])).float(), torch.from_numpy(classes))
+    return Example(pixels, torch.from_numpy(np.ascontiguousarray(masks[present])), torch.from_numpy(classes))
 
 
 def _jitter_scale(

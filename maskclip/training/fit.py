@@ -99,8 +99,9 @@ def fit(training: Training, checkpoint: Path, progress: bool = True) -> list[dic
     rank, processes = accelerator.process_index, accelerator.num_processes
     shares = (list(range(step * settings.batch + rank, (step + 1) * settings.batch, processes)) for step in steps)
     loader = DataLoader(
-        training.examples, batch_sampler=shares, num_workers=settings.workers, collate_fn=training.collate
-    )
+        training.examples, batch_sampler=shares, num_workers=settings.workers, collate_fn=training.collate,
+        multiprocessing_context="fork" if settings.workers else None,  # elsewhere, data sets' readers do not pickle
+    )  # fmt: skip
     for step, batch in zip(bar, loader):
         torch.manual_seed(training.random_seed(step))
         for group in training.optimizer.param_groups:

@@ -27,12 +27,14 @@ from maskclip.training.losses import masks_per_process
 
 FILES = ("network.safetensors", "curves.csv")  # of a finished training, beside its record
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "detectron2")
-# What does not change the trained weights: how they are trained, and how the network proposes afterwards.
+# What does not change the trained weights: how they are trained, and how the network proposes afterwards; Mask R-CNN
+# is trained on pictures with a bound on the long side, too.
 HOW = {"training": {"workers", "checkpoint_every"}}
-PROPOSING = ("short_side", "rpn_proposals", "score_threshold", "nms_threshold", "detections", "mask_stride")
+SIZES = ("short_side", "test_sizes")
+PROPOSING = ("rpn_proposals", "score_threshold", "nms_threshold", "detections", "mask_stride")
 UNRELATED: dict[type, dict[str, Any]] = {
-    Mask2FormerConfig: HOW | dict.fromkeys(("short_side", "long_side"), True),
-    MaskRCNNConfig: HOW | dict.fromkeys(PROPOSING, True),
+    Mask2FormerConfig: HOW | dict.fromkeys((*SIZES, "long_side"), True),
+    MaskRCNNConfig: HOW | dict.fromkeys((*SIZES, *PROPOSING), True),
 }
 
 
@@ -144,6 +146,7 @@ def network_losses(model: nn.Module, examples: list[Any], config: NetworkConfig)
         images, masks, classes = (
             [getattr(example, part).to(device) for example in examples] for part in ("image", "masks", "classes")
         )
+        masks = [mask.float() for mask in masks]  # bool on their way here, which takes a fourth of the room
         if isinstance(config, Mask2FormerConfig):
             return {"loss": mask2former_loss(model, images, masks, classes)}
         losses = mask_rcnn_loss(model, images, masks, classes)
