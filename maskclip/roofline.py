@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class Work:
     bytes: float = 0.0  # that kernels read and write
     kernels: float = 0.0
     memory: float = 0.0  # bytes of all that it makes: kept for its backward pass; without one, alive at once
+    kept_flops: float = 0.0  # of products that mixed precision leaves in float32
+    kept_convolution_flops: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(*(one + two for one, two in zip(astuple(self), astuple(other))))
@@ -47,7 +49,7 @@ class Work:
     @property
     def tflops(self) -> float:
         """All 1e12 FLOPs."""
-        return (self.flops + self.convolution_flops) / 1e12
+        return (self.flops + self.convolution_flops + self.kept_flops + self.kept_convolution_flops) / 1e12
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Gpu:
         """How long it takes for `work`, computed in float32, tf32 or fp16 (as fast as bf16); convolutions as products,
         unless said otherwise."""
         rate, other = getattr(self, products), getattr(self, convolutions or products)
-        computing = (work.flops / rate + work.convolution_flops / other) / 1e12
+        kept = work.kept_flops / self.float32 + work.kept_convolution_flops / self.tf32
+        computing = (work.flops / rate + work.convolution_flops / other + kept) / 1e12
         return (computing + work.bytes / self.bandwidth / 1e9) / self.utilisation + work.kernels * self.launch
 
 
@@ -143,7 +146,7 @@ def count(step: Callable[[], object]) -> Work:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention for inference counts as nothing
     try:
-        with _Counter() as counter:
+        with _Counter(mixed=torch.is_autocast_enabled("cpu")) as counter:
             loss = step()
             kept = counter.look()
             if trains := isinstance(loss, Tensor) and loss.requires_grad:
@@ -151,15 +154,15 @@ def count(step: Callable[[], object]) -> Work:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     memory = kept if trains else counter.peak
-    return Work(counter.flops, counter.convolution_flops, counter.bytes, counter.kernels, memory)
+    return replace(counter.work, memory=memory)
 
 
 class _Counter(TorchDispatchMode):
     """Sees every operation below autograd."""
 
-    def __init__(self) -> None:
+    def __init__(self, mixed: bool) -> None:
         super().__init__()
-        self.flops = self.convolution_flops = self.bytes = self.kernels = self.alive = self.peak = 0
+        self.mixed, self.work, self.alive, self.peak = mixed, Work(), 0, 0
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}  # of what was made
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -171,13 +174,13 @@ class _Counter(TorchDispatchMode):
         out = function(*args, **kwargs)
         if function.is_view or function._overloadpacket in (torch.ops.aten.detach, torch.ops.aten.empty):
             return out
-        self.kernels += 1
         given, made = ([x for x in tree_leaves(part) if isinstance(x, Tensor)] for part in ((args, kwargs), out))
-        self.bytes += sum(tensor.nbytes for tensor in (*given, *made))
+        counted = {"bytes": sum(tensor.nbytes for tensor in (*given, *made)), "kernels": 1}
         if known:
-            flops = flop_registry[function._overloadpacket](*args, **kwargs, out_val=out)
+            kept = "kept_" if self.mixed and given[0].dtype == torch.float32 else ""
             of = "convolution_flops" if "convolution" in str(function) else "flops"
-            setattr(self, of, getattr(self, of) + flops)
+            counted[kept + of] = flop_registry[function._overloadpacket](*args, **kwargs, out_val=out)
+        self.work += Work(**counted)
         old = {tensor.untyped_storage()._cdata for tensor in given}
         for storage in (tensor.untyped_storage() for tensor in made):
             if storage._cdata not in old:  # made, not written into

@@ -6,7 +6,7 @@ To add a row to a table, add one entry to METHODS; of a trained method also its 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from study.params import Proposals
 
 TEST_PICTURES = ("a150", "a847", "p59", "lvis", "coco_val")  # the table of data sets knows their tasks
 TRAINING_PICTURES = ("coco_train", "coco_split_train")
+NEEDED = ("a150", "coco_val")  # of the test pictures: the notebooks draw and compare on them
 TABLES = range(2, 10)  # of the paper; report/tables.yaml has their columns
 COSTS = ("tflops", "time_s", "peak_gb")  # columns of the data set `efficiency`
 SCORE_COLUMNS = ["method", "proposals", "dataset", "metric", "value", "seed", "profile"]  # of a stage's results
@@ -216,10 +217,20 @@ def rows_of(table: int) -> dict[str, Method]:
     return rows
 
 
-def data_sets() -> list[str]:
-    """The data sets that the study reads: its collections of pictures, and all that annotates these."""
+def data_sets(without: Sequence[str] = ()) -> list[str]:
+    """The data sets that the study reads: its collections of pictures, and all that annotates these; but not those
+    that a profile is `without`, nor what annotates their pictures.
+
+    Raises:
+        ValueError: it cannot be without one of them, or there is none of this name.
+    """
     used = TEST_PICTURES + TRAINING_PICTURES
-    return [name for name, entry in DATASETS.items() if (entry.pictures or name) in used]
+    names = [name for name, entry in DATASETS.items() if (entry.pictures or name) in used]
+    tested = {name: DATASETS[name].pictures or name for name in names if DATASETS[name].task}
+    spared = [name for name, pictures in tested.items() if pictures not in NEEDED]
+    if wrong := [name for name in without if name not in spared]:
+        raise ValueError(f"data.without has {wrong[0]!r}; the study can do without {', '.join(spared)} alone")
+    return [name for name in names if not {name, DATASETS[name].pictures} & set(without)]
 
 
 def baselines() -> list[Method]:

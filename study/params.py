@@ -44,11 +44,13 @@ class Data:
     """Where the data sets lie; `world` is null where they are the real ones.
 
     `training_limit` takes the first pictures of training sets only: for a try, since all proposals are stored first.
+    `without` names test sets that are not there (`study.methods.data_sets`): their columns stay empty.
     """
 
     root: str
     world: World | None
     training_limit: PositiveInt | None = None
+    without: list[str] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -129,6 +131,7 @@ def deviations(study: Study) -> list[str]:
         found.append("data.world is drawn, the paper's data sets are photographs")
     if study.data.training_limit:
         found.append(f"data.training_limit is {study.data.training_limit}, the paper's None")
+    found += [f"data.without has {name}, which the paper tests" for name in study.data.without]
     from maskclip.data.datasets import read_left_out  # settings need not wait for readers
 
     if left_out := read_left_out(study.data.root):

@@ -44,7 +44,7 @@ from maskclip.settings import Evaluation, scale_layers
 from maskclip.training.mask_tokens import load_trained_weights, train_maskclip, trained_weights
 from maskclip.training.proposal_networks import train_proposals
 from maskclip.visualize import Shown
-from study.methods import GROUND_TRUTH, METHODS, NETWORKS, SCORE_COLUMNS
+from study.methods import GROUND_TRUTH, METHODS, NETWORKS, SCORE_COLUMNS, data_sets
 from study.params import load_params
 
 Kept = TypeVar("Kept", pd.DataFrame, dict[str, np.ndarray])
@@ -149,6 +149,10 @@ class Run:
         limit = self.study.data.training_limit if training else self.study.evaluation.limit
         return open_dataset(name, self.study.data.root, limit=limit)
 
+    def there(self, names: Iterable[str]) -> list[str]:
+        """Those of these data sets that the profile is not without."""
+        return [name for name in names if name in data_sets(self.study.data.without)]
+
     def proposals(self, network: str, dataset: Dataset) -> Mapping[int | str, Proposals]:
         """The stored proposals of a network for a data set's pictures; `ground_truth` takes the annotation itself."""
         return GroundTruth(dataset) if network == GROUND_TRUTH else StoredProposals(*self._store(network, dataset))
@@ -239,7 +243,7 @@ class Run:
         `tasks` are the results' data set names; None: all there are. The same pictures are run once.
         """
         scores: dict[str, dict[str, float]] = {}
-        for group in same_pictures(map(self.dataset, pictures)):
+        for group in same_pictures(map(self.dataset, self.there(pictures))):
             asked = method, network, [dataset.name for dataset in group], tasks
             found, judgements = self.tasks(*asked[2:]), self.judgements(*asked)
             if judgements.scores is None:
@@ -256,7 +260,8 @@ class Run:
 
     def tasks(self, pictures: Sequence[str], wanted: Sequence[str] | None = None) -> dict[str, Task]:
         """The tasks of collections of the same pictures, by their names in results; `wanted`: some of them."""
-        found = {name: task for one in pictures for name, task in tasks_of(one, self.dataset).items()}
+        without = self.study.data.without
+        found = {name: task for one in pictures for name, task in tasks_of(one, self.dataset, without).items()}
         return {name: task for name, task in found.items() if wanted is None or name in wanted}
 
     def judgements(
@@ -267,7 +272,7 @@ class Run:
         dataset, kind = self.dataset(pictures[0]), METHODS[method]
         key = dataset.fingerprint() if network == GROUND_TRUTH else self._store(network, dataset)[1]
         identity: dict[str, Any] = {"code": _digest_of_code(), "proposals": key, "pictures": pictures, "wanted": wanted}
-        scored = [self.dataset(entry.name) for one in pictures for entry in scored_on(one)]
+        scored = [self.dataset(name) for name in self.there(entry.name for one in pictures for entry in scored_on(one))]
         identity |= {"annotations": [(one.name, one.fingerprint(), one.split) for one in scored]}
         identity |= {"weights": file_digests(self.folder / kind.trained_as, ["encoder.pt"]) if kind.trained_as else {}}
         identity |= {name: asdict(getattr(self.study, name)) for name in ("clip", "maskclip")}

@@ -30,6 +30,7 @@ from maskclip.data.check import check_data
 from maskclip.data.datasets import METRICS
 from maskclip.evaluation.judgements import Judgements
 from maskclip.evaluation.tasks import (
+    TASKS,
     InstanceTask,
     PanopticTask,
     SemanticTask,
@@ -45,6 +46,8 @@ from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, ground_truth_proposals
 from maskclip.settings import Evaluation
 from miniature.datasets import write_world
+from study.params import deviations, load_study
+from study.run import Run
 
 EVALUATION = Evaluation(limit=None, object_mask_threshold=0.3, overlap_threshold=0.5, top_k=10, objectness_power=0.0)
 PANOPTIC = [Category(0, "wall", False), Category(4, "airplane", True), Category(7, "windowpane", True)]
@@ -176,6 +179,18 @@ def scores_of(pictures: str, root: Path) -> dict[str, dict[str, float]]:
     dataset, tasks = open_set(pictures), tasks_of(pictures, open_set)
     evaluate(Perfect(), dataset, Truth(dataset), list(tasks.values()), EVALUATION)
     return {name: task.compute() for name, task in tasks.items()}
+
+
+def test_what_a_profile_is_without_is_never_opened(monkeypatch: pytest.MonkeyPatch):
+    """P-459 annotates P-59's pictures."""
+    opened: list[str] = []
+    monkeypatch.setitem(TASKS, "semantic", lambda dataset, *words: dataset)
+    assert list(tasks_of("p59", lambda name: opened.append(name), ("p459",))) == opened == ["p59"]  # type: ignore[arg-type, func-returns-value]
+    own = object.__new__(Run)
+    own.study = load_study("paper", Path(__file__).parent.parent / "configs")
+    own.study.data.without.extend(["p459", "a847"])
+    assert own.there(["coco_train", "a150", "a847", "p59", "p459"]) == ["coco_train", "a150", "p59"]
+    assert "data.without has p459, which the paper tests" in deviations(own.study)
 
 
 def test_a_new_data_set_is_one_entry(moon: Path, monkeypatch: pytest.MonkeyPatch):

@@ -198,6 +198,14 @@ def test_the_study_reads_what_annotates_its_pictures(monkeypatch: pytest.MonkeyP
     assert methods.data_sets() == [*before, "streets", "streets_semantic"]
 
 
+def test_what_a_profile_can_be_without() -> None:
+    every, left = methods.data_sets(), methods.data_sets(["p59", "lvis"])
+    assert set(every) - set(left) == {"p59", "p459", "lvis"}
+    for needed in ("a150", "a150_semantic", "coco_train", "coco_split_val", "a487"):
+        with pytest.raises(ValueError, match=f"without has '{needed}'; the study can do without a847, p59, p459, lvis"):
+            methods.data_sets([needed])
+
+
 @pytest.mark.parametrize(("columns", "sentence"), [
     ("[mini_street, PQ]", r"column 'x' of Table 3 is \['mini_street', 'PQ'\]; .* a data set .*one of .*a150, .*lvis"),
     ("[a150, PQQ]", "one of PQ, PQth, .*mIoU_old, AP, AP50, AP75$"),

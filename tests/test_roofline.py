@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -44,9 +46,27 @@ def test_memory_is_what_is_alive_at_once() -> None:
     assert 4000 <= count(step).memory <= 8000 < 10 * 4000
 
 
+def test_what_mixed_precision_leaves_in_float32_is_counted_apart() -> None:
+    layer, x = torch.nn.Linear(7, 3), torch.randn(5, 7)
+
+    def step() -> None:
+        layer(x)
+        with torch.autocast("cpu", enabled=False):
+            layer(x)
+
+    alone, one = count(step), 2 * 5 * 7 * 3
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = count(step)
+    assert (alone.flops, alone.kept_flops) == (2 * one, 0) and (mixed.flops, mixed.kept_flops) == (one, one)
+    assert alone.tflops == mixed.tflops
+    gpu = Gpu(memory=80, float32=10, tf32=20, fp16=40, bandwidth=math.inf, utilisation=1, launch=0)
+    assert gpu.seconds(Work(flops=40e12, kept_flops=10e12, kept_convolution_flops=20e12), "fp16") == 1 + 1 + 1
+
+
 def test_work_adds_up_and_repeats() -> None:
-    one, two = Work(1, 2, 3, 4, 5), Work(10, 20, 30, 40, 50)
-    assert one + two == Work(11, 22, 33, 44, 55) and 2 * one == Work(2, 4, 6, 8, 10) and two - one - one == 8 * one
+    one, two = Work(1, 2, 3, 4, 5, 6, 7), Work(10, 20, 30, 40, 50, 60, 70)
+    assert one + two == Work(11, 22, 33, 44, 55, 66, 77) and two - one - one == 8 * one
+    assert 2 * one == Work(2, 4, 6, 8, 10, 12, 14)
 
 
 def test_seconds_by_hand() -> None:

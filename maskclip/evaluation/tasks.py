@@ -5,7 +5,7 @@ A task has its `dataset`, judges a picture (`judge`, as plain values), adds what
 metrics in percent (`compute`). So pictures can be judged by several processes, and by a run that was killed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -140,11 +140,11 @@ TASKS: dict[str, Callable[..., Task]] = {
 }  # fmt: skip
 
 
-def tasks_of(pictures: str, open_set: Callable[[str], Dataset]) -> dict[str, Task]:
+def tasks_of(pictures: str, open_set: Callable[[str], Dataset], without: Collection[str] = ()) -> dict[str, Task]:
     """The tasks, by their names in results, that the table of data sets knows for a collection of test pictures.
-    open_set: a data set by its name; what remembers them opens each of their files once."""
+    open_set: a data set by its name; what remembers them opens each of their files once. without: sets left out."""
     tasks = {}
-    for entry in scored_on(pictures):
+    for entry in (entry for entry in scored_on(pictures) if entry.name not in without):
         words = [open_set(entry.words).categories] if entry.words else []
         tasks[entry.results or entry.name] = TASKS[entry.task](open_set(entry.name), *words)
     return tasks
