@@ -39,7 +39,7 @@ class ProposalQuality:
         self.classes: list[int] = []
 
     def update(self, proposals: Proposals, sample: Any) -> None:
-        """Add one image: its proposals and its `Sample` with segments."""
+        """Add one image: its proposals and its `Annotation`, of segments."""
         segments = [segment for segment in sample.segments if not segment.iscrowd]
         if not segments:
             return
