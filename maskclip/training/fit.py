@@ -130,7 +130,8 @@ def _step(training: Training, batch: list[Any], step: int) -> dict[str, float]:
     loss = losses["loss"]
     if not torch.isfinite(loss):
         raise FloatingPointError(
-            f"{training.name}: the loss is {loss.item()} at step {step}; lower the learning rate or use float32"
+            f"{training.name}: the loss is {loss.item()} at step {step}; lower the learning rate, or take bf16 or "
+            "float32 (other settings are another training, which begins anew)"
         )
     training.optimizer.zero_grad()
     if loss.requires_grad:  # not where no picture of the batch has a segment
