@@ -97,7 +97,7 @@ PAPER = {  # Sec. 4.2 and, where the text is silent, the released code
     "proposals.mask2former": Mask2FormerConfig(
         backbone=_RESNET50, test_sizes={"a150": (640, 2560), "a847": (640, 2560)}
     ),
-    "proposals.mask_rcnn": MaskRCNNConfig(backbone=_RESNET50),
+    "proposals.mask_rcnn": MaskRCNNConfig(backbone=_RESNET50, implementation="detectron2"),
     "proposals.twins.training": dataclasses.replace(Mask2FormerConfig().training, steps=92_188),
     "maskclip": MaskClipTraining(
         rma_layers=[6, 12, 18, 24], steps=10_000, batch=8, learning_rate=1e-4, weight_decay=0.05, gradient_norm=0.01,
@@ -110,7 +110,7 @@ PAPER = {  # Sec. 4.2 and, where the text is silent, the released code
     "efficiency": Efficiency("ViT-L-14-336", 100),
 }  # fmt: skip
 RELEASED = Path("notebooks/weights/released.ipynb")  # runs the profile of its name, which is no part of dvc.yaml
-HARMLESS = {"checkpoint_every", "workers", "mixed_precision", "activation_checkpointing", "implementation"}
+HARMLESS = {"checkpoint_every", "workers", "mixed_precision", "activation_checkpointing"}
 
 
 def deviations(study: Study) -> list[str]:

@@ -23,6 +23,7 @@ from maskclip.model.clip import load_clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.released.encoder import released_state_dict
 from maskclip.released.mask2former import convert, read_config
+from maskclip.settings import proposing_for
 from study.params import RELEASED, load_study
 
 GOLDEN = Path(__file__).parent / "golden" / "authors_proposal_network.safetensors"
@@ -125,8 +126,10 @@ def test_stages_of_other_profiles_refuse(released: Path) -> None:
         run(released, "study.notebook", "notebooks/01_data.ipynb", "runs/x.ipynb")
 
 
-def test_the_profile_is_the_papers_but_for_weights_and_sizes() -> None:
+def test_the_profile_is_the_papers_but_for_weights() -> None:
     paper, own = load_study("paper"), load_study("released")
-    assert (own.proposals.mask2former.short_side, own.proposals.mask2former.long_side) == (640, 2560)
+    for study in (paper, own):
+        config = proposing_for(study.proposals.mask2former, "a150")
+        assert (config.short_side, config.long_side) == (640, 2560)
     assert own.evaluation == paper.evaluation and own.clip == paper.clip and own.data.root == paper.data.root
     assert own.maskclip.steps == own.proposals.mask2former.training.steps == 0

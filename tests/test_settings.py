@@ -56,7 +56,8 @@ def test_the_paper_profile_is_the_papers() -> None:
 
 def test_what_departs_from_the_paper_is_named(tmp_path: Path) -> None:
     paper = load_study("paper", configs=ROOT / "configs")
-    assert deviations(paper) == []
+    pip = "proposals.mask_rcnn.implementation is torchvision, the paper's detectron2"
+    assert deviations(paper) == [pip]
     backbone = replace(paper.proposals.mask2former.backbone, weights=None)
     mask2former = replace(paper.proposals.mask2former, backbone=backbone)
     tried = replace(
@@ -69,13 +70,16 @@ def test_what_departs_from_the_paper_is_named(tmp_path: Path) -> None:
     )
     assert deviations(tried) == [
         "proposals.mask2former.backbone.weights is None, the paper's timm/resnet50.tv_in1k (random weights)",
+        pip,
         "maskclip.steps is 4, the paper's 10000",
         "evaluation.limit is 10, the paper's None",
         "efficiency.model is ViT-B-32, the paper's ViT-L-14-336",
         "data.training_limit is 20, the paper's None",
     ]
     drawn = replace(paper, data=replace(paper.data, world=load_study("mini", configs=ROOT / "configs").data.world))
-    assert deviations(drawn) == ["data.world is drawn, the paper's data sets are photographs"]
+    assert deviations(drawn) == [pip, "data.world is drawn, the paper's data sets are photographs"]
+    own = replace(paper, proposals=replace(paper.proposals, mask2former=replace(mask2former, test_sizes={})))
+    assert "proposals.mask2former.test_sizes.a150 is None, the paper's [640, 2560]" in deviations(own)
 
 
 @pytest.mark.parametrize(
