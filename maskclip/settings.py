@@ -155,6 +155,7 @@ class MaskClipTraining:
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     workers: NonNegativeInt = 0  # processes that read pictures ahead
     zero_init_refinement: bool = False  # begin with residuals of zero, not the released random ones
+    refinement_factor: NonNegativeFloat = 1.0  # f_r's learning rate over the rest's
     activation_checkpointing: bool = False
     start: str | None = None  # weights to begin with: encoder.pt or its folder, or a file of `maskclip convert`
 

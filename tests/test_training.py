@@ -45,6 +45,18 @@ def test_only_what_changes_the_weights_trains_anew(tmp_path):
     assert (aside / "encoder.pt").read_bytes() == (out / "encoder.pt").read_bytes()
 
 
+@pytest.mark.parametrize("factor", [0.0, 100.0])
+def test_refinement_learns_at_its_own_rate(factor, tmp_path):
+    """AdamW's first step is as long as the rate, whatever the gradient: here f_r's, which begins with zeros."""
+    train(tmp_path, steps=1, warmup_steps=0, learning_rate=1e-4, refinement_factor=factor)
+    for name, weight in load_checkpoint(tmp_path / "encoder.pt").items():
+        if "residual" in name:
+            assert weight.abs().max().item() == pytest.approx(1e-4 * factor, rel=1e-2)
+        else:
+            begun = dict(encoder_of(CLIP).named_parameters())[name]
+            assert 0 < (weight - begun).abs().max() < 2e-4
+
+
 def test_a_killed_training_is_gone_on_with(tmp_path, monkeypatch, capsys):
     def dies(path: Path, state: dict) -> None:
         save_checkpoint(path, state)

@@ -1,10 +1,11 @@
 """One training loop for both stages, on accelerate: several processes, mixed precision, resumable to the bit."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from maskclip.files import load_checkpoint, save_checkpoint
 from maskclip.settings import MaskClipTraining, TrainingConfig
 
 UNDECAYED = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.Embedding)
-BACKBONES = ("pixel_level_module.encoder", "backbone.body", "backbone.bottom_up")  # where networks have them
 
 
 @dataclass
@@ -65,11 +65,14 @@ def join_processes(name: str, batch: int, on_cpu: bool) -> None:
         )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, backbone_factor: float = 1.0) -> list[dict[str, Any]]:
-    """What an optimizer trains: a network's backbone at its own rate, norms and embeddings without weight decay."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, factors: Mapping[str, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """What an optimizer trains: norms and embeddings without weight decay, and modules whose path has a part of
+    `factors` in it at so many times the learning rate of the rest."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, module in model.named_modules():
-        factor = backbone_factor if any(part in path for part in BACKBONES) else 1.0
+        factor = next((factor for part, factor in factors.items() if part in path), 1.0)
         for name, parameter in module.named_parameters(recurse=False):
             decay = 0.0 if isinstance(module, UNDECAYED) or name == "level_embed" else weight_decay
             if parameter.requires_grad:

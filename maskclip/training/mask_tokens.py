@@ -174,7 +174,8 @@ def train_maskclip(
     *,
     retrain: bool = False,
 ) -> pd.DataFrame:
-    """Train the encoder's RMA parameters in place; AdamW, constant rate, CLIP frozen, the class "other" for no object.
+    """Train the encoder's RMA parameters in place; AdamW, constant rate (f_r's may be another: `refinement_factor`),
+    CLIP frozen, the class "other" for no object.
 
     `out` ends with encoder.pt (the trained weights), curve.csv and record.json. A killed training is gone on with as if
     undisturbed; a finished one is kept, another one put beside (`maskclip.training.finished`).
@@ -229,6 +230,7 @@ def _train(
     accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=clip.device.type == "cpu")
     device = accelerator.device
     encoder.to(device)
+    groups = parameter_groups(encoder, training.weight_decay, {"residual": training.refinement_factor})
     encoder.checkpointing = training.activation_checkpointing
     text = text_embeddings(clip, [*record["names"], "other"]).to(device)
     criterion = build_criterion(training, len(record["names"])).to(device)
@@ -238,7 +240,7 @@ def _train(
         accelerator=accelerator,
         settings=training,
         model=encoder,
-        optimizer=torch.optim.AdamW(parameter_groups(encoder, training.weight_decay), lr=training.learning_rate),
+        optimizer=torch.optim.AdamW(groups, lr=training.learning_rate),
         learning_rate=lambda step: training.learning_rate * min(1, (step + 1) / max(1, training.warmup_steps)),
         examples=Examples(clip, dataset, proposals, seed),
         losses=lambda read: batch_losses(encoder, _to_batch(read, clip.image_size, device), text, criterion, training),

@@ -25,6 +25,7 @@ from maskclip.training.finished import CHECKPOINT, finish, holds_finished, tell
 from maskclip.training.fit import Training, fit, join_processes, parameter_groups
 from maskclip.training.losses import masks_per_process
 
+BACKBONES = ("pixel_level_module.encoder", "backbone.body", "backbone.bottom_up")  # where networks have them
 FILES = ("network.safetensors", "curves.csv")  # of a finished training, beside its record
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "detectron2")
 # What does not change the trained weights: how they are trained, and how the network proposes afterwards; Mask R-CNN
@@ -109,7 +110,7 @@ def _training(
     if isinstance(config, Mask2FormerConfig):
         model.criterion.get_num_masks = masks_per_process  # type: ignore[union-attr, assignment]
     settings = config.training
-    groups = parameter_groups(model, settings.weight_decay, settings.backbone_factor)
+    groups = parameter_groups(model, settings.weight_decay, dict.fromkeys(BACKBONES, settings.backbone_factor))
     optimizer = torch.optim.AdamW if settings.optimizer == "adamw" else partial(torch.optim.SGD, momentum=0.9)
 
     def random_seed(step: int) -> int:  # each process samples other points and boxes
