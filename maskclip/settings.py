@@ -156,6 +156,7 @@ class MaskClipTraining:
     workers: NonNegativeInt = 0  # processes that read pictures ahead
     zero_init_refinement: bool = False  # begin with residuals of zero, not the released random ones
     refinement_factor: NonNegativeFloat = 1.0  # f_r's learning rate over the rest's
+    schedule: Literal["constant", "cosine"] = "constant"  # of the rate; a cosine falls to zero
     activation_checkpointing: bool = False
     start: str | None = None  # weights to begin with: encoder.pt or its folder, or a file of `maskclip convert`
 

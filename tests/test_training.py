@@ -57,6 +57,14 @@ def test_refinement_learns_at_its_own_rate(factor, tmp_path):
             assert 0 < (weight - begun).abs().max() < 2e-4
 
 
+def test_the_rate_is_constant_or_falls_to_zero():
+    settings = dataclasses.replace(SETTINGS, steps=4, warmup_steps=2, learning_rate=8.0)
+    assert [training.learning_rate(step, settings) for step in range(4)] == [4, 8, 8, 8]
+    settings = dataclasses.replace(settings, schedule="cosine")
+    wanted = [4, 8 * (2 + 2**0.5) / 4, 4, 8 * (2 - 2**0.5) / 4]
+    assert [training.learning_rate(step, settings) for step in range(4)] == pytest.approx(wanted)
+
+
 def test_a_killed_training_is_gone_on_with(tmp_path, monkeypatch, capsys):
     def dies(path: Path, state: dict) -> None:
         save_checkpoint(path, state)

@@ -1,6 +1,7 @@
 """One training loop for both stages, on accelerate: several processes, mixed precision, resumable to the bit."""
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -115,6 +116,11 @@ def fit(training: Training, checkpoint: Path, progress: bool = True) -> list[dic
         if whole and accelerator.is_main_process:
             _save(training, curve, checkpoint)
     return curve
+
+
+def cosine(step: int, steps: int) -> float:
+    """What is left of a learning rate that falls from 1 at the first step to 0 after the last."""
+    return 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
 
 
 def keep_freed_memory() -> None:

@@ -26,7 +26,7 @@ from maskclip.proposals import Proposals
 from maskclip.proposals.backbone import check_fit
 from maskclip.settings import MaskClipTraining
 from maskclip.training.finished import CHECKPOINT, finish, holds_finished
-from maskclip.training.fit import Training, fit, join_processes, parameter_groups
+from maskclip.training.fit import Training, cosine, fit, join_processes, parameter_groups
 from maskclip.training.losses import Batch, build_criterion, maskclip_losses, match, select
 
 FILES = ("curve.csv", "encoder.pt")  # of a finished training, beside its record
@@ -174,8 +174,8 @@ def train_maskclip(
     *,
     retrain: bool = False,
 ) -> pd.DataFrame:
-    """Train the encoder's RMA parameters in place; AdamW, constant rate (f_r's may be another: `refinement_factor`),
-    CLIP frozen, the class "other" for no object.
+    """Train the encoder's RMA parameters in place; AdamW, a constant rate unless its `schedule` is another (f_r's
+    is `refinement_factor` of it), CLIP frozen, the class "other" for no object.
 
     `out` ends with encoder.pt (the trained weights), curve.csv and record.json. A killed training is gone on with as if
     undisturbed; a finished one is kept, another one put beside (`maskclip.training.finished`).
@@ -216,6 +216,12 @@ def train_maskclip(
     return curve
 
 
+def learning_rate(step: int, training: MaskClipTraining) -> float:
+    """Linear warm-up, then constant as in the released code, or times a cosine to zero."""
+    warmup = min(1, (step + 1) / max(1, training.warmup_steps))
+    return training.learning_rate * warmup * (cosine(step, training.steps) if training.schedule == "cosine" else 1)
+
+
 def _train(
     encoder: MaskCLIPVisualEncoder,
     clip: Clip,
@@ -241,7 +247,7 @@ def _train(
         settings=training,
         model=encoder,
         optimizer=torch.optim.AdamW(groups, lr=training.learning_rate),
-        learning_rate=lambda step: training.learning_rate * min(1, (step + 1) / max(1, training.warmup_steps)),
+        learning_rate=lambda step: learning_rate(step, training),
         examples=Examples(clip, dataset, proposals, seed),
         losses=lambda read: batch_losses(encoder, _to_batch(read, clip.image_size, device), text, criterion, training),
         random_seed=lambda step: seed * 1_000_003 + step,

@@ -1,7 +1,6 @@
 """Training of a proposal network without class supervision (Sec. 3.1, 4.2), resumable to the bit."""
 
 import hashlib
-import math
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
@@ -22,7 +21,7 @@ from maskclip.proposals.mask_rcnn import boxes_of_masks
 from maskclip.settings import Mask2FormerConfig, MaskRCNNConfig, TrainingConfig
 from maskclip.training.augmentation import StepExamples, detectron2_batch
 from maskclip.training.finished import CHECKPOINT, finish, holds_finished, tell
-from maskclip.training.fit import Training, fit, join_processes, parameter_groups
+from maskclip.training.fit import Training, cosine, fit, join_processes, parameter_groups
 from maskclip.training.losses import masks_per_process
 
 BACKBONES = ("pixel_level_module.encoder", "backbone.body", "backbone.bottom_up")  # where networks have them
@@ -181,7 +180,7 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
     """Linear warm-up, then a tenth at each milestone, or a cosine to zero."""
     warmup = min(1.0, (step + 1) / (training.warmup_steps + 1))
     if training.schedule == "cosine":
-        decay = 0.5 * (1 + math.cos(math.pi * step / max(1, training.steps)))
+        decay = cosine(step, training.steps)
     else:
         decay = 0.1 ** sum(step >= milestone * training.steps for milestone in training.milestones)
     return training.learning_rate * warmup * decay
