@@ -72,8 +72,9 @@ def by_transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         for pattern, name in TORCHVISION:
             if found := re.match(pattern, key):
-                stage, block, layer = (int(number) for number in (*found.groups(), 1, 0, 1)[:3])
-                renamed[name.format(stage - 1, block, layer - 1) + key[found.end() :]] = value
+                # stages and layers count from 1 there, blocks from 0; here all from 0
+                places = [int(number) - first for number, first in zip(found.groups(), (1, 0, 1))]
+                renamed[name.format(*places) + key[found.end() :]] = value
                 break
     return renamed
 
