@@ -45,13 +45,13 @@ lint: install
 
 install: $(VENV)/.installed
 
-# pip's progress stays visible: PyTorch is large
+# pip's progress stays visible: PyTorch is large. Only what is imported gets compiled, when it is: all takes a minute
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@for python in $(PYTHONS); do \
 		"$$python" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || continue; \
 		echo "$$python -m venv $(VENV)"; exec "$$python" -m venv $(VENV); \
 	done; echo "error: none of these is a Python from 3.11 on, with venv: $(PYTHONS)" >&2; exit 1
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[study,miniature,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e ".[study,miniature,test]"
 	@touch $@
 
 clean:
