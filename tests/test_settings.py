@@ -151,11 +151,11 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
 
 def test_yaml_is_of_version_1_2(tmp_path: Path) -> None:
     """As DVC reads it: 1e-4 is a number, no is a word, and merge keys work."""
-    text = (ROOT / "configs" / "mini.yaml").read_text().replace("learning_rate: 3.0e-4", "learning_rate: 3e-4")
-    assert "3e-4" in text
+    text = (ROOT / "configs" / "mini.yaml").read_text().replace("learning_rate: 1.0e-3", "learning_rate: 1e-3")
+    assert "1e-3" in text
     (tmp_path / "mini.yaml").write_text(text.replace("  class_weight", "  mixed_precision: no\n  class_weight"))
     study = load_study("mini", tmp_path)
-    assert (study.maskclip.learning_rate, study.maskclip.mixed_precision) == (3e-4, "no")
+    assert (study.maskclip.learning_rate, study.maskclip.mixed_precision) == (1e-3, "no")
     assert study.proposals.twins.queries == study.proposals.mask2former.queries == 30
 
 
