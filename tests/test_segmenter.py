@@ -145,14 +145,13 @@ def test_what_fits_no_word_gets_none(mini: Segmenter, picture: np.ndarray) -> No
     absent = ["telephone", "boat"]
     assert not mini(picture, absent).segments
     assert mini(picture, absent, none_of_these=False).segments, "every mask is named"
-    assert mini(picture, [*absent, "umbrella"]).table().name.tolist() == ["umbrella"]
+    assert set(mini(picture, [*absent, "umbrella"]).table().name) == {"umbrella"}
 
 
 def test_one_word_alone(mini: Segmenter, picture: np.ndarray) -> None:
     answer = mini(picture, ["umbrella"])
-    assert [one.name for one in answer.segments] == ["umbrella"] and answer.segments[
-        0
-    ].area < 0.3 * answer.panoptic.size
+    assert {one.name for one in answer.segments} == {"umbrella"}
+    assert sum(one.area for one in answer.segments) < 0.3 * answer.panoptic.size
 
 
 def test_a_threshold_on_similarity_leaves_more_without_a_name(mini: Segmenter, picture: np.ndarray) -> None:
@@ -162,9 +161,10 @@ def test_a_threshold_on_similarity_leaves_more_without_a_name(mini: Segmenter, p
 
 def test_synonyms_are_one_class_and_the_better_counts(mini: Segmenter, picture: np.ndarray) -> None:
     both, better = mini(picture, ["boat | umbrella", "grass"]), mini(picture, ["umbrella", "grass"])
-    named = [one for one in both.segments if one.isthing]
-    assert [one.name for one in named] == ["boat"]
-    np.testing.assert_array_equal(named[0].mask, next(one.mask for one in better.segments if one.isthing))
+    named, umbrellas = ([one for one in answer.segments if one.isthing] for answer in (both, better))
+    assert {one.name for one in named} == {"boat"}
+    for one, umbrella in zip(named, umbrellas, strict=True):
+        np.testing.assert_array_equal(one.mask, umbrella.mask)
 
 
 def test_a_word_that_the_miniature_never_learned_is_named(mini: Segmenter, picture: np.ndarray) -> None:
@@ -548,7 +548,7 @@ def call(*arguments: str) -> tuple[int, str]:
 
 def test_a_folder_on_the_command_line_is_done_once(folder: Path) -> None:
     code, said = call("in", "umbrella, grass", "--out", "out", "--json")
-    assert code == 0 and "out/a.png: " in said and "1 umbrella" in said
+    assert code == 0 and re.search(r"out/a\.png: .*\d umbrella", said)
     assert {path.name for path in Path("out").iterdir()} == {
         f"{x}{y}" for x in "ab" for y in (".png", ".json", "_ids.png")
     }

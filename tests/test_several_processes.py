@@ -187,5 +187,5 @@ def test_a_batch_that_does_not_divide_among_processes_is_one_sentence(tmp_path, 
     state = SimpleNamespace(num_processes=3)
     monkeypatch.setattr("maskclip.training.fit.PartialState", lambda cpu: state)
     clip, settings = load_clip(str(TOP / "models" / "mini_clip")), load_study("mini", configs=TOP / "configs").maskclip
-    with pytest.raises(ValueError, match=r"a batch of 8 does not divide among 3 processes; set maskclip\.batch"):
+    with pytest.raises(ValueError, match=r"a batch of 4 does not divide among 3 processes; set maskclip\.batch"):
         train_maskclip(encoder_of(clip), clip, ToyScenes(count=1), {}, settings, tmp_path, 0)

@@ -58,7 +58,7 @@ def test_refinement_learns_at_its_own_rate(factor, tmp_path):
 
 
 def test_the_rate_is_constant_or_falls_to_zero():
-    settings = dataclasses.replace(SETTINGS, steps=4, warmup_steps=2, learning_rate=8.0)
+    settings = dataclasses.replace(SETTINGS, steps=4, warmup_steps=2, learning_rate=8.0, schedule="constant")
     assert [training.learning_rate(step, settings) for step in range(4)] == [4, 8, 8, 8]
     settings = dataclasses.replace(settings, schedule="cosine")
     wanted = [4, 8 * (2 + 2**0.5) / 4, 4, 8 * (2 - 2**0.5) / 4]
