@@ -46,7 +46,7 @@ def mini() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    return render_scene(WORDS, colours=["red", "brown"], seed=5)[0]
+    return render_scene(WORDS, colours=["red", "brown"], seed=2)[0]
 
 
 def left_half(size: tuple[int, int]) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_a_proposal_source_of_ones_own_that_gives_none(mini: Segmenter, picture:
 
 
 def test_every_thing_is_an_instance_and_no_stuff(mini: Segmenter) -> None:
-    picture, masks = render_scene(WORDS, colours=["red", "brown"], seed=5)
+    picture, masks = render_scene(WORDS, colours=["red", "brown"], seed=2)
     answer = mini(picture, WORDS, masks=np.stack(list(masks.values())))
     assert sorted(one.name for one in answer.instances) == ["cow", "umbrella"]
     for one in answer.instances:
@@ -145,13 +145,14 @@ def test_what_fits_no_word_gets_none(mini: Segmenter, picture: np.ndarray) -> No
     absent = ["telephone", "boat"]
     assert not mini(picture, absent).segments
     assert mini(picture, absent, none_of_these=False).segments, "every mask is named"
-    assert set(mini(picture, [*absent, "umbrella"]).table().name) == {"umbrella"}
+    assert mini(picture, [*absent, "umbrella"]).table().name.tolist() == ["umbrella"]
 
 
 def test_one_word_alone(mini: Segmenter, picture: np.ndarray) -> None:
     answer = mini(picture, ["umbrella"])
-    assert {one.name for one in answer.segments} == {"umbrella"}
-    assert sum(one.area for one in answer.segments) < 0.3 * answer.panoptic.size
+    assert [one.name for one in answer.segments] == ["umbrella"] and answer.segments[
+        0
+    ].area < 0.3 * answer.panoptic.size
 
 
 def test_a_threshold_on_similarity_leaves_more_without_a_name(mini: Segmenter, picture: np.ndarray) -> None:
@@ -161,10 +162,9 @@ def test_a_threshold_on_similarity_leaves_more_without_a_name(mini: Segmenter, p
 
 def test_synonyms_are_one_class_and_the_better_counts(mini: Segmenter, picture: np.ndarray) -> None:
     both, better = mini(picture, ["boat | umbrella", "grass"]), mini(picture, ["umbrella", "grass"])
-    named, umbrellas = ([one for one in answer.segments if one.isthing] for answer in (both, better))
-    assert {one.name for one in named} == {"boat"}
-    for one, umbrella in zip(named, umbrellas, strict=True):
-        np.testing.assert_array_equal(one.mask, umbrella.mask)
+    named = [one for one in both.segments if one.isthing]
+    assert [one.name for one in named] == ["boat"]
+    np.testing.assert_array_equal(named[0].mask, next(one.mask for one in better.segments if one.isthing))
 
 
 def test_a_word_that_the_miniature_never_learned_is_named(mini: Segmenter, picture: np.ndarray) -> None:
@@ -548,7 +548,7 @@ def call(*arguments: str) -> tuple[int, str]:
 
 def test_a_folder_on_the_command_line_is_done_once(folder: Path) -> None:
     code, said = call("in", "umbrella, grass", "--out", "out", "--json")
-    assert code == 0 and re.search(r"out/a\.png: .*\d umbrella", said)
+    assert code == 0 and "out/a.png: " in said and "1 umbrella" in said
     assert {path.name for path in Path("out").iterdir()} == {
         f"{x}{y}" for x in "ab" for y in (".png", ".json", "_ids.png")
     }

@@ -29,7 +29,7 @@ CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    return render_scene(["umbrella", "cow", "grass", "sky"], colours=["red", "brown"], seed=5)[0]
+    return render_scene(["umbrella", "cow", "grass", "sky"], colours=["red", "brown"], seed=2)[0]
 
 
 def shown(widget: Any) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_it_answers_as_one_types_and_clicks(picture: np.ndarray) -> None:
     assert not widget.scores, "nothing is asked yet"
     widget.words = "umbrella"
     named = shown(widget)
-    assert {one.name for one in widget.answer.segments} == {"umbrella"} and named.shape != plain.shape
+    assert [one.name for one in widget.answer.segments] == ["umbrella"] and named.shape != plain.shape
     widget.words = "umbrella, gra"
     assert "never learned 'gra'" in widget.says and (shown(widget) == named).all(), "half a word changes no picture"
     widget.words = "umbrella, grass"
