@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHONS := $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3)
 export DVC_NO_ANALYTICS := 1
+# Many a container says that Python shall keep no bytecode. Each of a study's hundred processes would compile PyTorch
+# anew, ten seconds apiece.
+unexport PYTHONDONTWRITEBYTECODE
 
 # How many stages, or files of tests, run side by side. `make study LANES=1`, or plain `dvc repro`, runs one stage after
 # another, as is best where one fills the machine (the paper profile).
