@@ -192,3 +192,11 @@ def test_the_conda_environment_has_all_that_pip_installs() -> None:
     there = {re.split(r"[=<>]", one)[0].replace("_", "-") for one in listed} | {"numpy"}  # pytorch brings it
     names = {re.split(r"[=<>;]", one)[0].replace("_", "-") for one in wanted}
     assert names - there == {"torch"} and "pytorch" in there
+
+
+def test_make_keeps_bytecode_and_sends_no_analytics_wherever_it_runs() -> None:
+    """Without bytecode each of a hundred processes compiles PyTorch anew: `make test` takes half as long again."""
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "DVC_NO_ANALYTICS": ""}
+    command = ["make", "--no-print-directory", "--eval", "show: ; @env", "show"]
+    seen = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "PATH=" in seen and "PYTHONDONTWRITEBYTECODE" not in seen and "DVC_NO_ANALYTICS=1" in seen
