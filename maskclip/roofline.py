@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 UTILISATION = 0.4  # of a datasheet's peak and bandwidth: what the trainings of both proposal networks reach on an H100
@@ -157,6 +157,16 @@ def count(step: Callable[[], object]) -> Work:
     return replace(counter.work, memory=memory)
 
 
+def _compute(function: Any, args: Any, kwargs: Any) -> Any:
+    """What PyTorch computes. A product or convolution of half precision is computed in float32 and rounded, for many a
+    CPU has no bfloat16, and emulates it in ten times as long."""
+    kinds = {x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+    if kinds not in ({torch.bfloat16}, {torch.float16}) or "attention" in str(function):
+        return function(*args, **kwargs)
+    args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+    return tree_map_only(Tensor, lambda tensor: tensor.to(*kinds), function(*args, **kwargs))
+
+
 class _Counter(TorchDispatchMode):
     """Sees every operation below autograd."""
 
@@ -171,7 +181,7 @@ class _Counter(TorchDispatchMode):
             with self:  # in inference mode come compositions, such as a linear layer
                 if (out := function.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
-        out = function(*args, **kwargs)
+        out = _compute(function, args, kwargs) if known else function(*args, **kwargs)
         if function.is_view or function._overloadpacket in (torch.ops.aten.detach, torch.ops.aten.empty):
             return out
         given, made = ([x for x in tree_leaves(part) if isinstance(x, Tensor)] for part in ((args, kwargs), out))

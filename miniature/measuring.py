@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from maskclip.model.clip import Clip, preprocess, text_embeddings
 from maskclip.model.clip_baseline import MaskedImages
@@ -52,12 +53,13 @@ def single_scenes(seed: int, per_drawing: int) -> list[tuple[str, Scene]]:
 def embed(clip: Clip, scenes: Sequence[Scene], seed: int) -> torch.Tensor:
     """Normalized image embeddings of scenes with textures never trained on."""
     bank = texture_bank(10_000 + seed, 2, SIDE + 32)
+    encoder = MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=())
     out = []
     for first in range(0, len(scenes), 64):
         pictures = paint(scenes[first : first + 64], bank, SIDE, SIDE)[0]
         pixels = torch.stack([preprocess(clip, to_uint8(p)) for p in pictures])
-        out.append(clip.model.encode_image(pixels, normalize=True).float())
-    return torch.cat(out)
+        out += [encoder.embed_image(part).float() for part in pixels.split(16)]
+    return F.normalize(torch.cat(out), dim=-1)
 
 
 def zero_shot(clip: Clip, seed: int = 1, per_drawing: int = 1) -> list[dict]:

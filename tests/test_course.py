@@ -7,13 +7,14 @@ import io
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbconvert import SlidesExporter
 from papermill.iorw import load_notebook_node
@@ -29,55 +30,60 @@ SHOWN = sorted((ROOT / "notebooks").glob("*.ipynb")) + LESSONS
 MINI_CLIP = ROOT / "models" / "mini_clip"
 
 
-def quickly(path: Path) -> list[nbformat.NotebookNode]:
-    """A notebook's cells, with `quick` set."""
-    return parameterize_notebook(load_notebook_node(str(path)), {"quick": True}).cells
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One process for all, for what a notebook imports takes long."""
+    manager = KernelManager()
+    yield manager
+    if manager.has_kernel:
+        manager.shutdown_kernel(now=True)
+
+
+def execute(kernel: KernelManager, path: Path, *more: nbformat.NotebookNode, **given: int) -> nbformat.NotebookNode:
+    """A notebook that ran where it lies, with parameters given, more cells at its end, and no name of others."""
+    book = parameterize_notebook(load_notebook_node(str(path)), given)
+    book.cells = [nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {path.parent}"), *book.cells, *more]
+    return NotebookClient(book, km=kernel).execute()
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_a_lesson_and_its_solutions_run_quickly(path: Path) -> None:
-    """In one process, for what it imports takes the longest; the solutions find no name of the lesson's."""
-    book = nbformat.read(path, as_version=4)
-    lesson, solutions = quickly(path), quickly(path.parent / "solutions" / path.name)
-    between = nbformat.v4.new_code_cell("%reset -f\n%cd -q solutions")
-    book.cells = [*lesson, between, *solutions]
-    NotebookClient(book, resources={"metadata": {"path": str(path.parent)}}).execute()
-    for cells in (lesson, solutions):
+def test_a_lesson_and_its_solutions_run_quickly(path: Path, kernel: KernelManager) -> None:
+    for part in (path, path.parent / "solutions" / path.name):
+        cells = execute(kernel, part, quick=True).cells
         assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
 
 
-def run_and_keep(name: str, table: str, folder: Path, **parameters: int) -> pd.DataFrame:
+def run_and_keep(kernel: KernelManager, name: str, table: str, folder: Path, **parameters: int) -> pd.DataFrame:
     """Run a notebook that is no stage, and take one of its tables out of it."""
-    path, kept = ROOT / "notebooks" / f"00_{name}.ipynb", folder / "kept.csv"
-    book = load_notebook_node(str(path))
-    book.cells.append(nbformat.v4.new_code_cell(f"{table}.to_csv({str(kept)!r}, index=False)"))
-    nbformat.write(book, folder / path.name)
-    ran = folder / "ran.ipynb"
-    papermill.execute_notebook(folder / path.name, ran, parameters, cwd=path.parent, progress_bar=False)
+    kept = folder / "kept.csv"
+    last = nbformat.v4.new_code_cell(f"{table}.to_csv({str(kept)!r}, index=False)")
+    execute(kernel, ROOT / "notebooks" / f"00_{name}.ipynb", last, **parameters)
     return pd.read_csv(kept)
 
 
-def test_the_notebook_of_costs_runs_and_what_was_measured_is_predicted(tmp_path: Path) -> None:
+def test_the_notebook_of_costs_runs_and_what_was_measured_is_predicted(tmp_path: Path, kernel: KernelManager) -> None:
     """An H100's seconds and GB to a sixth; the paper's own stage two is missed, and the notebook says by how much."""
-    checks = run_and_keep("costs", "checks", tmp_path).set_index("what")
+    checks = run_and_keep(kernel, "costs", "checks", tmp_path).set_index("what")
     assert (checks.deviation[checks.gpu == "H100"].abs() < 1 / 6).all() and (checks.gpu == "H100").sum() == 4
     assert checks.deviation["stage two, hours (paper)"] == pytest.approx(-0.85, abs=0.03)
     assert abs(checks.deviation["100 masks, CLIP Baseline, s (paper)"]) < 0.25
     assert checks.measured["stage two, hours (paper)"] == 3
 
 
-def test_the_notebook_of_the_mini_clip_runs_and_it_is_as_good_as_its_card_says(tmp_path: Path) -> None:
+def test_the_notebook_of_the_mini_clip_runs_and_it_is_as_good_as_its_card_says(
+    tmp_path: Path, kernel: KernelManager
+) -> None:
     """Three standard errors at 95 % are 2.2 points, of 874 pictures."""
     assert (MINI_CLIP / "open_clip_model.safetensors").stat().st_size < 10e6
     measured = json.loads((MINI_CLIP / "measured.json").read_text())
-    single = run_and_keep("mini_clip", "single", tmp_path, scenes=4)
+    single = run_and_keep(kernel, "mini_clip", "single", tmp_path, scenes=4)
     (claimed,) = (row for row in measured["single things"] if row["attribute"] == "all")
     (found,) = single[single.attribute == "all"].to_dict("records")
     assert found["pictures"] > 800 and found["accuracy"] > claimed["accuracy"] - 2.2
 
 
-def test_the_notebook_of_the_mini_proposals_runs(tmp_path: Path) -> None:
-    found = run_and_keep("mini_proposals", "pd.DataFrame(quality.compute())", tmp_path, pictures=6)
+def test_the_notebook_of_the_mini_proposals_runs(tmp_path: Path, kernel: KernelManager) -> None:
+    found = run_and_keep(kernel, "mini_proposals", "pd.DataFrame(quality.compute())", tmp_path, pictures=6)
     assert found.value[found.metric.str.startswith("AR")].between(0.3, 1).all()
 
 
