@@ -114,24 +114,35 @@ def test_what_two_processes_trained_is_read_as_ever(folders):
     load_trained_weights(encoder_of(clip), folders[1] / "maskclip" / "encoder.pt")
 
 
-@pytest.mark.parametrize("stage", ["maskclip", "mask2former", "mask_rcnn"])
-def test_a_fresh_python_that_does_nothing_else_shares_the_training(stage, tmp_path):
-    """Each process reads half of every batch, and one of them alone writes."""
-    program = tmp_path / "fresh.py"
+STAGES = ("maskclip", "mask2former", "mask_rcnn")
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory) -> Path:
+    """Where a fresh Python that does nothing else had two processes, fresh ones too, share each training."""
+    folder = tmp_path_factory.mktemp("fresh")
+    program = folder / "fresh.py"
     program.write_text(
         "import sys, pathlib\n"
         "import test_several_processes as t\n"
         "if __name__ == '__main__':\n"
-        "    t.launch(t.watched, (sys.argv[1], pathlib.Path(sys.argv[2])), 2)\n"
+        "    for stage in t.STAGES:\n"
+        "        t.launch(t.watched, (stage, pathlib.Path(sys.argv[1])), 2)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TOP), str(TOP / "tests")]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(program), stage, str(tmp_path)]
+    command = [sys.executable, str(program), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    first, second = ((tmp_path / f"{stage}.read{rank}").read_text().split() for rank in (0, 1))
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fresh_python_that_does_nothing_else_shares_the_training(stage, fresh):
+    """Each process reads half of every batch, and one of them alone writes."""
+    first, second = ((fresh / f"{stage}.read{rank}").read_text().split() for rank in (0, 1))
     assert len(first) == len(second) == 4 and sorted(first + second) == sorted(list("01234567"))
-    assert sorted(file.name for file in tmp_path.glob("*.wrote*")) == [f"{stage}.wrote0"]
-    assert (tmp_path / f"{stage}.wrote0").read_text().split()[0] == "checkpoint.pt"
+    assert sorted(file.name for file in fresh.glob(f"{stage}.wrote*")) == [f"{stage}.wrote0"]
+    assert (fresh / f"{stage}.wrote0").read_text().split()[0] == "checkpoint.pt"
 
 
 class Watched(ToyScenes):
