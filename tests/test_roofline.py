@@ -63,6 +63,30 @@ def test_what_mixed_precision_leaves_in_float32_is_counted_apart() -> None:
     assert gpu.seconds(Work(flops=40e12, kept_flops=10e12, kept_convolution_flops=20e12), "fp16") == 1 + 1 + 1
 
 
+def test_what_is_computed_in_float32_counts_as_bfloat16_and_is_rounded_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    convolution, picture, seen = torch.nn.Conv2d(3, 16, 4, 4), torch.randn(2, 3, 32, 32), []
+
+    def step() -> torch.Tensor:
+        layer.zero_grad()
+        convolution.zero_grad()
+        tokens = layer(convolution(picture).flatten(2).mT)
+        seen.append(tokens.detach())
+        return tokens.square().mean()
+
+    def counted() -> Work:
+        with torch.autocast("cpu", torch.bfloat16):
+            return count(step)
+
+    ours, gradient = counted(), layer.linear1.weight.grad
+    monkeypatch.setattr("maskclip.roofline._compute", lambda function, args, kwargs: function(*args, **kwargs))
+    plain = counted()
+    assert ours == plain and ours.flops > 0 and ours.convolution_flops > 0
+    assert seen[0].dtype == seen[1].dtype
+    torch.testing.assert_close(seen[0], seen[1], rtol=0.02, atol=0.05)
+    torch.testing.assert_close(gradient, layer.linear1.weight.grad, rtol=0.05, atol=0.01)
+
+
 def test_work_adds_up_and_repeats() -> None:
     one, two = Work(1, 2, 3, 4, 5, 6, 7), Work(10, 20, 30, 40, 50, 60, 70)
     assert one + two == Work(11, 22, 33, 44, 55, 66, 77) and two - one - one == 8 * one
