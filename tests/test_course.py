@@ -14,7 +14,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from jupyter_client import KernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbconvert import SlidesExporter
 from papermill.iorw import load_notebook_node
@@ -22,6 +22,7 @@ from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
 from study.executed import LINK, copy_of, executed_stage, linked, sources, stripped
+from study.notebook import ThisPython
 
 ROOT = Path(__file__).parent.parent
 COURSE = sorted((ROOT / "notebooks" / "course").rglob("*.ipynb"))
@@ -31,15 +32,15 @@ MINI_CLIP = ROOT / "models" / "mini_clip"
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Iterator[KernelManager]:
+def kernel() -> Iterator[ThisPython]:
     """One process for all, for what a notebook imports takes long."""
-    manager = KernelManager()
+    manager = ThisPython()
     yield manager
     if manager.has_kernel:
-        manager.shutdown_kernel(now=True)
+        run_sync(manager.shutdown_kernel)(now=True)
 
 
-def execute(kernel: KernelManager, path: Path, *more: nbformat.NotebookNode, **given: int) -> nbformat.NotebookNode:
+def execute(kernel: ThisPython, path: Path, *more: nbformat.NotebookNode, **given: int) -> nbformat.NotebookNode:
     """A notebook that ran where it lies, with parameters given, more cells at its end, and no name of others."""
     book = parameterize_notebook(load_notebook_node(str(path)), given)
     book.cells = [nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {path.parent}"), *book.cells, *more]
@@ -47,13 +48,13 @@ def execute(kernel: KernelManager, path: Path, *more: nbformat.NotebookNode, **g
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_a_lesson_and_its_solutions_run_quickly(path: Path, kernel: KernelManager) -> None:
+def test_a_lesson_and_its_solutions_run_quickly(path: Path, kernel: ThisPython) -> None:
     for part in (path, path.parent / "solutions" / path.name):
         cells = execute(kernel, part, quick=True).cells
         assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
 
 
-def run_and_keep(kernel: KernelManager, name: str, table: str, folder: Path, **parameters: int) -> pd.DataFrame:
+def run_and_keep(kernel: ThisPython, name: str, table: str, folder: Path, **parameters: int) -> pd.DataFrame:
     """Run a notebook that is no stage, and take one of its tables out of it."""
     kept = folder / "kept.csv"
     last = nbformat.v4.new_code_cell(f"{table}.to_csv({str(kept)!r}, index=False)")
@@ -61,7 +62,7 @@ def run_and_keep(kernel: KernelManager, name: str, table: str, folder: Path, **p
     return pd.read_csv(kept)
 
 
-def test_the_notebook_of_costs_runs_and_what_was_measured_is_predicted(tmp_path: Path, kernel: KernelManager) -> None:
+def test_the_notebook_of_costs_runs_and_what_was_measured_is_predicted(tmp_path: Path, kernel: ThisPython) -> None:
     """An H100's seconds and GB to a sixth; the paper's own stage two is missed, and the notebook says by how much."""
     checks = run_and_keep(kernel, "costs", "checks", tmp_path).set_index("what")
     assert (checks.deviation[checks.gpu == "H100"].abs() < 1 / 6).all() and (checks.gpu == "H100").sum() == 4
@@ -71,7 +72,7 @@ def test_the_notebook_of_costs_runs_and_what_was_measured_is_predicted(tmp_path:
 
 
 def test_the_notebook_of_the_mini_clip_runs_and_it_is_as_good_as_its_card_says(
-    tmp_path: Path, kernel: KernelManager
+    tmp_path: Path, kernel: ThisPython
 ) -> None:
     """Three standard errors at 95 % are 2.2 points, of 874 pictures."""
     assert (MINI_CLIP / "open_clip_model.safetensors").stat().st_size < 10e6
@@ -82,7 +83,7 @@ def test_the_notebook_of_the_mini_clip_runs_and_it_is_as_good_as_its_card_says(
     assert found["pictures"] > 800 and found["accuracy"] > claimed["accuracy"] - 2.2
 
 
-def test_the_notebook_of_the_mini_proposals_runs(tmp_path: Path, kernel: KernelManager) -> None:
+def test_the_notebook_of_the_mini_proposals_runs(tmp_path: Path, kernel: ThisPython) -> None:
     found = run_and_keep(kernel, "mini_proposals", "pd.DataFrame(quality.compute())", tmp_path, pictures=6)
     assert found.value[found.metric.str.startswith("AR")].between(0.3, 1).all()
 
