@@ -159,7 +159,7 @@ def count(step: Callable[[], object]) -> Work:
 
 def _compute(function: Any, args: Any, kwargs: Any) -> Any:
     """What PyTorch computes. A product or convolution of half precision is computed in float32 and rounded, for many a
-    CPU has no bfloat16, and emulates it in ten times as long."""
+    CPU has no bfloat16, and emulates it some hundred times as slowly."""
     kinds = {x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
     if kinds not in ({torch.bfloat16}, {torch.float16}) or "attention" in str(function):
         return function(*args, **kwargs)
