@@ -104,7 +104,7 @@ def _check(
     places = {image_id: place for place, image_id in enumerate(dataset.image_ids)}
 
     def look(image_id: Any) -> None:
-        if thorough and not entry.pictures:  # else they are another set's
+        if image_id in before or (thorough and not entry.pictures):  # else they are another set's
             dataset[places[image_id]]
             return
         with dataset.numbered(places[image_id]):
