@@ -47,7 +47,9 @@ def run_sample(folder: str | Path, out: str | Path, run: Run, network: str | Pat
         print("the miniature CLIP has never seen a photograph: masks and metrics are right, names are not")
     method = "maskclip" if (run.folder / "maskclip" / "encoder.pt").is_file() else "wo_rma"
     model, source, things = run.model(method), proposal_source(run, network), things_as_instances(dataset)
-    tasks = {kind: (PanopticTask(dataset), SemanticTask(dataset), InstanceTask(things)) for kind in FILES}
+    tasks = {
+        kind: (PanopticTask(dataset), SemanticTask(dataset), InstanceTask(things, dataset.categories)) for kind in FILES
+    }
     written: dict[str, list] = {"ground_truth.json": [], **{name: [] for name in FILES.values()}}
     rows = []
     for sample in dataset:
@@ -103,8 +105,10 @@ def things_as_instances(dataset: Dataset) -> Dataset:
             code = coco_mask.encode(np.asfortranarray(segment.mask, dtype=np.uint8))
             sizes = {"area": int(segment.mask.sum()), "iscrowd": int(segment.iscrowd)}
             annotations.append(entry | sizes | {"segmentation": code})
-    kinds = [{"id": category.id, "name": category.name} for category in dataset.categories]
-    return replace(dataset, instances={"images": images, "annotations": annotations, "categories": kinds})
+    things = [category for category in dataset.categories if category.isthing]
+    kinds = [{"id": category.id, "name": category.name} for category in things]
+    content = {"images": images, "annotations": annotations, "categories": kinds}
+    return replace(dataset, categories=things, instances=content)
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ from maskclip.data import (
     read_image,
 )
 from maskclip.data.coco import decode
+from maskclip.data.images import read_size
+from maskclip.evaluation.metrics import average_precision
 
 H, W = 12, 16
 
@@ -236,17 +238,20 @@ def test_coco_instances_polygons_and_both_run_length_codes(tmp_path):
     flat = square.flatten(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     plain = {"size": [H, W], "counts": np.diff([0, *edges, flat.size]).tolist()}
-    codes = [[[3, 2, 9, 2, 9, 6, 3, 6]], compressed, plain]
+    box, line = [3, 2, 9, 2, 9, 6, 3, 6], [0, 0, 15, 9]  # pycocotools takes two points that come first for a box
+    codes = [[box], compressed, plain, [line, box], [box, line]]
     annotations = [
         {"id": i, "image_id": 1, "category_id": 9, "segmentation": code, "iscrowd": int(i == 2)}
         for i, code in enumerate(codes)
     ]
     dataset = open_coco_instances(instances_file(tmp_path / "i.json", annotations), tmp_path / "images")
     sample = dataset[0]
-    assert sample.semantic is None and [s.iscrowd for s in sample.segments] == [False, False, True]
+    assert sample.semantic is None and [s.iscrowd for s in sample.segments] == [False, False, True, False, False]
     for segment in sample.segments:
         assert segment.category == 1
         np.testing.assert_array_equal(segment.mask, square.astype(bool))
+    same = [{"image_id": 1, "category_id": 9, "segmentation": compressed, "score": 1.0}] * 4  # of four, one is crowd
+    assert average_precision(dataset, same)["AP"] == pytest.approx(100)
     box = open_coco_instances(tmp_path / "i.json", tmp_path / "images", only=["hat", "box"], annotated=True)
     assert box.names == ["box", "hat"] and len(box) == 1 and box[0].segments[0].category == 0
     assert len(open_coco_instances(tmp_path / "i.json", tmp_path / "images", only=["cup"], annotated=True)) == 0
@@ -454,6 +459,13 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>not found</html>")
     with pytest.raises(ValueError, match=r"page.jpg cannot be read as a picture"):
         read_image(tmp_path / "page.jpg")
+
+
+def test_an_orientation_that_exif_does_not_know_turns_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    Image.new("RGB", (16, 8)).save(tmp_path / "odd.jpg", exif=exif)
+    assert read_size(tmp_path / "odd.jpg") == read_image(tmp_path / "odd.jpg").shape[:2] == (8, 16)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -182,6 +182,9 @@ def test_mean_iou_by_hand():
     with pytest.raises(ValueError, match="must be alike"):
         metric.update(np.zeros((1, 2), int), np.zeros((2, 1), int))
     assert np.isnan(list(MeanIoU(3).compute().values())).all()
+    scores = metric.compute()
+    metric.update(np.zeros((4, 4), int), np.full((4, 4), -1))  # all of it void
+    assert metric.compute() == scores
 
 
 def test_both_means_as_detectron2_wrote_them():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from maskclip.data import open_coco_panoptic, open_coco_sample
 from maskclip.evaluation.metrics import PanopticQuality, true_panoptic
+from maskclip.evaluation.tasks import InstanceTask
 from maskclip.model.clip import Clip
 from maskclip.model.pipeline import MaskCLIP
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
@@ -101,6 +102,15 @@ def test_the_chain_end_to_end(tmp_path, tiny_run, capsys):
         assert metric.compute()["PQ"] == pytest.approx(table.loc[kind, "PQ"], nan_ok=True)
     assert {c["id"] for c in json.loads((out / "ground_truth.json").read_text())["categories"]} == {1, 187, 193, 200}
     assert Image.open(out / "comparison.png").size[0] == 2000 and (out / "metrics.csv").is_file()
+
+
+def test_stuff_takes_no_place_among_the_best_instances(tmp_path):
+    dataset = open_coco_sample(write_folder(tmp_path))
+    task = InstanceTask(sample.things_as_instances(dataset), dataset.categories)
+    assert [name for name, kept in zip(task.names, task.kept) if kept] == [
+        category.name for category in dataset.categories if category.isthing
+    ]
+    assert len(task.names) > sum(task.kept) > 0, "all are asked for"
 
 
 def test_things_become_instances(tmp_path):

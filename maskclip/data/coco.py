@@ -197,6 +197,8 @@ def open_coco_instances(
     index = {category.id: i for i, category in enumerate(categories)}
     by_image: dict[int | str, list] = defaultdict(list)
     for entry in content["annotations"]:
+        if isinstance(code := entry.get("segmentation"), list):
+            entry["segmentation"] = _without_lines(code)
         if entry["category_id"] in index:
             by_image[entry["image_id"]].append(entry)
 
@@ -278,7 +280,7 @@ def decode(annotation: dict, size: tuple[int, int], where: Path | str) -> np.nda
     try:
         if isinstance(code, list):
             _check_polygons(code)
-            code = coco_mask.merge(coco_mask.frPyObjects(code, *size))
+            code = coco_mask.merge(coco_mask.frPyObjects(_without_lines(code), *size))
         else:
             _check_runs(code, size)
             code = coco_mask.frPyObjects(code, *size) if isinstance(code["counts"], list) else code
@@ -288,6 +290,12 @@ def decode(annotation: dict, size: tuple[int, int], where: Path | str) -> np.nda
             f"{where}: the segmentation of annotation {annotation.get('id')} is neither polygons nor a run-length "
             f"code of its image ({error}); correct it."
         ) from error
+
+
+def _without_lines(polygons: list) -> list:
+    """Polygons less those of two points, which cover nothing: pycocotools takes all for boxes if the first is one."""
+    whole = [one for one in polygons if not (isinstance(one, list) and len(one) == 4)]
+    return whole or polygons
 
 
 def _check_polygons(polygons: list) -> None:

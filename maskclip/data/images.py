@@ -34,9 +34,9 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width once turned as EXIF says; from 5 on its orientations lie on the side."""
+    """Height and width once turned as EXIF says; its orientations 5 to 8 lie on the side."""
     width, height = image.size
-    return (width, height) if image.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+    return (width, height) if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (height, width)
 
 
 def read_labels(path: str | Path) -> tuple[np.ndarray, int]:

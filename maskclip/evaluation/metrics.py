@@ -123,7 +123,8 @@ class MeanIoU:
 
     def add(self, judged: tuple[list[int], list[int]]) -> None:
         """Count what `judge` found of a picture."""
-        self.confusion.ravel()[judged[0]] += judged[1]
+        places, pixels = (np.array(part, np.int64) for part in judged)  # of a picture that is all void, empty
+        self.confusion.ravel()[places] += pixels
 
     def judge(self, pred: np.ndarray, truth: np.ndarray) -> tuple[list[int], list[int]]:
         """Places in the confusion matrix, and their pixels, of a picture: int [H, W] of class indices, -1 void."""

@@ -35,8 +35,8 @@ def find_pictures(places: Sequence[str]) -> list[Path]:
         if not inside:
             raise ValueError(f"the folder {place} has no pictures ({', '.join(SUFFIXES)})")
         found += inside
-    names = [path.stem for path in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    names = Counter(path.stem for path in found)
+    if twice := sorted(name for name, times in names.items() if times > 1):
         raise ValueError(f"more than one picture is called {', '.join(twice)}; segment them into folders of their own")
     return found
 
