@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +39,15 @@ from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.proposals import Proposals, ground_truth_proposals, load_source
 from maskclip.proposals.backbone import check_fit
 from maskclip.proposals.load import converted_from, network_of
-from maskclip.proposals.store import StoredProposals, holds, join_parts, part_of, proposal_key, store_proposals
+from maskclip.proposals.store import (
+    StoredProposals,
+    holds,
+    join_parts,
+    part_of,
+    proposal_key,
+    remove_parts,
+    store_proposals,
+)
 from maskclip.segmenter.encoder import load_encoder
 from maskclip.settings import Evaluation, scale_layers
 from maskclip.training.mask_tokens import load_trained_weights, train_maskclip, trained_weights
@@ -89,6 +98,13 @@ class Run:
         """The profile's CLIP, frozen; what it makes of words is kept, for all stages."""
         clip = load_clip(self.study.clip.model, self.study.clip.pretrained, device=self.device)
         return replace(clip, words_folder=self.folder.parent / "words")
+
+    @cached_property
+    def clip_files(self) -> dict[str, str]:
+        """The SHA-256 of CLIP's files, where it is local: they may change and keep their names."""
+        folder, weights = Path(self.study.clip.model), Path(self.study.clip.pretrained or "")
+        inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return file_digests(folder, inside) | file_digests(weights.parent, [weights.name])
 
     def evaluation(self, method: str) -> Evaluation:
         """The profile's, with the released code's errors where the method is evaluated as published."""
@@ -175,6 +191,7 @@ class Run:
         if not holds(path, key, dataset):
             launch(_store_part, (self.seed, self.params_path, network, dataset.name), processes)
             join_parts(dataset, path, key, processes)
+        remove_parts(path)
         return path
 
     def propose(self, network: str, dataset: Dataset, share: Dataset, path: Path, progress: bool = True) -> Path:
@@ -276,7 +293,7 @@ class Run:
         identity |= {"annotations": [(one.name, one.fingerprint(), one.split) for one in scored]}
         identity |= {"weights": file_digests(self.folder / kind.trained_as, ["encoder.pt"]) if kind.trained_as else {}}
         identity |= {name: asdict(getattr(self.study, name)) for name in ("clip", "maskclip")}
-        identity["evaluation"] = asdict(self.evaluation(method))
+        identity |= {"evaluation": asdict(self.evaluation(method)), "clip_files": self.clip_files}
         return Judgements(self.folder / "judged" / f"{method}-{network}-{pictures[0]}", identity)
 
     def judge(
@@ -293,6 +310,7 @@ class Run:
         """What takes long, a table or arrays by name: computed once for these settings, this very code and what else
         `identity` names."""
         identity |= {"code": _digest_of_code("miniature"), "settings": asdict(self.study), "seed": self.seed}
+        identity |= {"clip_files": self.clip_files}
         stem = self.folder / "kept" / f"{name}-{settings_hash(identity)}"
         table, arrays = stem.with_suffix(".csv"), stem.with_suffix(".npz")
         if RETRAIN or not (table.is_file() or arrays.is_file()):
@@ -322,8 +340,7 @@ class Run:
 
     def write_json(self, name: str, content: dict) -> None:
         """A JSON file into this seed's results; not-a-number becomes null."""
-        text = json.dumps(content, indent=2).replace("NaN", "null")
-        write_atomically(self.results / name, text + "\n")
+        write_atomically(self.results / name, json.dumps(_without_nan(content), indent=2) + "\n")
 
     def write_pictures(self, pictures: Mapping[str, tuple[Shown | np.ndarray, str, str]]) -> None:
         """Pictures for the report, in its order: file name -> (figure or uint8 [H, W, 3], caption, what one sees)."""
@@ -361,6 +378,15 @@ def _judge(
 ) -> None:
     share = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     Run(seed, params).judge(method, network, pictures, wanted, share)
+
+
+def _without_nan(content: Any) -> Any:
+    """JSON's content with null for not-a-number."""
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import tomllib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ from ruamel.yaml import YAML
 
 import maskclip
 import study.run
+from study.methods import GROUND_TRUTH
 from study.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -152,6 +155,35 @@ def test_a_table_that_takes_long_is_computed_once_for_each_identity(
     monkeypatch.setattr(study.run, "RETRAIN", True)
     run.kept("asked", compute, scenes=8)
     assert len(calls) == 4
+
+
+def test_other_weights_under_the_same_name_are_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    pictures = {"fingerprint": lambda: "these", "split": None}
+    monkeypatch.setattr(Run, "dataset", lambda self, name: SimpleNamespace(name=name, **pictures))
+    clip = shutil.copytree("models/mini_clip", tmp_path / "clip")
+
+    def places() -> list[str]:
+        run = Run(0)
+        run.folder, run.study = tmp_path / "run", replace(run.study, clip=replace(run.study.clip, model=str(clip)))
+        run.kept("asked", lambda: pd.DataFrame({"word": ["cow"]}))
+        judged = run.judgements("wo_rma", GROUND_TRUTH, ["a150"], None).folder
+        return [str(judged), *sorted(path.name for path in (tmp_path / "run/kept").iterdir())]
+
+    before = places()
+    assert places() == before and len(before) == 2
+    with (clip / "open_clip_model.safetensors").open("ab") as weights:
+        weights.write(b"other")
+    after = places()
+    assert after[0] != before[0] and len(after) == 3
+
+
+def test_not_a_number_is_null_and_a_caption_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    run = Run(0)
+    run.results = tmp_path
+    run.write_json("all.json", {"a150": {"PQ": float("nan")}, "said": ["NaN bread", 1.5]})
+    assert json.loads((tmp_path / "all.json").read_text()) == {"a150": {"PQ": None}, "said": ["NaN bread", 1.5]}
 
 
 def test_arrays_that_take_long_are_kept_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

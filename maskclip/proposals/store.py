@@ -195,9 +195,14 @@ def join_parts(dataset: Any, path: Path, key: str, processes: int) -> Path:
         _begin(connection, key)
         _insert(connection, ((n, stores[n % processes]._row(i)) for n, i in enumerate(dataset.image_ids)))
     partial.replace(path)
-    for part in path.parent.glob(f"{glob.escape(path.name)}.part[0-9]*"):
-        part.unlink()
+    remove_parts(path)
     return path
+
+
+def remove_parts(path: Path) -> None:
+    """Of a finished store, what was begun of it, also by another number of processes, and left by a kill."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.part*"):
+        part.unlink()
 
 
 class StoredProposals(Mapping[int | str, Proposals]):
