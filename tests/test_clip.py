@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms.functional import InterpolationMode, resize
 
-from maskclip.model.clip import Clip, load_clip, preprocess, text_embeddings
+from maskclip.model.clip import Clip, classify, load_clip, preprocess, text_embeddings
 from maskclip.model.clip_baseline import MaskedImages
 from maskclip.model.pipeline import MaskCLIP, NamedMasks
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder, MaskEncoding
@@ -51,6 +51,22 @@ def test_folder_loads_as_open_clip_loads_it(clip, folder):
     assert all(torch.equal(a, b) for a, b in zip(clip.model.parameters(), theirs.parameters(), strict=True))
     assert not clip.model.training and not any(p.requires_grad for p in clip.model.parameters())
     assert (clip.image_size, clip.name, clip.mean.shape) == (64, "tiny_clip", (3, 1, 1))
+
+
+def test_masks_are_named_in_float32_whatever_they_were_seen_in():
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(50, 64, generator=generator).bfloat16()
+    text = F.normalize(1 + 0.02 * torch.randn(200, 64, generator=generator), dim=-1)  # words that lie near one another
+    logits = classify(seen, text, 0.01)
+    wanted = F.normalize(seen.double(), dim=-1) @ text.double().T / 0.01
+    torch.testing.assert_close(logits.double(), wanted, atol=1e-3, rtol=0)
+
+
+def test_a_clip_of_another_build_is_told(clip):
+    """timm's towers have no first convolution where open_clip's have theirs."""
+    model = open_clip.create_model("MobileCLIP-S1")
+    with pytest.raises(ValueError, match="with a plain ViT"):
+        MaskCLIPVisualEncoder.from_open_clip(Clip.of(model).model, ())
 
 
 def test_text_embeddings(clip):

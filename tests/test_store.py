@@ -366,6 +366,15 @@ def test_a_run_stores_test_pictures_whole_and_at_their_own_size(tmp_path, monkey
     assert asked[2:] == [("mask2former", "a150"), (stored / "a150.proposals", True)]
 
 
+def test_a_source_may_leave_its_graph_on_its_masks(tmp_path):
+    def careless(images):
+        return [Proposals(torch.ones(2, 3, 4, requires_grad=True), torch.ones(2, requires_grad=True)) for _ in images]
+
+    path = store_proposals(careless, ToyScenes(count=1), tmp_path / "store", "key", progress=False)
+    (proposals,) = StoredProposals(path, "key").values()
+    assert proposals.mask_logits.shape == (2, 3, 4) and (proposals.mask_logits > 0).all()
+
+
 def test_parts_of_several_processes_are_joined_to_what_one_writes(tmp_path):
     scenes = ToyScenes(count=7)
     scenes.subset = lambda ids: [scene for scene in scenes if scene.image_id in ids]  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 from test_proposals import ToyScenes
 from test_several_processes import TOP, encoder_of
 
@@ -14,6 +15,7 @@ import maskclip.training.mask_tokens as training
 from maskclip.files import load_checkpoint, save_checkpoint
 from maskclip.model.clip import load_clip
 from maskclip.proposals import ground_truth_proposals
+from maskclip.training.fit import Training, _step
 from maskclip.training.mask_tokens import CURVE, load_trained_weights, train_maskclip
 from study.params import load_study
 
@@ -78,6 +80,32 @@ def test_a_killed_training_is_gone_on_with(tmp_path, monkeypatch, capsys):
     pd.testing.assert_frame_equal(resumed, whole)
     for name in ("encoder.pt", "curve.csv"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_one_python_trains_in_one_precision_after_another(tmp_path):
+    """accelerate would keep the first's."""
+    for precision in ("no", "bf16", "no"):
+        train(tmp_path / precision, 1, mixed_precision=precision)
+    for precision in ("no", "bf16"):
+        assert (
+            json.loads((tmp_path / precision / "record.json").read_text())["settings"]["mixed_precision"] == precision
+        )
+    assert not (tmp_path / "no" / "encoder.pt").read_bytes() == (tmp_path / "bf16" / "encoder.pt").read_bytes()
+
+
+def test_a_step_that_matches_nothing_is_survived_by_fp16s_scaler():
+    model = torch.nn.Linear(2, 1)
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu")  # fp16 itself takes a GPU
+    losses = iter([torch.zeros(()), model(torch.ones(2)).sum()])
+    stage = Training(
+        "toy", "hash", accelerator, dataclasses.replace(SETTINGS, gradient_norm=0.1), model,
+        torch.optim.SGD(model.parameters(), 0.1), lambda step: 0.1, [], lambda batch: {"loss": next(losses)}, int,
+    )  # fmt: skip
+    before = model.weight.clone()
+    assert _step(stage, [], 0) == {"loss": 0} and torch.equal(model.weight, before)
+    _step(stage, [], 1)
+    assert not torch.equal(model.weight, before)
 
 
 def test_no_steps_leave_a_curve_without_rows(tmp_path):

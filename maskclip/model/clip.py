@@ -53,7 +53,7 @@ class Clip:
     @classmethod
     def of(cls, model: Any, tokenizer: Callable[[list[str]], Tensor] = open_clip.tokenize, name: str = "") -> Clip:
         """An open_clip CLIP as it is, with the preprocessing noted in it, or else OpenAI's."""
-        size, device = model.visual.image_size, model.visual.conv1.weight.device
+        size, device = model.visual.image_size, next(model.parameters()).device
         noted = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD} | open_clip.get_model_preprocess_cfg(model)
         mean, std = (torch.tensor(noted[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
         side = size[0] if isinstance(size, tuple | list) else size
@@ -274,5 +274,8 @@ def preprocess(clip: Clip, image: np.ndarray) -> Tensor:
 
 
 def classify(embeddings: Tensor, text: Tensor, temperature: float) -> Tensor:
-    """Cosine of mask embeddings [..., C] and normalized text [K, C], over the temperature: logits [..., K]."""
-    return F.normalize(embeddings, dim=-1) @ text.to(embeddings).T / temperature
+    """Cosine of mask embeddings [..., C] and normalized text [K, C], over the temperature: logits [..., K].
+
+    Float32 outside of autocast: bf16 would round a cosine by up to 0.001, its logit by 0.1, and near words would tie.
+    """
+    return F.normalize(embeddings.float(), dim=-1) @ text.to(embeddings.device).float().T / temperature

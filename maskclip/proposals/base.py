@@ -19,7 +19,7 @@ CERTAIN = 10.0  # the logit of a ground-truth pixel: sigmoid and tanh are both s
 
 @dataclass
 class Proposals:
-    """The class-agnostic masks of one image.
+    """The class-agnostic masks of one image, on the CPU and without gradients, wherever they were computed.
 
     `mask_logits [M, h, w]` (M may be 0), positive inside a mask, cover exactly the whole image, at
     the source's own resolution. `scores [M]` in [0, 1] are the objectness, not what an object is.
@@ -36,6 +36,7 @@ class Proposals:
                 f"mask logits are {masks.dtype} {list(masks.shape)}, scores {list(scores.shape)}; "
                 "give numbers [M, h, w], negative outside of a mask, and [M]"
             )
+        self.mask_logits, self.scores = masks.detach().cpu(), scores.detach().cpu()
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -106,5 +106,5 @@ class Mask2FormerSource:
             else:
                 inside = (logits > 0).float()
                 objectness = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-            proposals.append(Proposals(logits.cpu(), objectness.cpu()))
+            proposals.append(Proposals(logits, objectness))
         return proposals

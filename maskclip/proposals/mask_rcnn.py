@@ -106,7 +106,7 @@ class MaskRCNNSource:
         for (boxes, scores, masks), image in zip(found, images):
             size = image.shape[1] // stride, image.shape[2] // stride
             pasted = paste_masks(masks.float(), boxes.float() / stride, size)
-            proposals.append(Proposals(torch.logit(pasted, eps=1e-3).cpu(), scores.float().cpu()))
+            proposals.append(Proposals(torch.logit(pasted, eps=1e-3), scores.float()))
         return proposals
 
 

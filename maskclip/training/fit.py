@@ -1,6 +1,7 @@
 """One training loop for both stages, on accelerate: several processes, mixed precision, resumable to the bit."""
 
 import ctypes
+import gc
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -54,11 +56,14 @@ class Training:
 
 
 def join_processes(name: str, batch: int, on_cpu: bool) -> None:
-    """Find the other processes of this training: accelerate must hear first of all that they are on the CPU.
+    """Find the other processes of this training: accelerate must hear first of all that they are on the CPU. One
+    process may train again, on another device or in another precision, of which accelerate would keep the former.
 
     Raises:
         ValueError: the batch does not divide among them.
     """
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
     processes = PartialState(cpu=on_cpu or not torch.accelerator.is_available()).num_processes
     if batch % processes:
         raise ValueError(
@@ -106,6 +111,7 @@ def fit(training: Training, checkpoint: Path, progress: bool = True) -> list[dic
         training.examples, batch_sampler=shares, num_workers=settings.workers, collate_fn=training.collate,
         multiprocessing_context="fork" if settings.workers else None,  # elsewhere, data sets' readers do not pickle
     )  # fmt: skip
+    gc.freeze()  # workers share what a data set holds in memory, unless their garbage collection marks it
     for step, batch in zip(bar, loader):
         torch.manual_seed(training.random_seed(step))
         for group in training.optimizer.param_groups:
@@ -115,6 +121,7 @@ def fit(training: Training, checkpoint: Path, progress: bool = True) -> list[dic
         whole = (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps
         if whole and accelerator.is_main_process:
             _save(training, curve, checkpoint)
+    gc.unfreeze()
     return curve
 
 
@@ -150,9 +157,10 @@ def _step(training: Training, batch: list[Any], step: int) -> dict[str, float]:
         vector_to_parameters(accelerator.reduce(parameters_to_vector(gradients), "mean"), gradients)
         for value, gradient in zip(parameters, gradients):
             value.grad = gradient
-    if training.settings.gradient_norm:
-        accelerator.clip_grad_norm_(parameters, training.settings.gradient_norm)
-    training.optimizer.step()
+    if loss.requires_grad or accelerator.num_processes > 1:  # fp16's scaler takes no step without a gradient
+        if training.settings.gradient_norm:
+            accelerator.clip_grad_norm_(parameters, training.settings.gradient_norm)
+        training.optimizer.step()
     shown = accelerator.reduce({name: value.detach() for name, value in losses.items()}, "mean")
     return {name: value.item() for name, value in shown.items()}
 
