@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from maskclip.proposals.mask2former import Mask2FormerSource
 from maskclip.visualize import Shown
 
-INK, RIGHT, WRONG, PALE = "#1f2430", "#009e73", "#d55e00", "#a3a8b0"  # colour-blind safe (Okabe and Ito)
+INK, RIGHT, WRONG, BEST, PALE = "#1f2430", "#009e73", "#d55e00", "#0072b2", "#a3a8b0"  # colour-blind safe (Okabe, Ito)
 
 
 def panels(count: int, height: float = 3.2, widths: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
@@ -67,11 +67,11 @@ def heat(axis: Axes, values: Any, title: str, form: str = "") -> None:
 
 
 def scores(axis: Axes, words: Sequence[str], values: Any, title: str, truth: str | None = None) -> None:
-    """A bar for each word's score; the best is green where it is the `truth`, else orange."""
+    """A bar for each word's score; the best is green where it is the `truth`, else orange; blue if none is given."""
     values = np.asarray(values, float)
     colours = [PALE] * len(words)
     best = int(values.argmax())
-    colours[best] = RIGHT if truth in (None, words[best]) else WRONG
+    colours[best] = BEST if truth is None else RIGHT if truth == words[best] else WRONG
     axis.barh(range(len(words)), values, color=colours)
     axis.set_yticks(range(len(words)), words, color=INK)
     axis.invert_yaxis()

@@ -2,8 +2,9 @@
 
 python -m study.executed [NOTEBOOK.ipynb ...]
 
-writes `reports/course/LESSON.ipynb` and `reports/notebooks/STAGE.ipynb`, pictures in them; without names, of all.
-A lesson is run for it. A stage's copy is that of the finished study, of its first seed.
+writes `reports/course/LESSON.ipynb`, `reports/course/solutions/LESSON.ipynb` and `reports/notebooks/STAGE.ipynb`,
+pictures in them; without names, of all. A lesson or its solutions are run for it. A stage's copy is that of the
+finished study, of its first seed.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ LINK = re.compile(r"(?<=\]\()[^():\s]+\.(?:ipynb|md)(?=\))")  # to a file of the
 
 
 def copy_of(notebook: Path) -> Path:
-    """Where the executed copy of a lesson or a stage lies."""
-    return COPIES / (notebook.parent.name if notebook.parent.name == "course" else "notebooks") / notebook.name
+    """Where the executed copy of a lesson, its solutions or a stage lies."""
+    rooms = {"course": "course", "solutions": "course/solutions"}
+    return COPIES / rooms.get(notebook.parent.name, "notebooks") / notebook.name
 
 
 def sources(notebook: NotebookNode) -> list[str]:
@@ -96,7 +98,7 @@ def executed_stage(notebook: Path, profile: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK.ipynb")
-    everything = sorted(NOTEBOOKS.glob("course/*.ipynb")) + sorted(NOTEBOOKS.glob("*.ipynb"))
+    everything = sorted(NOTEBOOKS.glob("course/**/*.ipynb")) + sorted(NOTEBOOKS.glob("*.ipynb"))
     with errors_as_sentences(), TemporaryDirectory() as folder:
         for notebook in parser.parse_args().notebooks or everything:
             if notebook not in everything:

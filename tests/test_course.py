@@ -27,7 +27,7 @@ from study.notebook import ThisPython
 ROOT = Path(__file__).parent.parent
 COURSE = sorted((ROOT / "notebooks" / "course").rglob("*.ipynb"))
 LESSONS = [path for path in COURSE if path.parent.name == "course"]
-SHOWN = sorted((ROOT / "notebooks").glob("*.ipynb")) + LESSONS
+SHOWN = sorted((ROOT / "notebooks").glob("*.ipynb")) + COURSE
 MINI_CLIP = ROOT / "models" / "mini_clip"
 
 
