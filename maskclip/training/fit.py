@@ -62,7 +62,7 @@ def join_processes(name: str, batch: int, on_cpu: bool) -> None:
     Raises:
         ValueError: the batch does not divide among them.
     """
-    if PartialState._shared_state and PartialState().num_processes == 1:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         AcceleratorState._reset_state(reset_partial_state=True)
     processes = PartialState(cpu=on_cpu or not torch.accelerator.is_available()).num_processes
     if batch % processes:
