@@ -126,7 +126,11 @@ class PlainUnpickler(pickle.Unpickler):
 def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """The SHA-256 of those of these files that a folder has, for its record.json."""
     there = [folder / name for name in names if (folder / name).is_file()]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
+    digests = {}
+    for path in there:
+        with path.open("rb") as file:  # a large CLIP's weights need not be in memory for it
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def written_record(folder: Path) -> dict[str, Any]:
