@@ -28,7 +28,7 @@ from miniature.scenes import Recipe, random_scene
 from miniature.textures import texture_bank
 from miniature.words import Vocabulary, coco_split, drawn_by, frequency, table, things, vocabulary
 
-VERSION = 4  # of the data's look; a change makes older folders stale
+VERSION = 5  # of the data's look; a change makes older folders stale
 BANK_SIZE = 192
 LEAST_AREA = 12  # pixels: what shows less is not annotated
 

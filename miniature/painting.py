@@ -78,7 +78,8 @@ def _regions(ground: Ground, rng: np.random.Generator, height: int, width: int) 
     wobble = torch.from_numpy(rng.standard_normal((1, len(ground.stuff), 5, 5), dtype=np.float32))
     wobble = F.interpolate(wobble, size=(height, width), mode="bicubic", align_corners=True)[0]
     y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
-    across, loose = (0.02, 0.0 if ground.straight else 0.025) if ground.banded else (0.6, 0.07)
+    across = 0.25 if ground.beside else 0.02 if ground.banded else 0.6
+    loose = 0.07 if not ground.banded else 0.0 if ground.straight else 0.025
     centre = torch.tensor(ground.centres, dtype=torch.float32)[:, :, None, None]
     nearness = loose * wobble - across * (x - centre[:, 0]) ** 2 - (y - centre[:, 1]) ** 2
     region = torch.zeros(height, width, dtype=torch.long)

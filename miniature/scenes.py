@@ -46,12 +46,13 @@ class Sticker:
 
 @dataclass(frozen=True)
 class Ground:
-    """Stuff, each with its centre (x, y) in [0, 1]^2: one above the other (`banded`) or in patches; without any,
-    one pale colour. `straight` borders are walls', others roll."""
+    """Stuff, each with its centre (x, y) in [0, 1]^2: one above the other (`banded`), there also several `beside` one
+    another, or in patches; without any, one pale colour. `straight` borders are walls', others roll."""
 
     stuff: tuple[str, ...] = ()
     centres: tuple[tuple[float, float], ...] = ()
     banded: bool = True
+    beside: bool = False
     straight: bool = False
 
 
@@ -70,7 +71,8 @@ class Scene:
 @dataclass(frozen=True)
 class Recipe:
     """What the scenes of one data set are made of: artist and style, what is likely, how likely each place is, what
-    else there is (`rest`, with probability `rare`), how many things, and how large (a factor)."""
+    else there is (`rest`, with probability `rare`), how many things, how large (a factor), and how much stuff (None:
+    one kind above the other)."""
 
     artists: tuple[str, ...]
     styles: tuple[str, ...]
@@ -81,6 +83,7 @@ class Recipe:
     count: tuple[int, int] = (2, 8)
     scale: float = 1.0
     fitting: float = 0.75  # of the things are at home in their scene's place
+    stuff: tuple[int, int] | None = None
 
 
 @cache
@@ -151,10 +154,37 @@ def random_ground(rng: np.random.Generator, place: str | None) -> Ground:
     if two:
         names.append(str(rng.choice([n for n in GROUNDS["table"][0] if n not in names])))
     if place is None or two:
-        return Ground(tuple(names), tuple((float(rng.random()), float(rng.random())) for _ in names), banded=False)
-    horizon = rng.uniform(0.3, 0.55)
+        return _patches(rng, names)
+    levels = _levels(rng.uniform(0.3, 0.55), len(names))
+    return Ground(tuple(names), tuple((float(rng.random()), level) for level in levels))
+
+
+def crowded_ground(rng: np.random.Generator, place: str, least: int, most: int) -> Ground:
+    """Much stuff of a place, from `least` to `most` kinds where it has so many: in each band several beside one
+    another, on a table in patches."""
+    bands = list[list[str]]()
+    for part in GROUNDS[place]:
+        bands.append([name for name in dict.fromkeys(part) if not any(name in above for above in bands)])
+    count, shown = int(rng.integers(least, most + 1)), [1] * len(bands)
+    while sum(shown) < min(count, sum(map(len, bands))):  # one more where most are left
+        left = [len(band) - n for band, n in zip(bands, shown)]
+        shown[int(rng.choice(np.flatnonzero(np.equal(left, max(left)))))] += 1
+    names = [[str(name) for name in rng.choice(band, n, replace=False)] for band, n in zip(bands, shown)]
+    if len(bands) == 1:
+        return _patches(rng, names[0])
+    levels = _levels(rng.uniform(0.3, 0.55), len(bands))
+    centres = [((k + float(rng.uniform(0.2, 0.8))) / n, y) for y, n in zip(levels, shown) for k in range(n)]
+    return Ground(tuple(name for band in names for name in band), tuple(centres), beside=True)
+
+
+def _patches(rng: np.random.Generator, names: Sequence[str]) -> Ground:
+    return Ground(tuple(names), tuple((float(rng.random()), float(rng.random())) for _ in names), banded=False)
+
+
+def _levels(horizon: float, bands: int) -> list[float]:
+    """How far down the middles of bands are."""
     levels = {1: [0.5], 2: [horizon - 0.3, horizon + 0.3], 3: [horizon - 0.25, horizon + 0.1, horizon + 0.5]}
-    return Ground(tuple(names), tuple((float(rng.random()), float(level)) for level in levels[len(names)]))
+    return [float(level) for level in levels[bands]]
 
 
 def any_ground(rng: np.random.Generator) -> Ground:
@@ -174,7 +204,10 @@ def random_scene(rng: np.random.Generator, recipe: Recipe, width: float = 1.0, h
     stickers, crowd = arrange(rng, stickers, place, width, height), []
     if rng.random() < 0.06:
         crowd = _crowd(rng, at_home or likely, artist, width, height)
-    ground = random_ground(rng, None if rng.random() < 0.08 else place)
+    if recipe.stuff:
+        ground = crowded_ground(rng, place, *recipe.stuff)
+    else:
+        ground = random_ground(rng, None if rng.random() < 0.08 else place)
     ground = replace(ground, straight=place in ("room", "street"))
     return Scene(style, ground, (*stickers, *crowd), int(rng.integers(2**31)), len(crowd))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from miniature import words
 from miniature.datasets import annotated_scene, recipe, write_world
 from miniature.drawings import sprites
 from miniature.painting import paint
-from miniature.scenes import STYLES, Ground, Recipe, Scene, random_scene, sticker_of
+from miniature.scenes import STYLES, Ground, Recipe, Scene, crowded_ground, random_scene, sticker_of
 from miniature.textures import texture_bank
 
 
@@ -54,6 +55,31 @@ def test_sets_differ_in_scenes_and_words() -> None:
     assert lvis.count > recipe("coco").count and lvis.scale < recipe("coco").scale  # many small things
     rare = [n for n in dict.fromkeys(lvis.likely) if lvis.likely.count(n) == 1]
     assert len(rare) > 80 and len([n for s in scenes_of(lvis, 80) for n in s.things if n.name in rare]) > 5
+
+
+def test_the_ade20k_mirrors_have_much_stuff_and_more_things(bank: torch.Tensor) -> None:
+    """As ADE20K has twice COCO's segments a picture; rooms and streets of several walls, floors, roads."""
+    known, shown = set(words.stuff()), {}
+    for name in ("coco", "ade", "pascal"):
+        drawn = [annotated_scene(np.random.default_rng([9, i]), recipe(name), bank) for i in range(40)]
+        kinds = [len(known & set(scene.names)) for scene in drawn]
+        shown[name] = np.mean(kinds), np.mean([len(scene.names) for scene in drawn]) - np.mean(kinds)
+    assert shown["ade"][0] > 4 and all(shown["ade"][0] > 2 * shown[other][0] for other in ("coco", "pascal"))
+    assert all(shown["ade"][1] > shown[other][1] + 0.5 for other in ("coco", "pascal"))
+
+
+@pytest.mark.parametrize("place", words.GROUNDS)
+def test_much_stuff_is_a_places_own_and_what_is_above_is_drawn_above(place: str) -> None:
+    bands = words.GROUNDS[place]
+    for seed in range(40):
+        ground = crowded_ground(np.random.default_rng(seed), place, 4, 6)
+        assert len(set(ground.stuff)) == len(ground.stuff) <= 6
+        assert len(ground.stuff) >= min(4, len({name for band in bands for name in band}))
+        assert all(any(name in band for name in ground.stuff) for band in bands)
+        height = {name: y for name, (_, y) in zip(ground.stuff, ground.centres, strict=True)}
+        for above, below in pairwise(bands if ground.beside else ()):
+            highest = min(height[name] for name in ground.stuff if name in below and name not in above)
+            assert all(height[name] < highest for name in ground.stuff if name in above), ground
 
 
 def test_things_are_at_home_more_often_than_chance() -> None:
