@@ -32,13 +32,14 @@ def class_color(name: str, isthing: bool = True) -> np.ndarray:
 
 
 def draw_panoptic(
-    image: np.ndarray, ids: np.ndarray, segments: Sequence[dict], names: Sequence[str], *, text: float = 1.0
-) -> np.ndarray:
+    image: np.ndarray, ids: np.ndarray, segments: Sequence[dict], names: Sequence[str], *, text: float = 1.0,
+    fill: float = PANOPTIC,
+) -> np.ndarray:  # fmt: skip
     """Segments over the picture in their class's colour with its name; what is void is grey and dark.
 
     ids: int [H, W], 0 void. segments: {"id", "category" (index into names)} and perhaps "isthing", as
     `merge.panoptic_map` and `metrics.true_panoptic` give them. text: size of the names, about 1.8 where
-    the picture will be shown small, 0 for none.
+    the picture will be shown small, 0 for none. fill: how much of a segment is its colour, 0 to 1.
     """
     masks = np.stack([ids == 0] + [ids == segment["id"] for segment in segments])
     canvas = _canvas(image)
@@ -51,8 +52,8 @@ def draw_panoptic(
         palette.append(np.clip(class_color(names[category], isthing) * shade, 0, 1))
         seen[category] += 1
     # the picture's light and shade show through the colour
-    fill = np.array(palette, np.float32)[owner] * (0.8 + 0.4 * grey)
-    canvas = np.where((owner == 0)[..., None], 0.45 * grey, (1 - PANOPTIC) * canvas + PANOPTIC * fill)
+    paint = np.array(palette, np.float32)[owner] * (0.8 + 0.4 * grey)
+    canvas = np.where((owner == 0)[..., None], 0.45 * grey, (1 - fill) * canvas + fill * paint)
     edge = 0.85 * _borders(owner, 400)
     marks = [(owner == i, names[s["category"]], palette[i]) for i, s in enumerate(segments, 1)]
     return _named((1 - edge) * canvas + edge, marks, text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import binomtest
 
 from miniature.measuring import true_masks
 from miniature.painting import bank_of, paint_one
@@ -73,7 +74,8 @@ def ask(model: MaskCLIP, question: Question, seeds: range, style: str = "print")
     """How often each thing gets its own word, only the question's words to choose from; masks are the scenes' own.
 
     Returns:
-        Rows of question, word, percent right with the half width of its 95 % interval, things, chance in percent.
+        Rows of question, word, percent right with its 95 % interval (Wilson's, `low` to `high`), things, chance in
+        percent.
     """
     words = list(question.answers)
     right: dict[str, list[bool]] = {word: [] for word in words}
@@ -87,7 +89,8 @@ def ask(model: MaskCLIP, question: Question, seeds: range, style: str = "print")
     rows = []
     for word, hits in right.items():
         share = float(np.mean(hits))
-        half = 196 * (share * (1 - share) / len(hits)) ** 0.5
-        row = {"question": question.title, "word": word, "accuracy": 100 * share, "half_width": half}
+        among = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")  # has a width at 100 %, too
+        row = {"question": question.title, "word": word, "accuracy": 100 * share}
+        row |= {"low": 100 * among.low, "high": 100 * among.high}
         rows.append(row | {"things": len(hits), "chance": 100 / len(words)})
     return rows

@@ -53,7 +53,8 @@ def write_made_up_results(root: Path, seeds: tuple[int, ...] = (0, 1, 2), noise:
         columns = ["source", "dataset", "group", "metric", "value"]
         pd.DataFrame(quality, columns=columns).to_csv(folder / "proposal_quality.csv", index=False)
         words = [(pair, word, a + random.normal()) for pair, words in WORDS.items() for word, a in words.items()]
-        pd.DataFrame(words, columns=["pair", "word", "accuracy"]).to_csv(folder / "attributes.csv", index=False)
+        asked = pd.DataFrame(words, columns=["pair", "word", "accuracy"]).assign(chance=50.0, trained=False)
+        asked[["pair", "word", "chance", "trained", "accuracy"]].to_csv(folder / "attributes.csv", index=False)
         for stage, seconds in (("02_proposals", 320 + seed), ("03_baselines", 60), ("04_maskclip", 240)):
             (times / f"{seed}-{stage}.csv").write_text(f"stage,seconds,peak_gb\n{seed}-{stage},{seconds},1.9\n")
     costs = [

@@ -286,7 +286,7 @@ def test_answers_have_intervals(straight: tuple[Path, list[dict]]) -> None:
     model = MaskCLIP(clip, MaskCLIPVisualEncoder.from_open_clip(clip.model, rma_layers=()))
     rows = ask(model, questions()[2], range(4))
     assert [r["word"] for r in rows] == ["car", "truck", "van"]
-    assert all(0 <= r["accuracy"] <= 100 and r["half_width"] >= 0 and r["things"] > 1 for r in rows)
+    assert all(0 <= r["accuracy"] <= 100 and r["low"] < r["high"] and r["things"] > 1 for r in rows)
 
 
 def test_shares_of_right_and_wrong_names() -> None:

@@ -183,6 +183,20 @@ def test_a_reason_stands_beside_claims_that_do_not_agree_alone(made_up: Path):
     assert all(bool(j.reason) == (j.verdict != "agrees") for j in judged)
 
 
+def test_refinement_is_shown_where_it_is_with_its_overlap():
+    picture, truth = np.full((40, 60, 3), 200, np.uint8), np.zeros((40, 60), bool)
+    truth[10:20, 20:30] = True
+    wider, shifted = truth.copy(), np.roll(truth, 5, 1)
+    wider[20:22, 20:30] = True
+    figure = schemes.refinement_scheme([(picture, truth, [shifted, wider, truth])] * 2, [2, 5])
+    titles = [axes.get_title() for axes in figure.axes[:6]]
+    assert titles[1:4] == ["proposal\nIoU 33.3 %", "after layer 2\nIoU 83.3 %", "after layer 5\nIoU 100.0 %"]
+    change = figure.axes[5].images[0].get_array()
+    assert (change == (0, 158, 115)).all(-1).sum() == (change == (230, 159, 0)).all(-1).sum() == 50
+    assert change.shape[0] < 40 and len(figure.axes) == 12
+    figure.draw_without_rendering()
+
+
 def test_training_curves_compare_quarters_not_single_steps():
     curves = pd.DataFrame({"method": "maskclip", "seed": 0, "step": range(8), "loss": [5.0, 3, 9, 9, 9, 9, 1, 2]})
     detail = training_curves(Results(pd.DataFrame(columns=SCORE_COLUMNS), curves=curves)).texts[1].get_text()
@@ -193,10 +207,17 @@ def test_distinctions_are_judged_against_chance():
     """Always saying the same word gives 100 % and 0 %: chance, not a distinction."""
     results = results_of(("maskclip", "a150", "PQ", "mask2former", [15.0, 15.1]))
     rows = [("hearts", word, 100.0 * (word == "filled"), seed) for seed in (0, 1) for word in ("filled", "empty")]
-    results.attributes = pd.DataFrame(rows, columns=["pair", "word", "accuracy", "seed"])
-    assert verdict_of(results, "C18").verdict == "undecided"
+    table = pd.DataFrame(rows, columns=["pair", "word", "accuracy", "seed"]).assign(chance=50.0, trained=False)
+    results.attributes = table
+    judged = verdict_of(results, "C18")
+    assert judged.verdict == "undecided" and "not above chance by itself: empty" in judged.remark
     results.attributes.accuracy = [90.0, 60.0, 91.0, 60.0]
-    assert verdict_of(results, "C18").verdict == "agrees"
+    judged = verdict_of(results, "C18")
+    assert judged.verdict == "agrees" and "by itself" not in judged.remark
+    trained = table.assign(pair="cow or horse", accuracy=0.0, trained=True)  # counts for nothing
+    results.attributes = pd.concat([table, trained])
+    assert verdict_of(results, "C18").verdict == "agrees" and len(verdict_of(results, "C18").outcomes) == 1
+    results.attributes = table
     results.attributes = results.attributes[results.attributes.seed == 0]
     assert verdict_of(results, "C18").verdict == "one seed: not judged"
 

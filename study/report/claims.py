@@ -154,7 +154,8 @@ def _compare(claim: Claim, results: Results) -> list[Outcome]:
 def _attributes(claim: Claim, results: Results) -> list[Outcome]:
     """C18: accuracy averaged over a pair's words, so that always saying one word is chance."""
     outcomes = []
-    for pair, of_pair in results.attributes.groupby("pair", sort=False):
+    untrained = results.attributes.groupby("pair").filter(lambda of_pair: not of_pair.trained.all())
+    for pair, of_pair in untrained.groupby("pair", sort=False):
         accuracy, chance = of_pair.groupby("seed").accuracy.mean(), 100 / of_pair.word.nunique()
         frame = pd.DataFrame({"a": accuracy, "b": chance, "value": accuracy - chance})
         outcomes.append(_outcome(claim, f"{pair}, over chance", "chance", frame))
@@ -188,7 +189,20 @@ def _remarks(claim: Claim, outcomes: list[Outcome], verdict: str, results: Resul
         remarks += ["one measurement", str(results.cost_model(TABLES[6].columns[claim.columns[0]][1]))]
     elif constant and verdict != NOT_JUDGED:
         remarks.append("same in every seed" + ("" if len(constant) == len(outcomes) else f": {', '.join(constant)}"))
-    return [*remarks, *["on the miniature world's drawings"] * (claim.table == 0)]
+    if not claim.table:
+        remarks += [f"not above chance by itself: {word}" for word in _at_chance(results)]
+        remarks.append("on the miniature world's drawings")
+    return remarks
+
+
+def _at_chance(results: Results) -> list[str]:
+    """C18's words that are not named more often than chance would."""
+    found = []
+    for (_, word), of_word in results.attributes.groupby(["pair", "word"], sort=False):
+        mean, half = interval(of_word.accuracy)
+        if mean - np.nan_to_num(half) <= of_word.chance.iloc[0]:
+            found.append(str(word))
+    return found
 
 
 def read_reasons(path: str | Path, profile: str, seeds: int | None = None) -> dict[str, str]:

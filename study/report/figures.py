@@ -39,15 +39,17 @@ def _panels(count: int, height: float, layout: Any = None) -> tuple[Figure, list
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _title(figure: Figure, shown: str, detail: str, handles: Sequence[Artist] | None = None) -> Figure:
+def _title(
+    figure: Figure, shown: str, detail: str, handles: Sequence[Artist] | None = None, paper: str = "real data"
+) -> Figure:
     """What is shown; below it, small, how and the main numbers; a legend with the paper's diamond, if `handles`."""
     height = figure.get_size_inches()[1]
     figure.text(0.01, 1 + 0.42 / height, shown, ha="left", va="bottom", fontsize=16, fontweight="bold")
     figure.text(0.01, 1 + 0.12 / height, detail, ha="left", va="bottom", fontsize=11.5, color=MUTED)
     if handles is not None:
-        paper = Line2D([], [], ls="", marker="D", markersize=7, mfc="white", mec=INK, label="the paper (real data)")
+        diamond = Line2D([], [], ls="", marker="D", markersize=7, mfc="white", mec=INK, label=f"the paper ({paper})")
         legend = partial(figure.legend, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(handles) + 1, 6))
-        legend(handles=[*handles, paper], columnspacing=1.5, handlelength=1.2)
+        legend(handles=[*handles, diamond], columnspacing=1.5, handlelength=1.2)
     return figure
 
 
@@ -135,7 +137,7 @@ def _efficiency(results: Results) -> Figure | None:
         _horizontal(axes, [method.label if axes is panels[0] else "" for method in methods])
     ratio = study_mean(results, 6, "clip_baseline", "seconds") / study_mean(results, 6, "wo_rma", "seconds")
     detail = f"{ratio:.3g} times as many seconds as MaskCLIP w/o RMA" if ratio > 0 else "seconds not measured"
-    return _title(figure, "Cost of the features of 100 masks of one image", f"CLIP Baseline: {detail}", [])
+    return _title(figure, "Cost of the features of 100 masks of one image", f"CLIP Baseline: {detail}", [], "RTX 3090")
 
 
 def _seed_spread(results: Results) -> Figure | None:
@@ -320,7 +322,8 @@ CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str, str]] = {
     "attributes": (_attributes, "Fine distinctions in the user's words (C18; Figs. 5 and 7).", "A bar a word."),
     "training_curves": (
         training_curves, "Training of both stages; the encoder's loss is 2 cross entropy + 5 dice + 5 BCE "
-        "(Sec. 4.2), masks once for each RMA layer; without refinement once, so that its curve is lower.",
+        "(Sec. 4.2), masks once for each RMA layer; without refinement once, so that its curve is lower. A network "
+        "that begins trained (`start`) hardly improves.",
         "A line a training, loss over steps.",
     ),
     "proposal_quality": (_proposal_quality, "Quality of the proposals.", "Grouped bars, a colour a network."),

@@ -24,7 +24,7 @@ _COLUMNS = {
     "efficiency": ["method", "metric", "masks", "model", "resolution", "value"],
     "curves": ["step", "loss"],
     "proposal_quality": ["source", "dataset", "group", "metric", "value"],
-    "attributes": ["pair", "word", "accuracy"],
+    "attributes": ["pair", "word", "accuracy", "chance", "trained"],
     "times": ["seconds", "peak_gb"],
 }
 _NAMES = {"scores": "method", "curves": "method", "proposal_quality": "source"}  # of methods, networks
@@ -36,7 +36,7 @@ _NUMBERS: dict[str, dict[str, tuple[float, float]]] = {
     "efficiency": {"masks": _COUNT, "value": _COUNT},
     "curves": {"step": _COUNT, "loss": _ANY},
     "proposal_quality": {"value": _SHARE},
-    "attributes": {"accuracy": _PERCENT},
+    "attributes": {"chance": _PERCENT, "accuracy": _PERCENT},
     "times": {"seconds": _COUNT, "peak_gb": _COUNT},
 }
 # What has one value: the report would show the mean of two.

@@ -139,6 +139,41 @@ def rma_scheme(shown: Example, mask: int = 0) -> Shown:
     return figure
 
 
+def refinement_scheme(
+    rows: Sequence[tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]], layers: Sequence[int]
+) -> Shown:
+    """Fig. 2 on pictures: masks on their way through the RMA `layers`, each with its IoU, and what they gain and lose.
+
+    rows: a picture uint8 [H, W, 3], the true mask [H, W], and the mask as proposed and after each of the layers.
+    """
+    titles = ["proposal", *(f"after layer {layer}" for layer in layers)]
+    figure = Shown(figsize=(WIDTH, 1.9 * len(rows) + 0.2), layout="constrained", facecolor="white")
+    for line, (picture, truth, masks) in zip(figure.subplots(len(rows), len(titles) + 3, squeeze=False), rows):
+        rows_of, columns_of = (np.flatnonzero(np.any([truth, *masks], axis=(0, axis))) for axis in (2, 1))
+        height, width = picture.shape[:2]
+        half = 0.6 * max(np.ptp(rows_of), np.ptp(columns_of)) + 3
+        middle = (rows_of[0] + rows_of[-1]) / 2, (columns_of[0] + columns_of[-1]) / 2
+        top, bottom = (int(np.clip(middle[0] + side * half, 0, height)) for side in (-1, 1))
+        left, right = (int(np.clip(middle[1] + side * half, 0, width)) for side in (-1, 1))
+        dark = picture // 4
+        change = np.where(masks[0][..., None], (picture // 2), dark)
+        change[masks[-1] & ~masks[0]], change[masks[0] & ~masks[-1]] = (0, 158, 115), (230, 159, 0)
+        seen = [picture, *(np.where(mask[..., None], picture, dark) for mask in (*masks, truth)), change]
+        said = [f"{title}\nIoU {100 * iou(mask, truth):.1f} %" for title, mask in zip(titles, masks)]
+        said = ["picture", *said, "annotation", "gained (green),\nlost (orange)"]
+        for axes, pixels, title in zip(line, seen, said, strict=True):
+            axes.imshow(pixels if pixels is picture else pixels[top:bottom, left:right], interpolation="nearest")
+            axes.set_title(title, fontsize=9)
+            axes.set_axis_off()
+        line[0].add_patch(Rectangle((left, top), right - left - 1, bottom - top - 1, fc="none", ec="white", lw=1))
+    return figure
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two masks [H, W], 0 to 1."""
+    return float((one & other).sum() / max(1, (one | other).sum()))
+
+
 def baseline_scheme(shown: Example, baseline: MaskCLIP) -> Shown:
     """Fig. 6: the CLIP Baseline sees one masked picture after the other (Alg. 1)."""
     masks = shown.masks.masks(shown.image.shape[:2]).numpy()[:4]
@@ -177,11 +212,13 @@ def _picture(
     axes: Axes, pixels: np.ndarray, x: float, y: float, height: float, label: str, colours: str | None = None,
     centred: bool = False,
 ) -> None:  # fmt: skip
-    """A picture, or a map in `colours`, in a thin frame, with its label above."""
+    """A picture, or a map in `colours`, in a thin frame, its label above; of a `centred` one, how far it goes."""
     width, most = height * pixels.shape[1] / pixels.shape[0], float(np.nanpercentile(np.abs(pixels), 98))
     low, high = (-most, most) if centred else (None, None)
     box = (x, x + width, y, y + height)
-    axes.imshow(pixels, extent=box, aspect="auto", cmap=colours, interpolation="nearest", vmin=low, vmax=high)
+    drawn = "nearest" if colours else "antialiased"
+    axes.imshow(pixels, extent=box, aspect="auto", cmap=colours, interpolation=drawn, vmin=low, vmax=high)
+    label += f" (±{most:.2g})" if centred else ""
     axes.add_patch(Rectangle((x, y), width, height, fc="none", ec=MUTED, lw=0.6))
     axes.text(x + width / 2, y + height + 0.07, label, ha="center", va="bottom", fontsize=10)
 
