@@ -31,6 +31,7 @@ class ProposalNetwork:
     """One network of stage one."""
 
     id: str  # its name in files and on the command line
+    label: str = ""  # its name in charts
     colour: str = ""  # in charts, #rrggbb
     settings: str = "mask2former"  # its entry under `proposals` in the profile
     training_set: str = "coco_train"
@@ -38,7 +39,7 @@ class ProposalNetwork:
     class_aware: bool = False  # it learns with class labels; all others learn object or no object
 
     def __post_init__(self) -> None:
-        _require(self, "colour", "settings", "training_set", "pictures")
+        _require(self, "label", "colour", "settings", "training_set", "pictures")
         _known(self, "settings of a profile's proposals", [self.settings], Proposals.__dataclass_fields__)
         _known(self, "training sets", [self.training_set], TRAINING_PICTURES)
         _known(self, "pictures", (self.training_set, *self.pictures), TEST_PICTURES + TRAINING_PICTURES)
@@ -154,13 +155,21 @@ def _known(entry: ProposalNetwork | Method, what: str, names: Iterable[object], 
 
 # The base network serves the COCO split. The last two differ in class labels alone, to compare.
 NETWORKS: dict[str, ProposalNetwork] = _Named(
-    ProposalNetwork("mask2former", "#0072b2"),
-    ProposalNetwork("mask_rcnn", "#56b4e9", settings="mask_rcnn"),
+    ProposalNetwork("mask2former", "Mask2Former", "#0072b2"),
+    ProposalNetwork("mask_rcnn", "Mask R-CNN", "#56b4e9", settings="mask_rcnn"),
     ProposalNetwork(
-        "mask2former_base", "#009e73", training_set="coco_split_train", pictures=("coco_split_train", "coco_val")
+        "mask2former_base",
+        "Mask2Former, base classes",
+        "#009e73",
+        training_set="coco_split_train",
+        pictures=("coco_split_train", "coco_val"),
     ),
-    ProposalNetwork("class_agnostic", "#e69f00", settings="twins", pictures=("coco_val", "a150")),
-    ProposalNetwork("class_aware", "#cc79a7", settings="twins", pictures=("coco_val", "a150"), class_aware=True),
+    ProposalNetwork(
+        "class_agnostic", "class-agnostic twin", "#e69f00", settings="twins", pictures=("coco_val", "a150")
+    ),
+    ProposalNetwork(
+        "class_aware", "class-aware twin", "#cc79a7", settings="twins", pictures=("coco_val", "a150"), class_aware=True
+    ),
 )
 
 _ALL, _ADE = ("a150", "a847", "p59", "lvis"), ("a150",)

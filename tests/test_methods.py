@@ -137,12 +137,12 @@ def test_a_half_filled_method_is_named(parts: dict, sentence: str) -> None:
 
 
 def test_a_half_filled_network_is_named() -> None:
-    with pytest.raises(ValueError, match=r"network 'new' of study/methods.py lacks its colour"):
+    with pytest.raises(ValueError, match=r"network 'new' of study/methods.py lacks its label, colour"):
         ProposalNetwork("new")
     with pytest.raises(ValueError, match=r"network 'new' of study/methods.py: 'coco' is none of the pictures"):
-        ProposalNetwork("new", "#123456", pictures=("coco",))
+        ProposalNetwork("new", "New", "#123456", pictures=("coco",))
     with pytest.raises(ValueError, match=r"'mask2fromer' is none of the settings .*mask2former, mask_rcnn, twins"):
-        ProposalNetwork("new", "#123456", settings="mask2fromer")
+        ProposalNetwork("new", "New", "#123456", settings="mask2fromer")
 
 
 @pytest.mark.parametrize("table", [METHODS, NETWORKS])

@@ -202,7 +202,7 @@ def training_curves(results: Results) -> Figure | None:
     for axes, (title, entries) in zip(panels, shown.items()):
         for place, entry in enumerate(entries):
             runs = curves[curves.method == entry.id].pivot_table(index="step", columns="seed", values="loss").dropna()
-            smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), getattr(entry, "label", entry.id)
+            smooth, label = runs.ewm(halflife=max(1, len(runs) / 40)).mean(), entry.label
             lowest, highest = smooth.min(axis=1), smooth.max(axis=1)
             axes.fill_between(smooth.index, lowest, highest, color=entry.colour, alpha=0.15, lw=0)
             on_top = 4 - place / 100  # the first one
@@ -226,7 +226,7 @@ def _quality_chart(table: pd.DataFrame, panel: str, shown: str, detail: str) -> 
     for axes, title in zip(all_axes, panels):
         _bars(axes, ordered[ordered[panel] == title], colours)
         axes.set(title=title, ylim=(0, 1))
-    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    handles = [Patch(color=colour, label=NETWORKS[name].label) for name, colour in colours.items()]
     all_axes[-1].legend(handles=handles, title="proposals", loc="upper left", bbox_to_anchor=(1.01, 1))
     return _title(figure, shown, detail)
 
@@ -241,7 +241,7 @@ def _proposal_quality(results: Results) -> Figure | None:
     source, metric = table.source.iloc[0], table.metric.iloc[0]
     means = table[(table.metric == metric) & (table.source == source)].groupby("group").value.mean()
     said = [f"{means[group]:.2f} on {group} categories" for group in ("novel", "trained") if group in means]
-    detail = f"{source}, {metric}: {', '.join(said) or f'{means.iloc[0]:.2f}'}; data set {dataset}"
+    detail = f"{NETWORKS[source].label}, {metric}: {', '.join(said) or f'{means.iloc[0]:.2f}'}; data set {dataset}"
     return _quality_chart(table, "metric", "Quality of the proposals, by group of annotated segments", detail)
 
 

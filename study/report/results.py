@@ -148,7 +148,8 @@ def read_results(folder: str | Path, seeds: Sequence[int] | None = None) -> Resu
     tables |= {kind: _one_value(table, kind) for kind, table in tables.items() if kind in _CELLS}
     if "times" in tables:
         stages = tables["times"].groupby("stage", as_index=False)
-        tables["times"] = stages.agg(seconds=("seconds", "mean"), peak_gb=("peak_gb", "max"))
+        # the median, for a stage that was run again has been short, one beside other work long
+        tables["times"] = stages.agg(seconds=("seconds", "median"), peak_gb=("peak_gb", "max"))
     pictures = [picture for folder in list(folders)[:2] for picture in _pictures(folder / "figures")]
     weights = [_read_weights(path) for folder in folders if (path := folder / "weights.json").is_file()]
     return Results(**tables, pictures=pictures, weights=weights[0] if weights else {})

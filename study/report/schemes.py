@@ -119,6 +119,7 @@ def rma_scheme(shown: Example, mask: int = 0) -> Shown:
     before, after = (one[0, mask].cpu().numpy() for one in (coarse, refined))
     _picture(axes, square, 0.15, 2.95, 1.45, "image tokens $T_{IM}$")
     _picture(axes, before, 0.15, 0.5, 1.45, "coarse mask $M_c$", "PuOr", centred=True)
+    _heat(axes, queries[0, :, mask].reshape(1, -1)[:, :48], 2.15, 4.42, 1.35, 0.14, "mask class token $T_{MC}$")
     _box(axes, 2.15, 3.25, 1.35, 0.85, "$\\phi_Q(T_{MC})\\,\\phi_K(T_{IM})^T$\nfrozen", FROZEN)
     _box(axes, 2.15, 1.55, 1.35, 0.85, "$\\phi_{Qm}(T_{MP})$, $\\phi_{Km}(T_{IM})$\n(Eq. 3) trained", TRAINED, size=9)
     _picture(axes, seen(own), 4.05, 2.95, 1.45, "CLIP's attention", "viridis")
@@ -132,9 +133,12 @@ def rma_scheme(shown: Example, mask: int = 0) -> Shown:
         ((1.65, 3.67), (2.1, 3.67)), ((1.65, 1.2), (2.15, 1.5)), ((1.2, 2.9), (2.1, 2.3)), ((3.55, 3.67), (4.0, 3.67)),
         ((3.55, 1.7), (4.0, 1.4)), ((5.55, 3.67), (6.1, 3.67)), ((5.55, 1.4), (6.3, 2.9)), ((7.65, 3.67), (8.2, 3.67)),
         ((5.3, 2.9), (6.15, 1.55)), ((7.6, 1.22), (7.95, 1.22)), ((9.5, 1.22), (9.85, 1.22)),
+        ((2.825, 4.4), (2.825, 4.15)), ((10.6, 0.3), (10.6, 0.46)),
     ):  # fmt: skip
         _arrow(axes, start, end)
-    axes.text(0.15, 0.12, f"layer {number}, mean over heads; white: the mask may not look there (Eq. 2); "
+    axes.plot((0.87, 0.87, 10.6), (0.48, 0.31, 0.31), color=INK, linewidth=1.3)
+    axes.text(6.9, 0.35, "$M_c$ itself is added", ha="center", va="bottom", fontsize=9)
+    axes.text(0.15, 0.08, f"layer {number}, mean over heads; white: the mask may not look there (Eq. 2); "
               "mask logits: purple inside, brown outside", fontsize=9.5, color=MUTED)  # fmt: skip
     return figure
 
