@@ -123,7 +123,8 @@ def test_a_wrong_parameter_is_named(change: dict, words: list[str], tmp_path: Pa
 @pytest.mark.parametrize("profile", ["mini", "paper"])
 def test_the_twins_are_the_profiles_mask2former_and_differ_in_class_supervision_alone(profile: str) -> None:
     agnostic, aware = NETWORKS["class_agnostic"], NETWORKS["class_aware"]
-    assert aware.class_aware and replace(aware, id=agnostic.id, colour=agnostic.colour, class_aware=False) == agnostic
+    look = {"id": agnostic.id, "label": agnostic.label, "colour": agnostic.colour}
+    assert aware.class_aware and replace(aware, **look, class_aware=False) == agnostic
     proposals = load_study(profile, configs=ROOT / "configs").proposals
     same = {"training": proposals.mask2former.training, "start": proposals.mask2former.start}
     assert replace(proposals.twins, **same) == proposals.mask2former and proposals.twins.start is None

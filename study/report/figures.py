@@ -323,7 +323,7 @@ CHARTS: dict[str, tuple[Callable[[Results], Figure | None], str, str]] = {
     "training_curves": (
         training_curves, "Training of both stages; the encoder's loss is 2 cross entropy + 5 dice + 5 BCE "
         "(Sec. 4.2), masks once for each RMA layer; without refinement once, so that its curve is lower. A network "
-        "that begins trained (`start`) hardly improves.",
+        "that begins trained hardly improves.",
         "A line a training, loss over steps.",
     ),
     "proposal_quality": (_proposal_quality, "Quality of the proposals.", "Grouped bars, a colour a network."),
