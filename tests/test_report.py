@@ -482,6 +482,16 @@ def test_other_seeds_are_left_out(made_up: Path):
     assert two.seeds == [0, 2] and set(two.curves.seed) == {0, 2} and set(two.times.stage) >= {"03_baselines"}
 
 
+def test_a_stages_time_is_the_median_of_seeds(tmp_path: Path):
+    """One that was run again had nothing left to do; another shared the machine."""
+    results = write_made_up_results(tmp_path)
+    for seed, seconds in enumerate((24, 210, 944)):
+        path = tmp_path / f"runs/mini/times/{seed}-02_proposals.csv"
+        path.write_text(f"stage,seconds,peak_gb\n{seed}-02_proposals,{seconds},{1 + seed / 10}\n")
+    times = read_results(results).times.set_index("stage")
+    assert times.seconds["02_proposals"] == 210 and times.peak_gb["02_proposals"] == 1.2
+
+
 def test_what_a_killed_process_began_to_write_is_not_read(made_up: Path, tmp_path: Path):
     copy = shutil.copytree(made_up, tmp_path / "mini")
     (copy / "0" / ".baselines.csv.x1.csv").write_text("cut")
