@@ -232,3 +232,22 @@ def test_make_keeps_bytecode_and_sends_no_analytics_wherever_it_runs() -> None:
     command = ["make", "--no-print-directory", "--eval", "show: ; @env", "show"]
     seen = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     assert "PATH=" in seen and "PYTHONDONTWRITEBYTECODE" not in seen and "DVC_NO_ANALYTICS=1" in seen
+
+
+@pytest.mark.parametrize("uv", ["works", "fails"])
+def test_where_uv_fails_pip_installs_all(uv: str, tmp_path: Path) -> None:
+    """uv knows nothing of a mirror or a proxy that is pip's alone."""
+    bin_, log = tmp_path / "venv" / "bin", tmp_path / "log"
+    python, tool = tmp_path / "python", tmp_path / "uv"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exit 0\n[ "$2" = venv ] && mkdir -p "{bin_}" && cp "{python}" "{tool}" "{bin_}"\n'
+        f'echo "$@" >> "{log}"\n'
+    )
+    tool.write_text(f'#!/bin/sh\necho "uv $@" >> "{log}"\n[ {uv} = works ]\n')
+    for file in (python, tool):
+        file.chmod(0o755)
+    subprocess.run(["make", "install", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"], cwd=ROOT, check=True)
+    done = log.read_text().splitlines()
+    every = [line for line in done if ".[study,miniature,test]" in line and "-c constraints.txt" in line]
+    assert [line.split()[0] for line in every] == ["uv"] + ["-m"] * (uv == "fails"), done
+    assert (tmp_path / "venv" / ".installed").exists()
