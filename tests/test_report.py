@@ -41,6 +41,8 @@ from study.report.tables import (
     to_markdown,
 )
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -673,3 +675,20 @@ def test_large_pictures_shrink(tmp_path: Path):
     embedded = embed_picture(_picture(tmp_path / "large.png", (700, 2400)))
     assert embedded.startswith("data:image/webp;base64,")
     assert len(embedded) < (tmp_path / "large.png").stat().st_size
+
+
+def test_the_readme_has_the_committed_reports_numbers():
+    """A later report changes both, or this fails."""
+    readme, tables = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "reports" / "tables"
+    said = pd.read_csv(ROOT / "reports" / "claims.csv").verdict.value_counts()
+    told = f"{said['agrees']} agree, {said['does not agree']} do not, {said['undecided']} are undecided"
+    assert f"{said.sum()} claims: {told}" in " ".join(readme.split())
+    own = ["CLIP Baseline", "MaskCLIP w/o RMA", "MaskCLIP"]
+    rows = {"PQ": [(3, "PQ", one) for one in own], "mIoU": [(2, "A-150", one) for one in own]}
+    for metric, cells in rows.items():
+        line = f"| {metric}, A-150 mirror (paper) |"
+        for number, column, method in [*cells, (7, metric, "MaskCLIP + GT masks")]:
+            table = pd.read_csv(tables / f"table{number}.csv", index_col="method").loc[method].set_index("numbers")
+            mean, half = table.loc["study", [column, f"{column} ±"]].astype(float)
+            line += f" {mean:.1f} ± {half:.1f} ({float(table[column]['paper']):.1f}) |"
+        assert line in readme
