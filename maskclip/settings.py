@@ -152,6 +152,7 @@ class MaskClipTraining:
     points: PositiveInt
     checkpoint_every: PositiveInt
     linear_query: bool = False  # phi_Qm as the paper writes it (Eq. 3), not the released LayerNorm
+    two_layer_refinement: bool = False  # f_r as the paper words it (Eq. 5), not the released 1 x 1 convolution
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     workers: NonNegativeInt = 0  # processes that read pictures ahead
     zero_init_refinement: bool = False  # begin with residuals of zero, not the released random ones

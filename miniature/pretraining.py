@@ -200,8 +200,8 @@ def train_rma(
     clip, source, dataset = load_clip(clip_folder), load_source(proposals), base_pictures(seed, pictures, whole=True)
     layers = scale_layers(training.rma_layers, len(clip.model.visual.transformer.resblocks))
     encoder = MaskCLIPVisualEncoder.from_open_clip(
-        clip.model, layers, zero_init_refinement=training.zero_init_refinement,
-        generator=torch.Generator().manual_seed(seed),
+        clip.model, layers, refinement_form="attention" if training.two_layer_refinement else "product",
+        zero_init_refinement=training.zero_init_refinement, generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
     proposed = {number: source([dataset.picture(number)])[0] for number in dataset.image_ids}
     train_maskclip(encoder, clip, dataset, proposed, training, work, seed)

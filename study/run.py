@@ -226,6 +226,7 @@ class Run:
             rma_layers=self.rma_layers(method),
             refine_masks=METHODS[method].refine_masks,
             query_form="linear" if training.linear_query else "layernorm",
+            refinement_form="attention" if training.two_layer_refinement else "product",
             zero_init_refinement=training.zero_init_refinement,
             generator=torch.Generator().manual_seed(self.seed),
         )

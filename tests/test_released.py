@@ -139,7 +139,7 @@ def test_files_with_code_or_cut_off_are_refused(tmp_path, state):
 
 def test_what_the_released_code_has_no_place_for(state):
     encoder = load_released_encoder(state, small_clip())
-    for options in (dict(refine_masks=False), dict(query_form="linear")):
+    for options in (dict(refine_masks=False), dict(query_form="linear"), dict(refinement_form="attention")):
         other = type(encoder).from_open_clip(small_clip(), **options)
         with pytest.raises(ValueError, match="released code"):
             released_state_dict(other)

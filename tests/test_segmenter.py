@@ -454,13 +454,20 @@ def test_a_hub_that_is_never_reached_is_waited_for_no_longer(monkeypatch: pytest
     hub.answers.cache_clear()
 
 
-@pytest.mark.parametrize(("layers", "refine", "form"), [((2, 5), True, "layernorm"), ((1, 6), False, "linear")])
+@pytest.mark.parametrize(
+    ("layers", "refine", "forms"),
+    [
+        ((2, 5), True, ("layernorm", "product")),
+        ((1, 6), False, ("linear", "product")),
+        ((3,), True, ("linear", "attention")),
+    ],
+)
 def test_trained_weights_say_what_they_are(
-    picture: np.ndarray, tmp_path: Path, layers: tuple[int, ...], refine: bool, form: str
+    picture: np.ndarray, tmp_path: Path, layers: tuple[int, ...], refine: bool, forms: tuple[str, str]
 ) -> None:
     clip = load_clip(MINIATURE)
     encoder = MaskCLIPVisualEncoder.from_open_clip(
-        clip.model, layers, refine, form, generator=torch.Generator().manual_seed(1)
+        clip.model, layers, refine, *forms, generator=torch.Generator().manual_seed(1)
     )
     save_checkpoint(tmp_path / "encoder.pt", trained_weights(encoder))
     loaded = Segmenter.load(encoder=tmp_path, device="cpu")

@@ -115,9 +115,17 @@ def literal_encoder(visual, rma, image, masks):
         if layer is not None:
             if layer.residual is not None:  # Eq. 5
                 channelwise = q[n + 1 :, None] * k[None, :n]
-                channelwise = channelwise * torch.sigmoid(1.702 * channelwise)
-                channelwise = channelwise.transpose(1, 2).reshape(m, width, rows, columns)
-                residual = F.conv2d(channelwise, layer.residual.weight, layer.residual.bias)
+                if isinstance(layer.residual, torch.nn.Conv2d):  # as released
+                    channelwise = channelwise * torch.sigmoid(1.702 * channelwise)
+                    channelwise = channelwise.transpose(1, 2).reshape(m, width, rows, columns)
+                    residual = F.conv2d(channelwise, layer.residual.weight, layer.residual.bias)
+                else:  # in the paper's words: two layers, from attention
+                    first, second = layer.residual[0], layer.residual[2]
+                    channelwise = [channelwise, (product / math.sqrt(channels)).masked_fill(blocked[..., None], 0)]
+                    by_head = [c.unflatten(-1, (heads, channels)).sum(-1).transpose(1, 2) for c in channelwise]
+                    by_head = torch.cat(by_head, dim=1).reshape(m, 2 * heads, rows, columns)
+                    hidden = F.gelu(F.conv2d(by_head, first.weight, first.bias, padding=1))
+                    residual = F.conv2d(hidden, second.weight, second.bias, padding=1)
                 masks = masks + F.pixel_shuffle(residual, p)[:, 0]
             outputs.append(masks)
     return visual.ln_post(x[n + 1 :]) @ visual.proj, outputs
@@ -147,6 +155,7 @@ def test_outputs_and_gradients_equal_the_equations(dtype, tolerance, data):
         data.draw(st.lists(st.integers(1, layers), unique=True), "rma_layers"),
         query_form=data.draw(st.sampled_from(["layernorm", "linear"]), "query_form"),
         refine_masks=data.draw(st.booleans(), "refine_masks"),
+        refinement_form=data.draw(st.sampled_from(["product", "attention"]), "refinement_form"),
     )
     images, logits = tiny_input(clip, data.draw(st.integers(1, 3), "B"), data.draw(st.integers(1, 5), "M"))
     logits.requires_grad_()
@@ -306,8 +315,23 @@ def test_without_refinement_masks_stay():
 def test_zero_initialized_refinement_starts_from_the_proposals():
     clip = tiny_clip()
     images, logits = tiny_input(clip)
-    assert torch.equal(tiny_encoder(clip, zero_init_refinement=True)(images, logits).masks, logits)
-    assert not torch.equal(tiny_encoder(clip)(images, logits).masks, logits)
+    for form in ("product", "attention"):
+        begun = tiny_encoder(clip, refinement_form=form, zero_init_refinement=True)(images, logits)
+        assert torch.equal(begun.masks, logits)
+        assert not torch.equal(tiny_encoder(clip, refinement_form=form)(images, logits).masks, logits)
+        loss_of(begun.embeddings, begun.mask_logits).backward()
+        assert begun.masks.grad_fn is not None  # and can leave them
+
+
+def test_the_papers_f_r_sees_a_patchs_neighbours_and_the_released_one_does_not():
+    clip = tiny_clip()
+    images, logits = tiny_input(clip, images=1, masks=1)
+    other = logits.clone()
+    other[..., :4, :4] = -logits[..., :4, :4]  # another mask in the first patch
+    for form, reach in (("product", 0), ("attention", 12)):  # two 3 x 3 convolutions: two patches each way
+        encoder = tiny_encoder(clip, (1,), refinement_form=form)  # in the first layer, no token has met a mask
+        moved = (encoder(images, logits).masks - logits) - (encoder(images, other).masks - other)
+        assert (moved[0, 0].abs().amax(0) > 1e-6).sum() == reach, form
 
 
 def test_a_graph_for_matched_masks_alone_gives_the_gradients_of_the_full_graph():
@@ -406,11 +430,12 @@ def test_checkpointing_keeps_less_and_changes_nothing():
 
 
 @pytest.mark.parametrize("batch, masks", [(0, 3), (2, 0), (0, 0), (1, 1), (3, 2)])
-def test_any_batch_and_any_number_of_masks(batch, masks):
+@pytest.mark.parametrize("form", ["product", "attention"])
+def test_any_batch_and_any_number_of_masks(batch, masks, form):
     clip = tiny_clip()
     images, logits = tiny_input(clip, images=3, masks=3)
     images, logits = images[:batch], logits[:batch, :masks]
-    encoder = tiny_encoder(clip)
+    encoder = tiny_encoder(clip, refinement_form=form)
     for result in (encoder(images, logits), encoder.encode(encoder.see(images), logits)):
         assert result.embeddings.shape == (batch, masks, 12)
         assert [m.shape for m in result.mask_logits] == [logits.shape] * 2 and result.masks.shape == logits.shape
@@ -418,16 +443,17 @@ def test_any_batch_and_any_number_of_masks(batch, masks):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 @pytest.mark.parametrize("how", ["model", "autocast"])
-def test_half_precision(dtype, tolerance, how):
+@pytest.mark.parametrize("form", ["product", "attention"])
+def test_half_precision(dtype, tolerance, how, form):
     reference = tiny_clip()
     images, logits = tiny_input(reference)
-    expected = tiny_encoder(reference)(images, logits)
+    expected = tiny_encoder(reference, refinement_form=form)(images, logits)
     if how == "model":
-        encoder = tiny_encoder(tiny_clip(dtype=dtype))
+        encoder = tiny_encoder(tiny_clip(dtype=dtype), refinement_form=form)
         result = encoder(images.to(dtype), logits)
         assert result.embeddings.dtype == dtype
     else:
-        encoder = tiny_encoder(reference)
+        encoder = tiny_encoder(reference, refinement_form=form)
         with torch.autocast("cpu", dtype):
             result = encoder(images, logits)
     assert all(p.dtype == torch.float32 for p in encoder.rma.parameters())  # what trains keeps its precision
@@ -455,10 +481,11 @@ def test_where_the_attention_mask_has_a_gradient_queries_have_one(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_training_step_on_cuda(dtype):
+@pytest.mark.parametrize("form", ["product", "attention"])
+def test_a_training_step_on_cuda(dtype, form):
     clip = tiny_clip()
     images, logits = tiny_input(clip)
-    encoder = tiny_encoder(clip)
+    encoder = tiny_encoder(clip, refinement_form=form)
     expected = encoder(images, logits)
     loss_of(expected.embeddings, expected.mask_logits).backward()
     wanted = {name: gradient for name, gradient in gradients(encoder).items() if gradient is not None}
@@ -505,6 +532,8 @@ def test_clip_models_that_cannot_serve():
             MaskCLIPVisualEncoder.from_open_clip(clip, ())
     with pytest.raises(ValueError, match=r"query_form.*'cosine'"):
         MaskCLIPVisualEncoder.from_open_clip(tiny_clip(), (), query_form="cosine")
+    with pytest.raises(ValueError, match=r"refinement_form.*'none'.*'product'"):
+        MaskCLIPVisualEncoder.from_open_clip(tiny_clip(), (), refinement_form="none")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from maskclip.model.buffers import Buffers
 
 QUICK_GELU = 1.702  # QuickGELU(a) = a sigmoid(1.702 a) = silu(1.702 a) / 1.702
+HIDDEN = 32  # channels between the two layers of the paper's f_r, whose number the paper does not give
 CACHE_BYTES = {"cpu": 2**22, "cuda": 2**28}  # how much of an M x N x D tensor may exist at a time
 
 
@@ -46,7 +47,8 @@ class RelativeMaskAttention(nn.Module):
 
     Args:
         query_form: phi_Qm, "layernorm" as in the released code or "linear" as in the paper (Eq. 3).
-        refine: whether the layer refines masks (Eq. 5); without, it has no f_r.
+        refinement_form: f_r, "product" as in the released code, "attention" as the paper words it, or "none" for a
+            layer that does not refine masks (Eq. 5; see `refine_masks`).
         zero_init: begin with f_r = 0, so that untrained masks stay as proposed.
         generator: randomness of the initial weights, which follow the released code.
     """
@@ -57,7 +59,7 @@ class RelativeMaskAttention(nn.Module):
         heads: int,
         patch: int,
         query_form: str = "layernorm",
-        refine: bool = True,
+        refinement_form: str = "product",
         zero_init: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -67,17 +69,14 @@ class RelativeMaskAttention(nn.Module):
         self.mask_embedding = nn.Conv2d(1, width, patch, patch)  # f2
         self.mask_query = nn.LayerNorm(width) if query_form == "layernorm" else nn.Linear(width, width)  # phi_Qm
         self.image_key = nn.Linear(width, width)  # phi_Km
-        self.residual = nn.Conv2d(width, patch * patch, 1) if refine else None  # f_r
+        self.residual = _f_r(refinement_form, width, heads, patch * patch)
 
-        layer: Any
-        for layer in self.children():
-            if not isinstance(layer, nn.LayerNorm):
-                nn.init.kaiming_normal_(layer.weight, generator=generator)
-                nn.init.zeros_(layer.bias)
-            if layer in (self.mask_embedding, self.residual):
-                nn.init.uniform_(layer.bias, generator=generator)
+        layers: list[Any] = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        for layer in layers:
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            nn.init.uniform_(layer.bias, 0, float(isinstance(layer, nn.Conv2d)), generator=generator)
         if zero_init and self.residual is not None:
-            for parameter in self.residual.parameters():
+            for parameter in [*self.residual.parameters()][-2:]:  # of the last convolution
                 nn.init.zeros_(parameter)
 
     def mask_attention(self, mask_logits: Tensor, image_tokens: Tensor, visible: Tensor) -> Tensor:
@@ -140,22 +139,47 @@ class RelativeMaskAttention(nn.Module):
         keys = torch.cat([keys[:, :, :1], keys[:, :, 1:] / 2], dim=2)
         return keys, additive.to(keys.dtype)
 
-    def refine_masks(self, mask_logits: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+    def refine_masks(
+        self, mask_logits: Tensor, queries: Tensor, keys: Tensor, mask_attention: Tensor, visible: Tensor
+    ) -> Tensor:
         """Eq. 5: M_r = sigmoid(sigmoid^-1(M_c) + f_r(phi_Q(T_MC) phi_K(T_IM))), on logits: a plain sum.
 
-        f_r sees the scaled product of query and key channel by channel, [M, N, D]; it is QuickGELU,
-        then one 1 x 1 convolution to p * p channels, laid out as the pixels of the patch.
+        The released f_r sees the scaled product of query and key channel by channel, [M, N, D]; it is
+        QuickGELU, then one 1 x 1 convolution to p * p channels, laid out as the pixels of the patch. The
+        paper's, "a two-layer convolutional network that maps the attention matrix to a mask residual",
+        sees both attentions that Eq. 4 sums, head by head, [M, N, 2 H], as pictures of N patches.
 
-        `mask_logits` [B, M, S, S] M_c, `queries` [B, H, M, D / H] of the mask tokens and `keys`
-        [B, H, 1 + N, D / H] are CLIP's; keys are given no gradient. The answer is [B, M, S, S], the
-        input itself if this layer does not refine.
+        Args:
+            mask_logits: [B, M, S, S] M_c.
+            queries, keys: [B, H, M, D / H] of the mask tokens, [B, H, 1 + N, D / H], CLIP's; the released
+                f_r gives keys no gradient.
+            mask_attention, visible: Eq. 3's answer and what it was given.
+        Returns:
+            [B, M, S, S], the input itself if this layer does not refine.
         """
         if self.residual is None:
             return mask_logits
-        queries = queries.transpose(1, 2).flatten(2) * (self.scale * QUICK_GELU)
-        keys = keys[:, :, 1:].transpose(1, 2).flatten(2)
-        weight = (self.residual.weight.flatten(1) / QUICK_GELU).to(queries.dtype)
-        return _StreamedResidual.apply(mask_logits, queries, keys, weight, self.residual.bias, self.patch, self.refined)
+        if isinstance(self.residual, nn.Conv2d):
+            queries = queries.transpose(1, 2).flatten(2) * (self.scale * QUICK_GELU)
+            keys = keys[:, :, 1:].transpose(1, 2).flatten(2)
+            weight, bias = (self.residual.weight.flatten(1) / QUICK_GELU).to(queries.dtype), self.residual.bias
+            return _StreamedResidual.apply(mask_logits, queries, keys, weight, bias, self.patch, self.refined)
+        with torch.autocast(mask_logits.device.type, enabled=False):
+            attention = (queries @ keys[:, :, 1:].mT).to(mask_attention.dtype)
+            seen = mask_attention.masked_fill(~visible[:, None, :, 1:], 0)
+            pictures = torch.cat([attention, seen], dim=1).transpose(1, 2) * self.scale  # [B, M, 2 H, N]
+            grid = mask_logits.shape[-1] // self.patch
+            residual = self.residual(pictures.flatten(0, 1).unflatten(2, (grid, grid)))
+            return mask_logits + F.pixel_shuffle(residual, self.patch).view(mask_logits.shape).to(mask_logits.dtype)
+
+
+def _f_r(form: str, width: int, heads: int, pixels: int) -> nn.Module | None:
+    """Eq. 5's f_r in one of its forms, from attention to the `pixels` of each patch."""
+    if form == "none":
+        return None
+    if form == "product":
+        return nn.Conv2d(width, pixels, 1)
+    return nn.Sequential(nn.Conv2d(2 * heads, HIDDEN, 3, padding=1), nn.GELU(), nn.Conv2d(HIDDEN, pixels, 3, padding=1))
 
 
 def _per_head(keys: Tensor, vector: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ class MaskCLIPVisualEncoder(nn.Module):
         rma_layers: Sequence[int] = (6, 12, 18, 24),
         refine_masks: bool = True,
         query_form: str = "layernorm",
+        refinement_form: str = "product",
         zero_init_refinement: bool = False,
         generator: torch.Generator | None = None,
     ) -> MaskCLIPVisualEncoder:
@@ -88,10 +89,11 @@ class MaskCLIPVisualEncoder(nn.Module):
             rma_layers: layers with RMA, counted from 1 as in the paper; () is "MaskCLIP w/o RMA".
             refine_masks: False leaves out Eq. 5 (Table 8, "w/o MR").
             query_form: phi_Qm of Eq. 3, "layernorm" (released code) or "linear" (paper).
+            refinement_form: f_r of Eq. 5, "product" (released code) or "attention" (paper).
             zero_init_refinement: begin with residuals of zero, not the released code's random ones.
             generator: randomness of RMA's initial weights.
         Raises:
-            ValueError: not such a CLIP, layers that it lacks, or an unknown query_form.
+            ValueError: not such a CLIP, layers that it lacks, or an unknown form.
         """
         visual = _plain_vit(clip_model)
         blocks = visual.transformer.resblocks
@@ -100,8 +102,12 @@ class MaskCLIPVisualEncoder(nn.Module):
             raise ValueError(f"rma_layers is {layers}; it must hold layers of the ViT, 1 to {len(blocks)}, none twice")
         if query_form not in ("layernorm", "linear"):
             raise ValueError(f"query_form is {query_form!r}; it must be 'layernorm' (released) or 'linear' (paper)")
+        if refinement_form not in ("product", "attention"):
+            raise ValueError(
+                f"refinement_form is {refinement_form!r}; it must be 'product' (released) or 'attention' (paper)"
+            )
         weight, heads = visual.conv1.weight, blocks[0].attn.num_heads
-        options = query_form, refine_masks, zero_init_refinement, generator
+        options = query_form, refinement_form if refine_masks else "none", zero_init_refinement, generator
         rma = {str(n): RelativeMaskAttention(len(weight), heads, weight.shape[-1], *options) for n in sorted(layers)}
         dtype = torch.promote_types(weight.dtype, torch.float32)  # RMA trains: never in half precision
         return cls(visual, nn.ModuleDict(rma).to(weight.device, dtype))
@@ -224,7 +230,8 @@ class MaskCLIPVisualEncoder(nn.Module):
         if additive.requires_grad and not queries.requires_grad:  # in the first RMA layer; CUDA's fused attention fails
             asking = queries.detach().requires_grad_()  # where only the mask has a gradient (pytorch/pytorch#148476)
         attended = F.scaled_dot_product_attention(asking, keys, layer.values, attn_mask=additive)
-        return _finish(block, tokens, attended), rma.refine_masks(mask_logits, queries, layer.keys)
+        refined = rma.refine_masks(mask_logits, queries, layer.keys, mask_attention, visible)
+        return _finish(block, tokens, attended), refined
 
     def _image_embedding(self, last: LayerFeatures) -> Tensor:
         """The class token [B, C] after the last layer, in joint space."""

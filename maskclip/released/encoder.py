@@ -66,14 +66,15 @@ def load_released_encoder(
 def released_state_dict(encoder: MaskCLIPVisualEncoder, prefix: str = "maskclip.visual.") -> dict[str, Tensor]:
     """The encoder's weights, CLIP's own included, under their released names; `{"model": ...}` of it is a checkpoint.
 
-    ValueError where the released code has no place for weights (linear phi_Qm), or needs refinement.
+    ValueError where the released code has no place for weights (linear phi_Qm, an f_r of two layers), or
+    needs refinement.
     """
     names, trained = _released_names(encoder.rma_layers), encoder.rma.state_dict()
     layer_norms = all(isinstance(rma.mask_query, nn.LayerNorm) for rma in encoder.rma.values())
     if set(trained) != set(names) or not layer_norms:
         raise ValueError(
-            "the encoder was built with refine_masks=False or query_form='linear'; the released code knows only masks "
-            "refined and query_form='layernorm'"
+            "the encoder was built with refine_masks=False, query_form='linear' or refinement_form='attention'; the "
+            "released code knows only masks refined, query_form='layernorm' and refinement_form='product'"
         )
     state = {prefix + key: value for key, value in encoder.visual.state_dict().items()}
     return state | {prefix + names[name]: value for name, value in trained.items()}

@@ -13,6 +13,7 @@ from maskclip.model.clip import Clip
 from maskclip.model.visual_encoder import MaskCLIPVisualEncoder
 from maskclip.released.encoder import load_released_encoder
 
+_TRAINED = re.compile(r"(?:^|\.)(\d+)\.")  # rma.6.residual.weight
 _LAYER = re.compile(r"resblocks\.(\d+)\.attn\.q_prime_norm_added_params\.")
 
 
@@ -35,10 +36,11 @@ def load_encoder(weights: str | Path | None, clip: Clip) -> MaskCLIPVisualEncode
     from maskclip.training.mask_tokens import load_trained_weights  # brings pandas and accelerate along
 
     keys = {name: value.ndim for name, value in load_checkpoint(path).items() if isinstance(value, Tensor)}
-    layers = sorted({int(part) for name in keys for part in name.split(".") if part.isdigit()})
+    layers = sorted({int(found[1]) for name in keys if (found := _TRAINED.search(name))})
     linear = any(name.endswith("mask_query.weight") and ndim == 2 for name, ndim in keys.items())
-    refine = any("residual" in name for name in keys)
-    encoder = MaskCLIPVisualEncoder.from_open_clip(clip.model, layers, refine, "linear" if linear else "layernorm")
+    refine, two_layers = any("residual" in name for name in keys), any("residual.0" in name for name in keys)
+    forms = "linear" if linear else "layernorm", "attention" if two_layers else "product"
+    encoder = MaskCLIPVisualEncoder.from_open_clip(clip.model, layers, refine, *forms)
     return load_trained_weights(encoder, path)
 
 
