@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from maskclip.model.clip import preprocess
@@ -96,18 +96,13 @@ def rma_scheme(shown: Example, mask: int = 0) -> Shown:
     number, side = encoder.rma_layers[-1], (shown.model.clip.image_size,) * 2
     rma: Any = encoder.rma[str(number)]
     logits = interpolate(shown.masks.mask_logits[None].to(shown.model.clip.mean), side, mode="bilinear")
-    # what comes into the layer is heard where it is used
-    with (
-        torch.no_grad(),
-        patch.object(rma, "mask_attention", wraps=rma.mask_attention) as attend,
-        patch.object(rma, "refine_masks", wraps=rma.refine_masks) as refine,
-    ):
+    # what the layer makes is heard where it is used
+    with torch.no_grad(), patch.object(rma, "refine_masks", wraps=rma.refine_masks) as refine:
         encoder(preprocess(shown.model.clip, shown.image)[None], logits)
-        coarse, queries, keys = refine.call_args.args
-        visible = attend.call_args.args[2]
-        relative = rma.mask_attention(*attend.call_args.args)[0, :, mask].mean(0) * rma.scale
+        coarse, queries, keys, mask_attention, visible = refine.call_args.args
+        relative = mask_attention[0, :, mask].mean(0) * rma.scale
         own = (queries @ keys[:, :, 1:].transpose(2, 3))[0, :, mask].mean(0) * rma.scale
-        refined = rma.refine_masks(coarse, queries, keys)
+        refined = rma.refine_masks(*refine.call_args.args)
     grid = side[0] // encoder.patch
 
     def seen(attention: Tensor) -> np.ndarray:
@@ -136,6 +131,8 @@ def rma_scheme(shown: Example, mask: int = 0) -> Shown:
         ((2.825, 4.4), (2.825, 4.15)), ((10.6, 0.3), (10.6, 0.46)),
     ):  # fmt: skip
         _arrow(axes, start, end)
+    if not isinstance(rma.residual, nn.Conv2d):  # the paper's f_r sees both attentions, the released one CLIP's alone
+        _arrow(axes, (5.55, 1.22), (6.15, 1.22))
     axes.plot((0.87, 0.87, 10.6), (0.48, 0.31, 0.31), color=INK, linewidth=1.3)
     axes.text(6.9, 0.35, "$M_c$ itself is added", ha="center", va="bottom", fontsize=9)
     axes.text(0.15, 0.08, f"layer {number}, mean over heads; white: the mask may not look there (Eq. 2); "
