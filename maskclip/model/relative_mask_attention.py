@@ -164,13 +164,18 @@ class RelativeMaskAttention(nn.Module):
             keys = keys[:, :, 1:].transpose(1, 2).flatten(2)
             weight, bias = (self.residual.weight.flatten(1) / QUICK_GELU).to(queries.dtype), self.residual.bias
             return _StreamedResidual.apply(mask_logits, queries, keys, weight, bias, self.patch, self.refined)
+        grid = mask_logits.shape[-1] // self.patch
+        masks_at_once = _fitting(mask_logits[:, :1].numel() * mask_attention.itemsize, keys.device)
+        pieces = mask_logits.split(masks_at_once, 1), queries.split(masks_at_once, 2)
+        seen = mask_attention.split(masks_at_once, 2), visible[:, None, :, 1:].split(masks_at_once, 2)
+        refined = []
         with torch.autocast(mask_logits.device.type, enabled=False):
-            attention = (queries @ keys[:, :, 1:].mT).to(mask_attention.dtype)
-            seen = mask_attention.masked_fill(~visible[:, None, :, 1:], 0)
-            pictures = torch.cat([attention, seen], dim=1).transpose(1, 2) * self.scale  # [B, M, 2 H, N]
-            grid = mask_logits.shape[-1] // self.patch
-            residual = self.residual(pictures.flatten(0, 1).unflatten(2, (grid, grid)))
-            return mask_logits + F.pixel_shuffle(residual, self.patch).view(mask_logits.shape).to(mask_logits.dtype)
+            for logits, asking, relative, told in zip(*pieces, *seen, strict=True):
+                plain = (asking @ keys[:, :, 1:].mT).to(relative.dtype)
+                attention = torch.cat([plain, relative.masked_fill(~told, 0)], dim=1).transpose(1, 2) * self.scale
+                residual = self.residual(attention.flatten(0, 1).unflatten(2, (grid, grid)))  # of B * m pictures
+                refined.append(logits + F.pixel_shuffle(residual, self.patch).view(logits.shape).to(logits.dtype))
+        return torch.cat(refined, dim=1)
 
 
 def _f_r(form: str, width: int, heads: int, pixels: int) -> nn.Module | None:
